@@ -1,0 +1,109 @@
+"""Evaluate a checkpoint: everything about the model comes from the checkpoint itself.
+
+    python eval.py --name demo_eval --checkpoint output/demo/checkpoints/ckpt.bin
+
+It writes what a training run writes but a checkpoint. Imports that cost seconds (torch) stand
+inside the functions: a wrong flag or path is refused before them.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from models.configs import model_names
+from utils.config import parse_eval_args, resolve_from_checkpoint
+from utils.console import entrypoint, log, progress
+from utils.data_utils import RunPaths, open_subset, prepare_images, seed_everything
+from utils.errors import InputError, named_failures
+from utils.files import sha256_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.checkpoint import Checkpoint
+
+
+def rebuild_model(checkpoint: "Checkpoint", path: str) -> "nn.Module":
+    """The model of a checkpoint with its weights, on the CPU."""
+    from models.build import build_model
+
+    try:
+        model = build_model(ConfigDict(checkpoint.model_config), len(checkpoint.classes))
+        model.load_state_dict(checkpoint.state_dict)
+    # What a config without a field, or weights of another model, raise.
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"checkpoint {path} does not hold the weights of the model it describes; "
+            "name a run's checkpoints/ckpt.bin"
+        ) from error
+    return model
+
+
+def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]) -> None:
+    """Refuse a dataset whose classes are not the checkpoint's."""
+    if checkpoint.classes != list(classes):
+        raise InputError(
+            f"--dataset {dataset} ({len(classes)} classes) contradicts the checkpoint's class "
+            f"list, {checkpoint.dataset} ({len(checkpoint.classes)} classes)"
+        )
+
+
+def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
+    """Check, wire, make the first writes, evaluate, export, summarise."""
+    from utils.checkpoint import checkpoint_id, load_checkpoint
+    from utils.dist_util import build_env_stamp, choose_device
+    from utils.engine import Normalizer, evaluate
+    from utils.metrics import summarize
+    from utils.pipeline import eval_loader
+    from utils.run import Run
+
+    device, reason = choose_device(config.device, config.prefer_mps)
+    log.info("device %s (%s)", device, reason)
+    checkpoint = load_checkpoint(Path(config.checkpoint))
+    config = resolve_from_checkpoint(
+        config, checkpoint.dataset, checkpoint.model_type, checkpoint.img_size
+    )
+    split, subset = open_subset(config, "eval")
+    check_classes(checkpoint, split.dataset, split.classes)
+    seed_everything(config.seed)
+    model = rebuild_model(checkpoint, config.checkpoint).to(device)
+    weights_id = checkpoint_id(checkpoint.state_dict)
+    facts = {
+        "dataset": split.identity(),
+        "tiny_train_subset": "none",
+        "tiny_infer_subset": subset.identity,
+        "normalization": checkpoint.normalization,
+        "checkpoint": str(Path(config.checkpoint).resolve()),
+        "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
+        "checkpoint_id": weights_id,
+    }
+    stamp = build_env_stamp(config, command, device, facts)
+    prepare_images(config, (split,), (subset.split,))
+
+    run = Run(RunPaths(Path(config.output_dir), config.name), stamp, subset.split)
+    loader = eval_loader(
+        subset.split, config.img_size, config.eval_batch_size, config.num_workers, device
+    )
+    with progress(len(subset.split), "eval", "img") as bar:
+        evaluation = evaluate(model, loader, Normalizer(checkpoint.normalization, device), bar)
+    metrics = {"split": config.eval_split, "step": checkpoint.step}
+    metrics |= summarize(evaluation.logits, evaluation.labels) | {"checkpoint_id": weights_id}
+    run.log_evaluation(metrics, checkpoint.step)
+    run.export(evaluation, metrics, config.export_logits)
+    run.finish(metrics)
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Argv to a finished evaluation."""
+    config = parse_eval_args(argv, model_names())
+    with named_failures(lambda: f"evaluating {config.checkpoint}, which is whole"):
+        evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""From argv to one frozen config; after it no argparse object exists. Imports no torch."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from utils.data_utils import RunPaths, check_run_name
+from utils.dataset import DatasetSpec, get_spec
+from utils.errors import InputError
+from utils.flags import (
+    DEFAULT_NUM_STEPS,
+    DEFAULT_NUM_WORKERS,
+    MAX_WARMUP_STEPS,
+    SYNTHETIC_FOLDER,
+    build_eval_parser,
+    build_train_parser,
+)
+
+
+def _resolve_data_root(dataset: str, data_root: Path | str | None, output_dir: Path) -> str:
+    """Where the data of `dataset` lies: the flag, else the default."""
+    if data_root is not None:
+        return str(data_root)
+    if dataset == "synthetic":  # not $DATA_ROOT: that is where somebody's photos are
+        return str(output_dir / SYNTHETIC_FOLDER)
+    from_environment = os.environ.get("DATA_ROOT", "")
+    if from_environment:
+        return from_environment
+    raise InputError(
+        f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
+        "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"
+    )
+
+
+def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | None:
+    """The canonical name of a named subset, or the absolute path of a list of ids."""
+    if wanted is None:
+        return None
+    tiny = f"{spec.name}_tiny"
+    if wanted in {f"{name}_tiny" for name in (spec.name, *spec.aliases)}:
+        return tiny
+    if not Path(wanted).is_file():
+        raise InputError(f"{flag} {wanted} is neither {tiny} nor a file with one sample id a line")
+    return str(Path(wanted).resolve())
+
+
+def _resolve_data_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with its data flags in canonical form; the dataset must be known."""
+    spec = get_spec(values["dataset"])
+    changes = {"dataset": spec.name}
+    changes["data_root"] = _resolve_data_root(
+        spec.name, values["data_root"], Path(values["output_dir"])
+    )
+    for flag in ("tiny_train_subset", "tiny_infer_subset"):
+        if flag in values:
+            changes[flag] = _resolve_subset(spec, values[flag], f"--{flag}")
+    for flag in ("train_split", "eval_split"):
+        if flag in values and values[flag] not in spec.splits:
+            raise InputError(
+                f"--{flag} {values[flag]}: {spec.name} has the splits {', '.join(spec.splits)}"
+            )
+    spec.find_root(spec, Path(changes["data_root"]))
+    return {**values, **changes}
+
+
+def _check_file(path: Path, flag: str) -> None:
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{flag} {path} {state}; name a run's checkpoints/ckpt.bin")
+
+
+def _frozen(values: Mapping[str, Any]) -> FrozenConfigDict:
+    """Freeze `values`, paths as strings (a Path breaks `to_json`)."""
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+    return FrozenConfigDict(plain)
+
+
+def check_img_size(img_size: int, patch_size: int) -> None:
+    """Refuse an image size that is not cut into whole patches.
+
+    Raises:
+        InputError: names both and the nearest size that fits.
+    """
+    if img_size % patch_size:
+        nearest = max(1, round(img_size / patch_size)) * patch_size
+        raise InputError(
+            f"--img_size {img_size} is not a multiple of the patch, {patch_size}; try {nearest}"
+        )
+
+
+def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> FrozenConfigDict:
+    """Parse and check the flags of `train.py`, without opening the data.
+
+    Args:
+        argv: the arguments after the program's name.
+        patch_sizes: patch side in pixels of every known model type.
+
+    Raises:
+        InputError: a flag is wrong, or a file or folder it names is not there.
+        SystemExit: with code 0, after `--help`.
+    """
+    values = vars(build_train_parser(tuple(patch_sizes)).parse_args(argv))
+    check_img_size(values["img_size"], patch_sizes[values["model_type"]])
+    batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
+    if batch % micro_batches:
+        raise InputError(
+            f"--gradient_accumulation_steps {micro_batches} does not divide "
+            f"--train_batch_size {batch}"
+        )
+    check_run_name(RunPaths(values["output_dir"], values["name"]))
+    if values["pretrained"] is not None:
+        _check_file(values["pretrained"], "--pretrained")
+    return _frozen(_resolve_data_flags(values))
+
+
+def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenConfigDict:
+    """Parse and check the flags of `eval.py`, without opening checkpoint or data.
+
+    `dataset`, `img_size` and `model_type` are None where the checkpoint is to say them.
+
+    Raises:
+        InputError: a flag is wrong, or a file or folder it names is not there.
+        SystemExit: with code 0, after `--help`.
+    """
+    values = vars(build_eval_parser(tuple(model_names)).parse_args(argv))
+    paths = RunPaths(values["output_dir"], values["name"])
+    check_run_name(paths)
+    _check_file(values["checkpoint"], "--checkpoint")
+    if values["checkpoint"].resolve().is_relative_to(paths.run.resolve()):
+        raise InputError(
+            f"--name {paths.name} is the run that --checkpoint {values['checkpoint']} lies in; "
+            "choose another name"
+        )
+    if values["dataset"] is not None:
+        values = _resolve_data_flags(values)
+    return _frozen(values)
+
+
+def resolve_length(config: FrozenConfigDict, num_samples: int) -> FrozenConfigDict:
+    """Settle what depends on the number of training samples: steps, epochs, warm-up, workers.
+
+    An epoch is `num_samples` samples; batches may span two epochs, so `epochs` may be a fraction.
+    """
+    batch = config.train_batch_size
+    if config.epochs is not None:
+        num_steps = math.ceil(config.epochs * num_samples / batch)
+    else:
+        num_steps = config.num_steps or DEFAULT_NUM_STEPS
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = min(MAX_WARMUP_STEPS, num_steps // 10)
+    return _frozen(
+        {
+            **config.to_dict(),
+            "num_steps": num_steps,
+            "epochs": num_steps * batch / num_samples,
+            "warmup_steps": warmup,
+            "num_workers": _workers(config, config.tiny_train_subset),
+        }
+    )
+
+
+def _workers(config: FrozenConfigDict, tiny_subset: str | None) -> int:
+    if config.num_workers is not None:
+        return config.num_workers
+    # Starting a worker costs seconds on macOS, more than loading a few images.
+    return 0 if tiny_subset else DEFAULT_NUM_WORKERS
+
+
+def resolve_from_checkpoint(
+    config: FrozenConfigDict, dataset: str, model_type: str, img_size: int
+) -> FrozenConfigDict:
+    """Fill in what the flags of `eval.py` left to the checkpoint.
+
+    Raises:
+        InputError: a flag contradicts the checkpoint; the message names both values.
+    """
+    known = {"--model_type": model_type, "--img_size": img_size}
+    for flag, value in known.items():
+        asked = config[flag.removeprefix("--")]
+        if asked is not None and asked != value:
+            raise InputError(
+                f"{flag} {asked} contradicts the checkpoint {config.checkpoint}, which has {value}"
+            )
+    values = {**config.to_dict(), "model_type": model_type, "img_size": img_size}
+    if config.dataset is None:
+        values = _resolve_data_flags({**values, "dataset": dataset})
+    values["num_workers"] = _workers(config, config.tiny_infer_subset)
+    return _frozen(values)

@@ -1,0 +1,297 @@
+"""Run paths, named subsets, seeding. Importing it imports no torch: names are checked before."""
+
+import hashlib
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from utils.dataset import Split, check_images, get_spec, open_split
+from utils.errors import InputError
+from utils.files import canonical_json, sha256_text, write_text
+
+# --- Run paths ------------------------------------------------------------------------------------
+
+TENSORBOARD_FOLDER = "tb"
+RETENTION_DAYS = 90
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run's artifacts lie: the only place that knows a file name under `--output_dir`."""
+
+    output_dir: Path
+    name: str
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.output_dir / self.name
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of the run's TensorBoard events."""
+        return self.output_dir / TENSORBOARD_FOLDER / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best weights by eval accuracy."""
+        return self.run / "checkpoints" / "ckpt.bin"
+
+    @property
+    def predictions(self) -> Path:
+        """One row for every evaluated sample."""
+        return self.run / "fiftyone" / "predictions.jsonl"
+
+    @property
+    def labelmap(self) -> Path:
+        """Class names in index order."""
+        return self.run / "labelmap.json"
+
+    @property
+    def env_stamp(self) -> Path:
+        """What ran, where and with what."""
+        return self.run / "env_stamp.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics of the evaluation that the checkpoint came from."""
+        return self.run / "metrics.json"
+
+    @property
+    def per_class(self) -> Path:
+        """The same evaluation, a row a class."""
+        return self.run / "per_class.csv"
+
+    @property
+    def retention(self) -> Path:
+        """How long all of this is to be kept."""
+        return self.run / "RETENTION.txt"
+
+    def artifacts(self) -> dict[str, Path]:
+        """The artifacts that are there, by what they are."""
+        named = {
+            "checkpoint": self.checkpoint,
+            "predictions": self.predictions,
+            "metrics": self.metrics,
+            "per class": self.per_class,
+            "labelmap": self.labelmap,
+            "env stamp": self.env_stamp,
+            "retention": self.retention,
+            "tensorboard": self.tensorboard,
+        }
+        return {what: path for what, path in named.items() if path.exists()}
+
+
+def check_run_name(paths: RunPaths) -> None:
+    """Refuse a run that cannot be written: an output folder that is a file, a name that folds.
+
+    Raises:
+        InputError: the output folder or something above it is a file or may not be written, or a
+            run whose name differs only in case exists (Mac file systems would mix the two).
+    """
+    absolute = paths.output_dir.absolute()
+    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--output_dir {paths.output_dir}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--output_dir {paths.output_dir}: no permission to write in {nearest}")
+    for parent in (paths.output_dir, paths.output_dir / TENSORBOARD_FOLDER):
+        taken = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        for name in taken:
+            if name != paths.name and name.casefold() == paths.name.casefold():
+                raise InputError(
+                    f"--name {paths.name} differs only in case from the run {name} in {parent}; "
+                    "choose another name"
+                )
+
+
+def keep_previous_run(paths: RunPaths) -> RunPaths | None:
+    """Move a run of the same name and its TensorBoard folder to `<name>~1`, `~2`, ...
+
+    Returns:
+        Where the previous run is now, or None if there was none.
+    """
+    if not (paths.run.exists() or paths.tensorboard.exists()):
+        return None
+    number = 1
+    while True:
+        kept = RunPaths(paths.output_dir, f"{paths.name}~{number}")
+        if not (kept.run.exists() or kept.tensorboard.exists()):
+            break
+        number += 1
+    for before, after in ((paths.run, kept.run), (paths.tensorboard, kept.tensorboard)):
+        if before.exists():
+            before.rename(after)
+    return kept
+
+
+def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
+    """Write the note that says how long the run is to be kept, where it is, and what it holds."""
+    until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
+    held = [
+        paths.predictions, paths.metrics, paths.per_class, paths.labelmap, paths.env_stamp,
+        paths.tensorboard,
+    ]  # fmt: skip
+    if has_checkpoint:
+        held.insert(0, paths.checkpoint)
+    lines = [
+        f"run: {paths.name}",
+        f"retention: at least {RETENTION_DAYS} days",
+        f"keep until: {until.isoformat()}",
+        f"location: {paths.run.resolve()}",
+        "artifacts:",
+        *(f"  - {path.relative_to(paths.output_dir).as_posix()}" for path in held),
+        "rule: checkpoints are never committed to version control.",
+    ]
+    write_text(paths.retention, "\n".join(lines) + "\n")
+
+
+# --- Subsets --------------------------------------------------------------------------------------
+
+TINY_SEED = 42
+TINY_BATCHES = 2
+
+
+class Subset(NamedTuple):
+    """The samples a run uses of a split, and what the env stamp says of them."""
+
+    split: Split
+    identity: dict[str, Any] | str  # "none" where the whole split is used
+
+
+def _stable_order(split: Split) -> list[int]:
+    """Positions in an order drawn with `TINY_SEED`: by hash, so it is the same on every machine."""
+    keys = [hashlib.sha256(f"{TINY_SEED}:{sample_id}".encode()).digest() for sample_id in split.ids]
+    return sorted(range(len(split)), key=keys.__getitem__)
+
+
+def _tiny_positions(split: Split, batch_size: int) -> list[int]:
+    order = _stable_order(split)
+    chosen = order[: TINY_BATCHES * batch_size]
+    first = split.labels[chosen[0]]
+    if all(split.labels[position] == first for position in chosen):
+        others = [position for position in order if split.labels[position] != first]
+        chosen[-1:] = others[:1] or chosen[-1:]
+    return chosen
+
+
+def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{flag} {path} is no readable UTF-8 text file ({error})") from error
+    wanted = [line.strip() for line in lines if line.strip()]
+    if not wanted:
+        raise InputError(f"{flag} {path} lists no sample id")
+    if len(set(wanted)) < len(wanted):
+        twice = next(sample_id for sample_id in wanted if wanted.count(sample_id) > 1)
+        raise InputError(f"{flag} {path} lists {twice} more than once")
+    position_of = {str(sample_id): position for position, sample_id in enumerate(split.ids)}
+    unknown = [sample_id for sample_id in wanted if sample_id not in position_of]
+    if unknown:
+        raise InputError(
+            f"{flag} {path}: {len(unknown)} of {len(wanted)} ids are not in split {split.name} of "
+            f"{split.dataset} (first: {unknown[0]!r})"
+        )
+    return [position_of[sample_id] for sample_id in wanted]
+
+
+def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) -> Subset:
+    """The subset of `split` that `wanted` names.
+
+    Args:
+        split: a whole split.
+        wanted: None for the whole split, `<dataset>_tiny` for two batches, else the path of a text
+            file with one sample id a line (`utils.config` has told the two apart).
+        batch_size: of the loader that will read the subset.
+        flag: what to call it in an error.
+
+    Raises:
+        InputError: unreadable file, empty list, unknown or repeated id.
+    """
+    if wanted is None:
+        return Subset(split, "none")
+    if wanted == f"{split.dataset}_tiny":
+        positions = _tiny_positions(split, batch_size)
+    else:
+        positions = _listed_positions(split, Path(wanted), flag)
+    chosen = split.select(positions)
+    identity = {
+        "name": Path(wanted).name,
+        "sha256": sha256_text(canonical_json([str(sample_id) for sample_id in chosen.ids])),
+        "count": len(chosen),
+        "classes": len(np.unique(chosen.labels)),
+    }
+    return Subset(chosen, identity)
+
+
+# --- Seeding --------------------------------------------------------------------------------------
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**63 that depends on all `parts` and on nothing else."""
+    digest = hashlib.sha256(canonical_json(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (CPU, CUDA, MPS); `seed` is in [0, 2**32)."""
+    import torch  # 2 s: not before the flags are known to be good
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries still draw from the global generator
+    torch.manual_seed(seed)  # CUDA and MPS too
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def seed_worker(worker_id: int) -> None:
+    """Seed the libraries of a loader process from the seed that torch gave it."""
+    import torch
+
+    seed = torch.initial_seed() % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - as above
+
+
+# --- Data of a run --------------------------------------------------------------------------------
+
+
+def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
+    """The whole split of a phase and the part of it that the run uses; no image is opened.
+
+    Args:
+        config: with dataset, data root, splits, subsets and batch sizes.
+        phase: `train` or `eval`.
+
+    Raises:
+        InputError: data root, list files, split or subset are missing or malformed.
+    """
+    flag = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}[phase]
+    spec = get_spec(config.dataset)
+    split = open_split(spec, Path(config.data_root), config[f"{phase}_split"])
+    batch_size = config[f"{phase}_batch_size"]
+    return split, select_subset(split, config[flag], batch_size, f"--{flag}")
+
+
+def prepare_images(
+    config: FrozenConfigDict, splits: Sequence[Split], used: Sequence[Split]
+) -> None:
+    """Draw a synthetic data set that is not there yet, then check the images of a run.
+
+    The last of all checks, since drawing writes.
+
+    Raises:
+        InputError: images are missing, empty or damaged.
+    """
+    spec = get_spec(config.dataset)
+    if spec.prepare is not None:
+        spec.prepare(Path(config.data_root))
+    check_images(splits, used)

@@ -1,0 +1,243 @@
+"""Which machine: device choice, config hash, run id, env stamp."""
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from utils.errors import InputError
+from utils.files import canonical_json, sha256_file, sha256_text
+
+REPO = Path(__file__).resolve().parent.parent
+ENV_EXPORT = REPO / "env_export.yml"
+NONE, MISSING = "none", "missing"
+
+# Of the config, what says only where things live, how fast they load or how often they are printed.
+# Everything else is the experiment and enters the hash.
+NOT_THE_EXPERIMENT = frozenset(
+    {"name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every"}
+)
+# Inputs that matter by their content, wherever they lie.
+CONTENT_KEYS = frozenset({"pretrained", "checkpoint", "tiny_train_subset", "tiny_infer_subset"})
+
+
+# --- Device ---------------------------------------------------------------------------------------
+
+
+def choose_device(requested: str, prefer_mps: bool) -> tuple[torch.device, str]:
+    """The device to run on, and why, for the log.
+
+    Args:
+        requested: `auto`, `mps`, `cpu` or `cuda`. `auto` is MPS if preferred and available, else
+            the CPU; it never takes CUDA.
+        prefer_mps: `--prefer_mps`.
+
+    Raises:
+        InputError: a device was named that is not there.
+    """
+    has_mps = torch.backends.mps.is_available()
+    available = {"cpu": True, "mps": has_mps, "cuda": torch.cuda.is_available()}
+    if requested != "auto":
+        if not available[requested]:
+            there = ", ".join(name for name, is_there in available.items() if is_there)
+            raise InputError(f"--device {requested} is not available here; there is {there}")
+        return torch.device(requested), "as asked"
+    if prefer_mps and has_mps:
+        return torch.device("mps"), "preferred and available"
+    reason = "MPS is not available" if prefer_mps else "MPS is not preferred"
+    return torch.device("cpu"), reason
+
+
+def _gpu_facts(device: torch.device) -> dict[str, Any]:
+    """Name, count and driver of the accelerator that the run uses."""
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        return {
+            "gpu_name": torch.cuda.get_device_name(device),
+            "gpu_count": torch.cuda.device_count(),
+            "driver_version": _output_of(query),
+            "cudnn_version": str(torch.backends.cudnn.version()),
+        }
+    if device.type == "mps":
+        return {
+            "gpu_name": torch.backends.mps.get_name(),
+            "gpu_count": 1,
+            "driver_version": f"macOS {platform.mac_ver()[0]}",  # Metal comes with the system
+            "cudnn_version": NONE,
+        }
+    return {"gpu_name": NONE, "gpu_count": 0, "driver_version": NONE, "cudnn_version": NONE}
+
+
+# --- Identity of a run ----------------------------------------------------------------------------
+
+
+def config_hash(config: FrozenConfigDict) -> str:
+    """SHA-256 of the experiment that a resolved config describes, in hex.
+
+    Equal on every machine for the same experiment: where things live is left out, and input files
+    count by their content (named subsets, which are no absolute paths, by their name).
+    """
+    experiment = {}
+    for key, value in config.to_dict().items():
+        if key in NOT_THE_EXPERIMENT:
+            continue
+        names_file = key in CONTENT_KEYS and value is not None and Path(value).is_file()
+        experiment[key] = sha256_file(Path(value)) if names_file else value
+    return sha256_text(canonical_json(experiment))
+
+
+def new_run_id() -> str:
+    """An id that no other run has: UTC time and 8 random hex digits."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+
+
+# --- Environment ----------------------------------------------------------------------------------
+
+
+def _output_of(command: list[str]) -> str:
+    """The first output line of a command, "none" if it is missing, fails or says nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return NONE
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return lines[0].strip() if lines else NONE
+
+
+def _git_facts() -> dict[str, Any]:
+    """Commit of this repo and whether the work tree differs from it."""
+    commit = _output_of(["git", "-C", str(REPO), "rev-parse", "HEAD"])
+    changes = _output_of(["git", "-C", str(REPO), "status", "--porcelain"])
+    return {"git_commit": commit, "git_dirty": changes != NONE}
+
+
+def _normalized(name: str) -> str:
+    """A package name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the running environment's packages by normalised name."""
+    return {
+        _normalized(found.metadata["Name"]): found.version
+        for found in importlib.metadata.distributions()
+        if found.metadata["Name"]  # a half-removed package has none
+    }
+
+
+def env_hash(versions: Mapping[str, str]) -> str:
+    """SHA-256 over the sorted `name==version` list, one a line, in hex."""
+    return sha256_text("\n".join(sorted(f"{name}=={v}" for name, v in versions.items())) + "\n")
+
+
+def _exported_versions(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, version) of each pinned package in a conda export or a `pip freeze`."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        parsed = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}); export it again"
+        ) from error
+    if isinstance(parsed, dict):
+        listed = parsed.get("dependencies") or []
+        pip = [line for entry in listed if isinstance(entry, dict) for line in entry.get("pip", [])]
+        conda = [entry.replace("==", "=").split("=") for entry in listed if isinstance(entry, str)]
+        yield from ((parts[0], parts[1]) for parts in conda if len(parts) > 1)
+    else:
+        pip = text.splitlines()
+    for line in pip:
+        match = re.match(r"\s*([A-Za-z0-9._-]+)==([^\s;]+)", str(line))
+        if match:
+            yield match[1], match[2]
+
+
+def check_env(versions: Mapping[str, str], path: Path = ENV_EXPORT) -> dict[str, Any]:
+    """Compare the running environment with an exported one, over the packages that both name.
+
+    Args:
+        versions: of the running environment, by normalised name.
+        path: what `conda env export` or `pip freeze` wrote.
+
+    Raises:
+        InputError: the file is there but neither of the two.
+    """
+    if not path.exists():
+        return {"source": NONE, "status": "absent", "differences": []}
+    exported = {_normalized(name): version for name, version in _exported_versions(path)}
+    if not exported.keys() & versions.keys():
+        raise InputError(f"{path} names no package that is installed here; export it again")
+    differences = [
+        f"{name}: running {versions[name]}, exported {version}"
+        for name, version in sorted(exported.items())
+        if name in versions and versions[name] != version
+    ]
+    status = "differs" if differences else "match"
+    return {"source": str(path), "status": status, "differences": differences}
+
+
+def _stampable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """`value` for the stamp: no null and no empty string, "none" in their place."""
+    if isinstance(value, Mapping):
+        return {key: _stampable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stampable(item) for item in value]
+    return NONE if value is None or value == "" else value
+
+
+def build_env_stamp(
+    config: FrozenConfigDict, command: str, device: torch.device, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything needed to say later what was run (contracts, section 5).
+
+    Args:
+        config: resolved.
+        command: as typed.
+        device: that the run uses.
+        facts: what only the entrypoint knows: dataset, subsets, normalisation, checkpoint.
+
+    Raises:
+        InputError: an `env_export.yml` is there but not readable.
+    """
+    versions = installed_versions()
+    values = config.to_dict()
+    stamp = {
+        "run_id": new_run_id(),
+        "name": config.name,
+        "command": command,
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "config": values,
+        **_git_facts(),
+        "os_version": platform.platform(),
+        "python_version": platform.python_version(),
+        "torch_version": torch.__version__,
+        "torch_build": torch.version.git_version,
+        # Looked up, not imported: FiftyOne alone takes seconds.
+        **{
+            f"{name}_version": versions.get(_normalized(name), MISSING)
+            for name in ("torchvision", "ml_collections", "numpy", "fiftyone")
+        },
+        "device": str(device),
+        **_gpu_facts(device),
+        "num_threads": torch.get_num_threads(),
+        "cuda_version": torch.version.cuda,
+        "fp16": False,
+        "env_hash": env_hash(versions),
+        "env_check": check_env(versions),
+        "tiny_train_subset_path": values.get("tiny_train_subset"),
+        "tiny_infer_subset_path": values.get("tiny_infer_subset"),
+        **facts,
+    }
+    return _stampable(stamp)

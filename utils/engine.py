@@ -1,0 +1,145 @@
+"""One training step, one evaluation. Knows no writer and no file.
+
+Shapes: B batch, S samples, C classes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.errors import RunError
+from utils.pipeline import Batch
+
+Loss = Callable[[NamedTuple, Tensor], Tensor]  # (model output, labels) to a scalar
+
+
+class StepResult(NamedTuple):
+    """Of one optimizer step, on the device: reading it is for the caller to time."""
+
+    loss: Tensor  # mean over the step's samples, scalar
+    correct: Tensor  # samples whose top-1 was right, scalar int64
+
+
+class TrainMeter:
+    """Sums over the steps since the last reading; the device is read only when asked."""
+
+    def __init__(self, step: int, batch_size: int) -> None:
+        self.step = step
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added, and start the clock again."""
+        self.results: list[StepResult] = []
+        self.started = time.perf_counter()
+
+    def add(self, result: StepResult) -> None:
+        """Count one more step."""
+        self.results.append(result)
+        self.step += 1
+
+    def read(self) -> dict[str, float]:
+        """Mean loss, accuracy and images per second since the last reading.
+
+        Raises:
+            RunError: the loss of a step is not finite; names the first such step.
+        """
+        losses = torch.stack([result.loss for result in self.results]).tolist()
+        correct = int(torch.stack([result.correct for result in self.results]).sum())
+        images = len(losses) * self.batch_size
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise RunError(f"the loss of step {step} is {loss}; try a lower --learning_rate")
+        seconds = time.perf_counter() - self.started
+        self.restart()
+        return {
+            "loss": math.fsum(losses) / len(losses),
+            "accuracy": correct / images,
+            "images_per_second": images / seconds,
+        }
+
+
+class Evaluation(NamedTuple):
+    """Of every sample of a split, in split order, on the CPU."""
+
+    logits: np.ndarray  # (S, C) float32
+    labels: np.ndarray  # (S,) int64
+
+
+class Normalizer:
+    """uint8 images to float32 model input on the device: the one place that does it."""
+
+    def __init__(self, normalization: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        self.device = device
+        mean, std = (torch.tensor(normalization[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.scale = (1 / (255 * std)).to(device)
+        self.shift = (-mean / std).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 on the CPU to the same shape, float32, on the device."""
+        # non_blocking can corrupt data on MPS (pytorch #189690) and pays only from pinned memory.
+        images = images.to(self.device, non_blocking=self.device.type == "cuda")
+        return images.float() * self.scale + self.shift
+
+
+def train_step(
+    model: nn.Module,
+    loss_fn: Loss,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    normalize: Normalizer,
+    max_grad_norm: float,
+) -> StepResult:
+    """One optimizer step over equally large micro-batches; nothing is read back from the device."""
+    total_loss, correct = 0.0, 0
+    for images, labels, _ in micro_batches:
+        labels = labels.to(normalize.device)
+        output = model(normalize(images))
+        loss = loss_fn(output, labels) / len(micro_batches)
+        loss.backward()
+        total_loss = total_loss + loss.detach()
+        correct = correct + (output.logits.detach().argmax(dim=1) == labels).sum()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(total_loss, correct)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, loader: DataLoader, normalize: Normalizer, bar: tqdm | None = None
+) -> Evaluation:
+    """Logits of every sample of the loader's dataset, in split order.
+
+    The model is put into eval mode and back into the mode it was in.
+
+    Raises:
+        RunError: the loader did not yield each sample once in order, an image cannot be decoded,
+            or a logit is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    logits, labels, positions = [], [], []
+    for batch in loader:
+        logits.append(model(normalize(batch.images)).logits)  # stays on the device: no sync a batch
+        labels.append(batch.labels)
+        positions.append(batch.positions)
+        if bar is not None:
+            bar.update(len(batch.labels))
+    model.train(was_training)
+    seen = torch.cat(positions)
+    if not torch.equal(seen, torch.arange(len(loader.dataset))):
+        raise RunError(f"evaluated {len(seen)} samples, expected {len(loader.dataset)} in order")
+    all_logits = torch.cat(logits).cpu().numpy()
+    if not np.isfinite(all_logits).all():
+        bad = int((~np.isfinite(all_logits)).any(axis=1).sum())
+        raise RunError(f"logits of {bad} of {len(seen)} evaluated samples are not finite")
+    return Evaluation(all_logits, torch.cat(labels).numpy())

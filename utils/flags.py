@@ -1,0 +1,219 @@
+"""The flags of both entrypoints: value types, argument groups, parsers. Imports no torch."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.data_utils import TENSORBOARD_FOLDER
+from utils.dataset import dataset_names
+from utils.errors import InputError
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart from run names
+MAX_WARMUP_STEPS = 500
+DEFAULT_NUM_STEPS = 1000
+DEFAULT_NUM_WORKERS = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default unless there is none or the help text explains it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.required or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+# --- Types of flag values -------------------------------------------------------------------------
+
+
+def _number(
+    kind: type[int] | type[float], is_valid: Callable[[float], bool], meaning: str
+) -> Callable[[str], int | float]:
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and is_valid(value)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+        return value
+
+    return parse
+
+
+_positive_int = _number(int, lambda x: x > 0, "a whole number above 0")
+_count = _number(int, lambda x: x >= 0, "a whole number, 0 or above")
+_seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
+_positive = _number(float, lambda x: x > 0, "a finite number above 0")
+_non_negative = _number(float, lambda x: x >= 0, "a finite number, 0 or above")
+_fraction = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not including 1")
+
+
+def _run_name(text: str) -> str:
+    if not RUN_NAME.fullmatch(text) or text.casefold() == TENSORBOARD_FOLDER:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no run name: letters, digits, '.', '_' and '-', not starting with '.' or "
+            f"'-', and not '{TENSORBOARD_FOLDER}'"
+        )
+    return text
+
+
+# --- Flags ----------------------------------------------------------------------------------------
+
+
+def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
+    group = parser.add_argument_group("data")
+    dataset_default = "flower102" if for_training else None
+    otherwise = "" if for_training else " (default: the checkpoint's)"
+    group.add_argument(
+        "--dataset", choices=dataset_names(), default=dataset_default, metavar="NAME",
+        help=f"one of {', '.join(dataset_names())}{otherwise}",
+    )  # fmt: skip
+    group.add_argument(
+        "--data_root", type=Path, metavar="PATH",
+        help="folder with jpg/, imagelabels.mat and setid.mat, or its parent (default: $DATA_ROOT; "
+        f"for synthetic <output_dir>/{SYNTHETIC_FOLDER}, drawn if absent)",
+    )  # fmt: skip
+    if for_training:
+        group.add_argument("--train_split", default="train", metavar="SPLIT", help="train on it")
+    group.add_argument("--eval_split", default="val", metavar="SPLIT", help="evaluate on it")
+    subset = "<dataset>_tiny (two batches) or a text file with one sample id a line"
+    if for_training:
+        group.add_argument("--tiny_train_subset", metavar="SUBSET", help=f"train on {subset}")
+    group.add_argument("--tiny_infer_subset", metavar="SUBSET", help=f"evaluate on {subset}")
+    group.add_argument(
+        "--img_size", type=_positive_int, default=224 if for_training else None, metavar="PIXELS",
+        help=f"side of the square input, a multiple of the patch{otherwise}",
+    )  # fmt: skip
+    group.add_argument(
+        "--num_workers", type=_count, metavar="N",
+        help=f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
+        "tiny subset)",
+    )  # fmt: skip
+
+
+def _add_model_flags(
+    parser: argparse.ArgumentParser, model_names: Sequence[str], for_training: bool
+) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_type", choices=tuple(model_names), metavar="NAME",
+        default="ViT-B_16" if for_training else None,
+        help=f"one of {', '.join(model_names)}"
+        + ("" if for_training else " (default: the checkpoint's)"),
+    )  # fmt: skip
+    if for_training:
+        group.add_argument(
+            "--pretrained", type=Path, metavar="PATH",
+            help="start from the weights of one of this project's checkpoints of the same model "
+            "type and image size (default: random weights)",
+        )  # fmt: skip
+
+
+def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="optimizer")
+    group.add_argument("--momentum", type=_fraction, default=0.9, help="of SGD")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
+        "--num_steps", type=_positive_int, metavar="N",
+        help=f"optimizer steps (default: {DEFAULT_NUM_STEPS})",
+    )  # fmt: skip
+    length.add_argument(
+        "--epochs", type=_positive_int, metavar="N",
+        help="instead of --num_steps: passes over the data",
+    )  # fmt: skip
+    group.add_argument(
+        "--eval_every", type=_positive_int, default=100, metavar="N",
+        help="evaluate every N steps and after the last",
+    )  # fmt: skip
+    group.add_argument(
+        "--train_batch_size", type=_positive_int, default=16, metavar="N",
+        help="samples an optimizer step sees",
+    )  # fmt: skip
+    group.add_argument("--learning_rate", type=_positive, default=3e-2, help="peak learning rate")
+    group.add_argument(
+        "--weight_decay", type=_non_negative, default=0.0,
+        help="of matrices; biases, norms, class token and position embeddings have none",
+    )  # fmt: skip
+    group.add_argument(
+        "--decay_type", choices=("cosine", "linear"), default="cosine", help="after the warm-up"
+    )
+    group.add_argument(
+        "--warmup_steps", type=_count, metavar="N",
+        help=f"linear warm-up (default: a tenth of the run, at most {MAX_WARMUP_STEPS})",
+    )  # fmt: skip
+    group.add_argument(
+        "--max_grad_norm", type=_positive, default=1.0, help="clip the gradient to this L2 norm"
+    )
+    group.add_argument(
+        "--gradient_accumulation_steps", type=_positive_int, default=1, metavar="N",
+        help="micro-batches a step; must divide --train_batch_size",
+    )  # fmt: skip
+    group.add_argument("--smoothing_value", type=_fraction, default=0.0, help="label smoothing")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--name", type=_run_name, required=True, help="of the run, its folder")
+    if not for_training:
+        group.add_argument(
+            "--checkpoint", type=Path, required=True, metavar="PATH", help="a run's ckpt.bin"
+        )
+    group.add_argument(
+        "--eval_batch_size", type=_positive_int, default=8, metavar="N", help="samples at a time"
+    )
+    group.add_argument("--seed", type=_seed, default=42, help="of everything that is random")
+    group.add_argument("--output_dir", type=Path, default=Path("output"), help="holds all runs")
+    group.add_argument(
+        "--prefer_mps", action=argparse.BooleanOptionalAction, default=True,
+        help="with --device auto: MPS if it is there (default: on)",
+    )  # fmt: skip
+    group.add_argument(
+        "--device", choices=("auto", "mps", "cpu", "cuda"), default="auto",
+        help="auto is MPS if preferred and available, else CPU; a named device must be there",
+    )  # fmt: skip
+    group.add_argument(
+        "--export_logits", action=argparse.BooleanOptionalAction, default=True,
+        help="write all logits into predictions.jsonl (default: on)",
+    )  # fmt: skip
+    if for_training:
+        group.add_argument(
+            "--log_every", type=_positive_int, default=10, metavar="N",
+            help="steps between TensorBoard points, and log lines off a terminal",
+        )  # fmt: skip
+
+
+def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of `train.py`."""
+    parser = _Parser(prog="train.py", description="Fine-tune a Vision Transformer.")
+    _add_run_flags(parser, for_training=True)
+    _add_data_flags(parser, for_training=True)
+    _add_model_flags(parser, model_names, for_training=True)
+    _add_optimisation_flags(parser)
+    return parser
+
+
+def build_eval_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of `eval.py`."""
+    parser = _Parser(
+        prog="eval.py",
+        description="Evaluate a checkpoint. Model type, image size, class list and normalisation "
+        "come from the checkpoint; a flag that contradicts it is an error.",
+    )
+    _add_run_flags(parser, for_training=False)
+    _add_data_flags(parser, for_training=False)
+    _add_model_flags(parser, model_names, for_training=False)
+    return parser
