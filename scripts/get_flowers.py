@@ -1,0 +1,403 @@
+"""Fetch the official Oxford Flowers-102 data and lay it out as `train.py` reads it.
+
+    python scripts/get_flowers.py DEST
+    python train.py --name flowers --data_root DEST
+
+DEST receives `jpg/`, `imagelabels.mat`, `setid.mat` and the archive that the images came in: 345 MB
+over the network, twice that on disk. A download that was cut off goes on where it stopped when the
+same command is given again; where everything is there, it is verified and nothing is fetched.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import sys
+import tarfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+# The repo is run in place, and `python scripts/x.py` puts only scripts/ on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.console import entrypoint, log, log_table, progress
+from utils.errors import InputError, RunError, one_line
+
+BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+
+
+class Official(NamedTuple):
+    """What tells the official file from any other. MD5 is what was published: it finds damage."""
+
+    md5: str
+    size: int  # bytes
+
+
+# MD5: torchvision/datasets/flowers102.py. Size: tensorflow_datasets/url_checksums/
+# oxford_flowers102.txt. The small files come first, so that a wrong address shows at once.
+ARCHIVE = "102flowers.tgz"
+OFFICIAL_FILES: Mapping[str, Official] = {
+    "imagelabels.mat": Official("e0620be6f572b9609742df49c70aed4d", 502),
+    "setid.mat": Official("a5357ecc9cb78c4bef273ce3793fc85c", 14_989),
+    ARCHIVE: Official("52808999861908f626f3c1f4e79d11fa", 344_862_509),
+}
+IMAGE_COUNT = 8189  # jpg/image_00001.jpg to jpg/image_08189.jpg
+
+TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
+TRIES = 5  # in a row that brought nothing new
+RETRY_WAIT_SECONDS = 2.0  # before the second try; twice that before the third, and so on
+CHUNK_BYTES = 1 << 18
+# JPEGs hardly shrink in a .tgz, so the images need as much again, and a little for whole blocks.
+UNPACKED_PER_ARCHIVE_BYTE = 1.1
+# Answers that another try may not get again; every other error answer is final.
+PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Options(NamedTuple):
+    """The command line, checked."""
+
+    dest: Path
+    base_url: str  # ends with a slash
+    keep_archive: bool
+
+
+class _Dropped(Exception):
+    """The connection failed in a way that another try may not; the message says how."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)  # the one line of every other failure, instead of the usage
+
+
+def _parse(argv: Sequence[str]) -> Options:
+    parser = _Parser(
+        description="Fetch and verify the official Oxford Flowers-102 images and labels.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("dest", metavar="DEST", help="folder to fill; the --data_root of train.py")
+    parser.add_argument("--base_url", default=BASE_URL, help="folder on the web with the files")
+    parser.add_argument(
+        "--keep_archive",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"keep DEST/{ARCHIVE} once its images are unpacked",
+    )
+    args = parser.parse_args(argv)
+    if not args.dest:
+        raise InputError("DEST is empty: name the folder to fill")
+    _check_url(args.base_url)
+    return Options(Path(args.dest), args.base_url.rstrip("/") + "/", args.keep_archive)
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at only when asked for
+    except ValueError as error:
+        raise InputError(f"--base_url {url!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--base_url {url!r} must start with https://HOST or http://HOST")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise InputError(f"--base_url {url!r}: write spaces and other letters as %XX")
+
+
+@contextmanager
+def _os_errors_as(kind: type[Exception], dest: Path) -> Iterator[None]:
+    """What the file system refuses is a `kind`; a full disk does not say of itself where it is."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{dest}: {one_line(error)}") from error
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        # Systems that forbid MD5 for security allow it for finding damage.
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file at `path`, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _nearest(dest: Path) -> Path:
+    """`dest`, or else the lowest of its parents that exists."""
+    while not dest.exists():
+        dest = dest.parent
+    return dest
+
+
+def _part(path: Path) -> Path:
+    """Where a file grows until it is whole and verified."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _image_names() -> list[str]:
+    return [f"image_{number:05d}.jpg" for number in range(1, IMAGE_COUNT + 1)]
+
+
+def _is_jpeg(path: Path) -> bool:
+    """Whether a JPEG begins at `path`; train.py looks closer at the images of its splits."""
+    try:
+        with path.open("rb") as file:
+            return file.read(3) == b"\xff\xd8\xff"
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def find_missing(dest: Path) -> list[str]:
+    """The official files that have to be fetched into `dest`, after verifying what is there.
+
+    Nothing is written, and nothing that the user may want to keep is ever replaced.
+
+    Raises:
+        InputError: `dest` or a parent is no folder or not writable, or a file or the images there
+            are not the official ones.
+    """
+    folder = _nearest(dest)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name one that exists or can be made")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} is not writable: name another folder")
+    present = [name for name in OFFICIAL_FILES if (dest / name).exists()]
+    for name in present:
+        found, official = _md5(dest / name), OFFICIAL_FILES[name]
+        if found != official.md5:
+            raise InputError(
+                f"{dest / name} is not the official file (MD5 {found}, not {official.md5}): "
+                "move it away and run again"
+            )
+    jpg = dest / "jpg"
+    if not jpg.exists():
+        return [name for name in OFFICIAL_FILES if name not in present]
+    damaged = [name for name in _image_names() if not _is_jpeg(jpg / name)]
+    if damaged:
+        raise InputError(
+            f"{jpg} lacks {len(damaged):,} of the {IMAGE_COUNT:,} images or holds them damaged "
+            f"(first: {damaged[0]}): move the folder away and run again"
+        )
+    return [name for name in OFFICIAL_FILES if name not in present and name != ARCHIVE]
+
+
+def check_space(dest: Path, missing: Sequence[str]) -> None:
+    """Make sure that `missing` and the unpacked images fit on the disk of `dest`.
+
+    Raises:
+        RunError: they do not.
+    """
+    sizes = {name: OFFICIAL_FILES[name].size for name in missing}
+    needed: float = sum(max(0, sizes[name] - _size(_part(dest / name))) for name in sizes)
+    if not (dest / "jpg").exists():
+        needed += UNPACKED_PER_ARCHIVE_BYTE * OFFICIAL_FILES[ARCHIVE].size
+    free = shutil.disk_usage(_nearest(dest)).free
+    if free < needed:
+        raise RunError(
+            f"{dest}: {_megabytes(needed)} more are needed, the disk has {_megabytes(free)} free"
+        )
+
+
+def _request(url: str, start: int) -> HTTPResponse:
+    """The server's answer to a request for the bytes of `url` from `start` on."""
+    headers = {"User-Agent": "fine-vit/get_flowers"}
+    if start:
+        # No If-Range: size and MD5 say which file it must be, whatever the server calls it.
+        headers["Range"] = f"bytes={start}-"
+    try:
+        return urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        error.close()
+        if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return _request(url, 0)
+        answer = f"HTTP {error.code} {error.reason}"
+        if error.code in PASSING_ANSWERS:
+            raise _Dropped(answer) from error
+        raise RunError(f"{url}: {answer}; is --base_url right?") from error
+    except URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise RunError(
+                f"{url}: {error.reason}; Python from python.org on a Mac has no certificates "
+                "until its 'Install Certificates.command' was run"
+            ) from error
+        raise _Dropped(str(error.reason)) from error
+    except (OSError, HTTPException) as error:
+        raise _Dropped(one_line(error)) from error
+
+
+def _first_byte(response: HTTPResponse, url: str, have: int, size: int) -> int:
+    """Which byte of the file `response` starts with: `have`, or 0 from a server without ranges.
+
+    Raises:
+        RunError: the server's file is of another size than `size`, or it starts elsewhere.
+    """
+    start, total = 0, response.headers.get("Content-Length")
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        given = response.headers.get("Content-Range", "none")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
+        if match is None or int(match[1]) not in (0, have):
+            raise RunError(f"{url}: asked for the bytes from {have}, the server sent {given!r}")
+        start, total = int(match[1]), match[2]
+    if total is not None and total.isdecimal() and int(total) != size:
+        raise RunError(
+            f"{url}: the server offers {int(total):,} bytes, the official file has {size:,}; "
+            "is --base_url right, and no login page in between?"
+        )
+    return start
+
+
+def _chunks(response: HTTPResponse, rest: int) -> Iterator[bytes]:
+    """The next `rest` bytes of `response` and no more, however much the server sends."""
+    while rest:
+        try:
+            chunk = response.read(min(CHUNK_BYTES, rest))
+        except (OSError, HTTPException) as error:
+            raise _Dropped(one_line(error)) from error
+        if not chunk:  # read() with a length does not complain about an early end
+            raise _Dropped("the connection was closed early")
+        rest -= len(chunk)
+        yield chunk
+
+
+def _receive(url: str, part: Path, size: int) -> None:
+    """Complete `part` to `size` bytes over one connection."""
+    have = _size(part)
+    if have == size:
+        return
+    if have > size:  # no start of the official file
+        part.unlink()
+        have = 0
+    with _request(url, have) as response:
+        start = _first_byte(response, url, have, size)
+        log.info("%s: %s of %s bytes to fetch", url, f"{size - start:,}", f"{size:,}")
+        bar = tqdm(
+            total=size, initial=start, desc=part.stem, unit="B", unit_scale=True, file=sys.stderr,
+            disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False,
+        )  # fmt: skip
+        with bar, part.open("ab" if start else "wb") as file:
+            for chunk in _chunks(response, size - start):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def fetch(url: str, path: Path, official: Official) -> None:
+    """Bring the file at `url` to `path`, through `path` + ".part", which outlives an interruption.
+
+    Raises:
+        RunError: the server cannot be reached or refuses, its file is of another size, or the
+            checksum is wrong; in the last case the ".part" is removed.
+        OSError: the file system refuses.
+    """
+    part = _part(path)
+    most, failures = _size(part), 0
+    while True:
+        try:
+            _receive(url, part, official.size)
+            break
+        except _Dropped as error:
+            failures = 1 if _size(part) > most else failures + 1
+            most = max(most, _size(part))
+            if failures >= TRIES:
+                raise RunError(
+                    f"{url}: {error}; the same command goes on from what is kept, "
+                    f"{_size(part):,} of {official.size:,} bytes"
+                ) from error
+            log.info("%s: %s; trying again", url, error)
+            time.sleep(RETRY_WAIT_SECONDS * failures)
+    found = _md5(part)
+    if found != official.md5:
+        part.unlink()
+        raise RunError(
+            f"{url}: MD5 {found} of what arrived is not the official {official.md5}; it was "
+            "removed, run again to start afresh"
+        )
+    part.replace(path)
+
+
+def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """The images of the archive, all of them and nothing else, before any is unpacked."""
+    images = {}
+    expected = {("jpg", name) for name in _image_names()}
+    for member in tar:
+        parts = PurePosixPath(member.name).parts
+        if member.isdir() and parts in ((), ("jpg",)):
+            continue
+        if not member.isreg() or parts not in expected:
+            raise RunError(f"{tar.name}: holds {member.name!r}, which is no image of Flowers-102")
+        images[parts] = member
+    if len(images) != IMAGE_COUNT:
+        raise RunError(f"{tar.name}: holds {len(images):,} images, not {IMAGE_COUNT:,}")
+    return list(images.values())
+
+
+def unpack(archive: Path, jpg: Path) -> None:
+    """Unpack the images into a folder beside `jpg` that takes that name when it is whole.
+
+    Raises:
+        RunError: the archive is damaged, or holds anything but the images.
+        OSError: the file system refuses.
+    """
+    beside = jpg.with_name(".jpg.part")
+    if beside.exists():  # of a run that was killed
+        shutil.rmtree(beside)
+    beside.mkdir()
+    try:
+        with tarfile.open(archive, "r:gz") as tar, progress(IMAGE_COUNT, "jpg", "image") as bar:
+            for member in _members(tar):
+                tar.extract(member, beside, filter="data")
+                bar.update()
+        (beside / "jpg").rename(jpg)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise RunError(f"{archive}: {one_line(error)}") from error
+    finally:
+        shutil.rmtree(beside)
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Fetch what is missing, verify it, unpack it.
+
+    Raises:
+        InputError: the command line or what DEST already holds is wrong; nothing is written.
+        RunError: network, checksum or disk.
+    """
+    dest, base_url, keep_archive = _parse(argv)
+    with _os_errors_as(InputError, dest):
+        missing = find_missing(dest)
+    with _os_errors_as(RunError, dest):
+        check_space(dest, missing)
+        dest.mkdir(parents=True, exist_ok=True)
+        for name in missing:
+            fetch(base_url + name, dest / name, OFFICIAL_FILES[name])
+        if not (dest / "jpg").exists():
+            log.info("%s: unpacking %s images", dest / ARCHIVE, f"{IMAGE_COUNT:,}")
+            unpack(dest / ARCHIVE, dest / "jpg")
+        if not keep_archive:
+            (dest / ARCHIVE).unlink(missing_ok=True)
+    rows = {name: "verified" for name in OFFICIAL_FILES if (dest / name).exists()}
+    log_table(f"--data_root {dest}", {"jpg": f"{IMAGE_COUNT:,} images", **rows})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Bad input: exit 2, one line on stderr that says what to do, nothing written (contracts, 6)."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, TINY_EVAL, TINY_TRAIN, evaluate, train
+from scipy.io import savemat
+
+TRAIN = f"--name run --dataset flower102 {TINY_TRAIN}"
+TINY = "--tiny_train_subset flower102_tiny --tiny_infer_subset flower102_tiny"
+
+
+@pytest.fixture
+def data(drawn, tmp_path) -> Path:
+    """A copy of the drawn flowers to be damaged."""
+    return Path(shutil.copytree(drawn, tmp_path / "data"))
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Call a main and check the whole promise; returns the error line."""
+
+    def check(main, flags, *more) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        output = tmp_path / "output"
+        code = main(flags, "--output_dir", output, *more)
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return check
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            ("--name ../x", "--name: '../x' is no run name"),
+            ("--name tb", "'tb' is no run name"),
+            ("--name TB", "'TB' is no run name"),
+            ("--name .hidden", "is no run name"),
+            ("--name=-x", "is no run name"),
+            ("--name a/b", "is no run name"),
+            ("--name ''", "is no run name"),
+            ("--train_batch_size 0", "--train_batch_size: '0' is not a whole number above 0"),
+            ("--eval_batch_size -1", "--eval_batch_size: '-1' is not"),
+            ("--eval_batch_size 2.5", "--eval_batch_size: '2.5' is not a whole number"),
+            ("--learning_rate nan", "--learning_rate: 'nan' is not a finite number above 0"),
+            ("--learning_rate inf", "--learning_rate: 'inf' is not"),
+            ("--learning_rate 0", "--learning_rate: '0' is not"),
+            ("--num_steps 0", "--num_steps: '0' is not"),
+            ("--num_steps 4 --epochs 2", "not allowed with argument"),
+            ("--smoothing_value 1", "--smoothing_value: '1' is not"),
+            ("--momentum 1.5", "--momentum: '1.5' is not"),
+            ("--seed -1", "--seed: '-1' is not"),
+            ("--img_size 60", "--img_size 60 is not a multiple of the patch, 16; try 64"),
+            ("--gradient_accumulation_steps 3", "3 does not divide --train_batch_size 4"),
+            ("--model_type ViT-X", "--model_type: invalid choice: 'ViT-X'"),
+            ("--dataset birds", "--dataset: invalid choice: 'birds'"),
+            ("--train_split all", "--train_split all: flower102 has the splits train, val"),
+            ("--tiny_train_subset tiny", "--tiny_train_subset tiny is neither flower102_tiny nor"),
+            ("--tiny_infer_subset synthetic_tiny", "is neither flower102_tiny nor a file"),
+            ("--pretrained nowhere.bin", "--pretrained nowhere.bin does not exist"),
+            ("--num_stepz 4", "unrecognized arguments: --num_stepz 4 (see train.py --help)"),
+            ("--prefer", "unrecognized arguments: --prefer"),  # no abbreviations
+        ],
+    )
+    def test_train(self, refused, drawn, flags, said):
+        assert said in refused(train, f"{TRAIN} {flags}", "--data_root", drawn)
+
+    def test_missing_name(self, refused, drawn):
+        flags = f"--dataset synthetic {TINY_TRAIN}"
+        assert "required: --name" in refused(train, flags, "--data_root", drawn)
+
+    def test_a_device_that_is_not_there(self, refused, drawn):
+        absent = "cuda" if not torch.cuda.is_available() else "mps"
+        flags = f"{TRAIN} --device {absent}"
+        error = refused(train, flags, "--data_root", drawn)
+        assert f"--device {absent} is not available here" in error
+
+    def test_name_that_differs_only_in_case(self, drawn, tmp_path, capsys):
+        (tmp_path / "Run").mkdir()
+        flags = f"{TRAIN} {TINY}"
+        assert train(flags, "--data_root", drawn, "--output_dir", tmp_path) == 2
+        assert "differs only in case from the run Run" in capsys.readouterr().err
+
+    def test_output_folder_that_is_a_file(self, refused, drawn, tmp_path):
+        (tmp_path / "file").touch()
+        error = refused(train, TRAIN, "--data_root", drawn, "--output_dir", tmp_path / "file" / "o")
+        assert "file is a file, not a folder" in error
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "lists no sample id"),
+            (b"image_99999\n", "1 of 1 ids are not in split train"),
+            (b"\xff\xfe\x00", "is no readable UTF-8 text file"),
+        ],
+    )
+    def test_subset_file(self, refused, drawn, tmp_path, content, said):
+        (tmp_path / "ids.txt").write_bytes(content)
+        flags = f"{TRAIN} --tiny_train_subset {tmp_path / 'ids.txt'}"
+        assert said in refused(train, flags, "--data_root", drawn)
+
+
+@pytest.mark.parametrize("subsets", ["", TINY], ids=["whole", "tiny"])
+class TestData:
+    """With tiny subsets too: the whole splits are looked at, not only what the run uses."""
+
+    def test_missing_root(self, refused, tmp_path, subsets):
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", tmp_path / "nowhere")
+        assert f"--data_root {tmp_path / 'nowhere'} does not exist" in error
+
+    def test_unset_data_root_gets_a_hint(self, refused, subsets):
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", "/flower102")
+        assert "DATA_ROOT was empty when the shell read it" in error
+        assert "export DATA_ROOT" in error
+
+    def test_no_root_at_all(self, refused, subsets):
+        error = refused(train, f"{TRAIN} {subsets}")
+        assert "--data_root PATH" in error
+        assert "export DATA_ROOT" in error
+
+    def test_empty_root(self, refused, tmp_path, subsets):
+        (tmp_path / "empty").mkdir()
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", tmp_path / "empty")
+        assert "holds no jpg/, imagelabels.mat and setid.mat" in error
+
+    def test_images_missing(self, refused, data, subsets):
+        for number in range(1, 101):
+            (data / "jpg" / f"image_{number:05d}.jpg").unlink()
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", data)
+        assert "of 200 images of split train are missing in" in error
+        assert str(data / "jpg") in error
+
+    def test_labels_of_the_wrong_length(self, refused, data, subsets):
+        savemat(data / "imagelabels.mat", {"labels": np.ones((1, 399), np.uint8)})
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", data)
+        assert "has 399 labels, but" in error
+        assert "names 400 images" in error
+
+    def test_labels_that_are_no_mat_file(self, refused, data, subsets):
+        (data / "imagelabels.mat").write_text("labels", encoding="utf-8")
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", data)
+        assert "imagelabels.mat is not a readable MATLAB 5 file" in error
+
+    @pytest.mark.parametrize("split", ["trnid", "valid"])
+    @pytest.mark.parametrize("damage", ["zero bytes", "truncated", "text", "folder"])
+    def test_damaged_image(self, refused, data, subsets, split, damage):
+        from scipy.io import loadmat
+
+        number = int(loadmat(data / "setid.mat")[split].ravel()[17])
+        image = data / "jpg" / f"image_{number:05d}.jpg"
+        content = image.read_bytes()
+        if damage == "folder":
+            image.unlink()
+            image.mkdir()
+        else:
+            replacements = {
+                "zero bytes": b"",
+                "truncated": content[: len(content) // 2],
+                "text": b"this is no picture\n" * 50,
+            }
+            image.write_bytes(replacements[damage])
+        error = refused(train, f"{TRAIN} {subsets}", "--data_root", data)
+        assert "images of split " in error
+        assert str(image) in error
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+class TestCheckpoint:
+    FLAGS = f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny"
+
+    def test_missing(self, refused, drawn, tmp_path):
+        path = tmp_path / "none.bin"
+        error = refused(evaluate, self.FLAGS, "--checkpoint", path, "--data_root", drawn)
+        assert f"--checkpoint {path} does not exist" in error
+
+    def test_folder(self, refused, drawn, tmp_path):
+        error = refused(evaluate, self.FLAGS, "--checkpoint", tmp_path, "--data_root", drawn)
+        assert f"--checkpoint {tmp_path} is a folder" in error
+
+    @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1, -64, -86])
+    def test_truncated(self, refused, drawn, finished_run, tmp_path, keep):
+        data = finished_run.checkpoint.read_bytes()
+        cut = int(keep * len(data)) if isinstance(keep, float) else keep
+        (tmp_path / "cut.bin").write_bytes(data[:cut])
+        error = refused(
+            evaluate, self.FLAGS, "--checkpoint", tmp_path / "cut.bin", "--data_root", drawn
+        )
+        assert f"checkpoint {tmp_path / 'cut.bin'} is " in error
+
+    def test_bit_flipped_anywhere(self, refused, drawn, finished_run, tmp_path):
+        data = finished_run.checkpoint.read_bytes()
+        generator = np.random.default_rng(0)
+        last = range(len(data) - 90, len(data), 6)  # end record and comment
+        for position in [0, *generator.integers(len(data), size=12).tolist(), *last]:
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << int(generator.integers(8))
+            (tmp_path / "flipped.bin").write_bytes(damaged)
+            error = refused(
+                evaluate, self.FLAGS, "--checkpoint", tmp_path / "flipped.bin", "--data_root", drawn
+            )
+            assert "damaged" in error
+
+    def test_somebody_elses(self, refused, drawn, tmp_path):
+        torch.save({"state_dict": {"head.bias": torch.zeros(3)}}, tmp_path / "other.bin")
+        error = refused(
+            evaluate, self.FLAGS, "--checkpoint", tmp_path / "other.bin", "--data_root", drawn
+        )
+        assert "not written by train.py" in error
+
+    @pytest.mark.parametrize("disguise", ["pickle", "torch archive", "sealed torch archive"])
+    def test_a_pickle_that_would_run_code(self, refused, drawn, tmp_path, disguise):
+        from utils.checkpoint import _seal
+
+        target, path = tmp_path / "was_here", tmp_path / "evil.bin"
+        if disguise == "pickle":
+            path.write_bytes(pickle.dumps(Bomb(target)))
+        else:
+            torch.save({"state_dict": Bomb(target)}, path)
+        if disguise.startswith("sealed"):
+            archive = bytearray(path.read_bytes())
+            path.write_bytes(archive + _seal(archive))
+            assert zipfile.is_zipfile(path)
+        error = refused(evaluate, self.FLAGS, "--checkpoint", path, "--data_root", drawn)
+        assert not target.exists()
+        assert str(path) in error
+
+    def test_pretrained_is_checked_as_well(self, refused, drawn, tmp_path):
+        (tmp_path / "bad.bin").write_bytes(b"nothing")
+        flags = f"{TRAIN} --pretrained {tmp_path / 'bad.bin'}"
+        error = refused(train, flags, "--data_root", drawn)
+        assert f"checkpoint {tmp_path / 'bad.bin'} is truncated" in error
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("train.py", "--help"),
+        ("eval.py", "--help"),
+        ("train.py", "--name a --no_such_flag"),
+        ("train.py", "--name ../x"),
+        ("train.py", "--name a --data_root /no/such/folder"),
+        ("train.py", "--name a --dataset synthetic --pretrained /no/such/file"),
+        ("train.py", "--name a --dataset synthetic --tiny_train_subset /no/such/file"),
+        ("eval.py", "--name a --checkpoint /no/such/file"),
+    ],
+)
+def test_answers_before_torch_is_imported(script, flags):
+    """`-X importtime` lists every import; and the answer takes less than importing torch does."""
+    command = [sys.executable, "-X", "importtime", script, *flags.split()]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    assert done.returncode == (0 if flags == "--help" else 2)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"torch", "torchvision", "tensorboard", "scipy.io", "fiftyone"}
+    assert seconds < 5  # far above the half second of a quiet machine, far below a hang

@@ -1,0 +1,536 @@
+"""scripts/get_flowers.py for real, against a small web server on this machine."""
+
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from scripts import get_flowers
+
+REPO = Path(__file__).resolve().parents[1]
+ARCHIVE = get_flowers.ARCHIVE
+IMAGES = ["image_00001.jpg", "image_00002.jpg", "image_00003.jpg"]
+
+
+class Seen(NamedTuple):
+    """One request as the server saw it."""
+
+    name: str
+    range: str | None
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files` under /flowers/; the switches make it misbehave."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.seen: list[Seen] = []
+        self.ranges = True  # off: every answer is the whole file
+        self.refuse_ranges = False  # on: 416 to every request for a range
+        self.content_range: str | None = None  # said instead of the true one
+        self.announce_length = True
+        self.drops: list[int] = []  # of the next archive answers only so many bytes are sent
+        self.errors: list[int] = []  # status of the next answers
+        self.silent = threading.Event()  # set: no answer until it is cleared ...
+        self.released = threading.Event()  # ... or the test is over
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/flowers"
+
+    def ranges_of(self, name: str) -> list[str | None]:
+        return [seen.range for seen in self.seen if seen.name == name]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Closes the connection after each answer (HTTP/1.0), so that a short one is a dropped one."""
+
+    server: Server
+
+    def do_GET(self):
+        name = self.path.removeprefix("/flowers/")
+        asked = self.headers.get("Range")
+        self.server.seen.append(Seen(name, asked))
+        if self.server.silent.is_set():
+            self.server.released.wait(timeout=30)
+            return
+        if self.server.errors:
+            self.send_error(self.server.errors.pop(0))
+        elif name not in self.server.files:
+            self.send_error(404)
+        elif asked and self.server.refuse_ranges:
+            self.send_error(416)
+        else:
+            self.send_file(name, asked)
+
+    def send_file(self, name, asked):
+        content = self.server.files[name]
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.ranges else 0
+        self.send_response(206 if start else 200)
+        if start:
+            true = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.send_header("Content-Range", self.server.content_range or true)
+        if self.server.announce_length:
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        body = content[start:]
+        if name == ARCHIVE and self.server.drops:
+            body = body[: self.server.drops.pop(0)]
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def jpeg(seed: int) -> bytes:
+    noise = Image.effect_noise((48 + seed, 48), 80)
+    buffer = io.BytesIO()
+    noise.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tgz(members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def image_members() -> list[tuple[tarfile.TarInfo, bytes]]:
+    folder = tarfile.TarInfo("jpg")
+    folder.type = tarfile.DIRTYPE
+    images = [(tarfile.TarInfo(f"jpg/{name}"), jpeg(n)) for n, name in enumerate(IMAGES)]
+    return [(folder, b""), *images]
+
+
+def make_official(monkeypatch, files: dict[str, bytes]) -> None:
+    """Put the checksums and sizes of `files` in the place of the official ones."""
+    table = {
+        name: get_flowers.Official(hashlib.md5(content).hexdigest(), len(content))
+        for name, content in files.items()
+    }
+    monkeypatch.setattr(get_flowers, "OFFICIAL_FILES", table)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server with three small official files, and a script that takes them for official."""
+    server = Server()
+    server.files = {
+        "imagelabels.mat": b"labels " * 20,
+        "setid.mat": b"split " * 50,
+        ARCHIVE: tgz(image_members()),
+    }
+    make_official(monkeypatch, server.files)
+    monkeypatch.setattr(get_flowers, "IMAGE_COUNT", len(IMAGES))
+    monkeypatch.setattr(get_flowers, "RETRY_WAIT_SECONDS", 0)
+    monkeypatch.setattr(get_flowers, "CHUNK_BYTES", 256)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
+    thread.start()
+    yield server
+    server.released.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(server, capsys):
+    """Run the script: `(DEST, exit code, *flags)`; what was on stderr comes back."""
+
+    def run(dest: Path, code: int, *flags: str) -> str:
+        argv = [str(dest), *flags]
+        if "--base_url" not in flags:
+            argv += ["--base_url", server.url]
+        capsys.readouterr()
+        assert get_flowers.main(argv) == code
+        stderr = capsys.readouterr().err
+        if code:
+            assert re.fullmatch(r"error: [^\n]+\n", stderr)
+        else:
+            assert stderr == ""
+        return stderr
+
+    return run
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+WHOLE = sorted([ARCHIVE, "imagelabels.mat", "setid.mat", "jpg", *(f"jpg/{n}" for n in IMAGES)])
+
+
+def assert_whole(dest: Path, server: Server) -> None:
+    assert tree(dest) == WHOLE
+    for name, content in server.files.items():
+        assert (dest / name).read_bytes() == content
+    with tarfile.open(dest / ARCHIVE) as tar:
+        for name in IMAGES:
+            assert (dest / "jpg" / name).read_bytes() == tar.extractfile(f"jpg/{name}").read()
+
+
+def test_whole_download(run, server, tmp_path, capsys):
+    dest = tmp_path / "new" / "flowers"
+    argv = [str(dest), "--base_url", server.url + "/"]
+    assert get_flowers.main(argv) == 0
+    assert_whole(dest, server)
+    assert server.seen == [Seen(name, None) for name in server.files]
+    assert f"--data_root {dest}" in capsys.readouterr().out
+
+
+def test_second_run_downloads_nothing(run, server, tmp_path):
+    run(tmp_path, 0)
+    server.seen.clear()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    run(tmp_path, 0)
+    assert server.seen == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_archive_is_removed_on_request_and_not_missed(run, server, tmp_path):
+    run(tmp_path, 0, "--no-keep_archive")
+    assert tree(tmp_path) == [name for name in WHOLE if name != ARCHIVE]
+    server.seen.clear()
+    run(tmp_path, 0, "--keep_archive")
+    assert server.seen == []
+
+
+def test_archive_that_is_there_is_unpacked(run, server, tmp_path):
+    (tmp_path / ARCHIVE).write_bytes(server.files[ARCHIVE])
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == []
+    assert_whole(tmp_path, server)
+
+
+def test_drop_within_one_run_asks_only_for_the_rest(run, server, tmp_path):
+    server.drops = [1000, 500]
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == [None, "bytes=1000-", "bytes=1500-"]
+    assert_whole(tmp_path, server)
+
+
+def test_next_run_asks_only_for_the_rest(run, server, tmp_path):
+    server.drops = [1000] + [0] * get_flowers.TRIES
+    message = run(tmp_path, 1)
+    assert f"what is kept, 1,000 of {len(server.files[ARCHIVE]):,} bytes" in message
+    assert (tmp_path / f"{ARCHIVE}.part").read_bytes() == server.files[ARCHIVE][:1000]
+    assert not (tmp_path / ARCHIVE).exists()
+    server.seen.clear()
+    server.drops.clear()
+    run(tmp_path, 0)
+    assert server.seen == [Seen(ARCHIVE, "bytes=1000-")]
+    assert_whole(tmp_path, server)
+
+
+def test_tries_count_only_while_nothing_arrives(run, server, tmp_path):
+    server.drops = [100] * (2 * get_flowers.TRIES)
+    run(tmp_path, 0)
+    assert len(server.ranges_of(ARCHIVE)) == 2 * get_flowers.TRIES + 1
+    assert_whole(tmp_path, server)
+
+
+@pytest.mark.parametrize("left", [0, 1, 700])
+def test_part_of_any_length_is_completed(run, server, tmp_path, left):
+    content = server.files[ARCHIVE]
+    have = len(content) - left
+    (tmp_path / f"{ARCHIVE}.part").write_bytes(content[:have])
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == ([f"bytes={have}-"] if left else [])
+    assert_whole(tmp_path, server)
+
+
+def test_part_longer_than_the_file_is_started_over(run, server, tmp_path):
+    (tmp_path / f"{ARCHIVE}.part").write_bytes(server.files[ARCHIVE] + b"!")
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == [None]
+    assert_whole(tmp_path, server)
+
+
+def test_server_without_ranges_starts_over(run, server, tmp_path):
+    server.ranges = False
+    server.drops = [1000]
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == [None, "bytes=1000-"]
+    assert_whole(tmp_path, server)
+
+
+def test_server_without_ranges_that_always_drops_is_given_up(run, server, tmp_path):
+    server.ranges = False
+    server.drops = [1000] * 100
+    run(tmp_path, 1)
+    assert len(server.ranges_of(ARCHIVE)) == get_flowers.TRIES
+
+
+def test_refused_range_starts_over(run, server, tmp_path):
+    server.refuse_ranges = True
+    (tmp_path / f"{ARCHIVE}.part").write_bytes(b"stale")
+    run(tmp_path, 0)
+    assert server.ranges_of(ARCHIVE) == ["bytes=5-", None]
+    assert_whole(tmp_path, server)
+
+
+def test_server_that_sends_another_range_is_refused(run, server, tmp_path):
+    server.content_range = "bytes 3-9/10"
+    (tmp_path / f"{ARCHIVE}.part").write_bytes(server.files[ARCHIVE][:5])
+    assert "asked for the bytes from 5, the server sent 'bytes 3-9/10'" in run(tmp_path, 1)
+    assert (tmp_path / f"{ARCHIVE}.part").read_bytes() == server.files[ARCHIVE][:5]
+
+
+@pytest.mark.parametrize("have", [0, 1000])
+def test_file_of_another_size_is_not_fetched(run, server, tmp_path, have):
+    official = server.files[ARCHIVE]
+    server.files[ARCHIVE] = official + b"more"
+    part = tmp_path / f"{ARCHIVE}.part"
+    part.write_bytes(official[:have])
+    message = run(tmp_path, 1)
+    assert f"offers {len(official) + 4:,} bytes, the official file has {len(official):,}" in message
+    assert part.read_bytes() == official[:have]
+
+
+def test_endless_answer_is_cut_at_the_official_size(run, server, tmp_path):
+    server.announce_length = False
+    server.files[ARCHIVE] += b"more"
+    run(tmp_path, 0)
+    assert (tmp_path / ARCHIVE).read_bytes() == server.files[ARCHIVE].removesuffix(b"more")
+
+
+@pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat", ARCHIVE])
+def test_wrong_checksum_leaves_nothing_and_the_next_run_starts_afresh(run, server, tmp_path, name):
+    content = server.files[name]
+    server.files[name] = content[:-1] + bytes([content[-1] ^ 1])
+    message = run(tmp_path, 1)
+    assert f"{name}: MD5 " in message
+    assert hashlib.md5(content).hexdigest() in message
+    assert not {name, f"{name}.part", "jpg"} & set(tree(tmp_path))
+    server.files[name] = content
+    server.seen.clear()
+    run(tmp_path, 0)
+    assert server.ranges_of(name) == [None]
+    assert_whole(tmp_path, server)
+
+
+def test_absent_file_is_an_error_at_once(run, server, tmp_path):
+    del server.files["setid.mat"]
+    message = run(tmp_path, 1)
+    assert f"{server.url}/setid.mat: HTTP 404 Not Found" in message
+    assert server.ranges_of("setid.mat") == [None]
+    assert tree(tmp_path) == ["imagelabels.mat"]
+
+
+def test_busy_server_is_asked_again(run, server, tmp_path):
+    server.errors = [503, 429]
+    run(tmp_path, 0)
+    assert server.ranges_of("imagelabels.mat") == [None, None, None]
+    assert_whole(tmp_path, server)
+
+
+def test_silent_server_times_out(run, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(get_flowers, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(get_flowers, "TRIES", 2)
+    server.silent.set()
+    assert "timed out" in run(tmp_path, 1)
+    assert len(server.seen) == 2
+
+
+def test_no_server(run, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as gone:
+        port = gone.server_port
+    assert "refused" in run(tmp_path, 1, "--base_url", f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("file:///etc/", "must start with https://HOST"),
+        ("ftp://host/flowers/", "must start with https://HOST"),
+        ("www.robots.ox.ac.uk/~vgg", "must start with https://HOST"),
+        ("https:///flowers", "must start with https://HOST"),
+        ("http://[::1/flowers", "Invalid IPv6"),
+        ("http://host:port/flowers", "Port could not be cast"),
+        ("http://host/two words", "as %XX"),
+    ],
+)
+def test_bad_url(run, tmp_path, url, reason):
+    assert reason in run(tmp_path / "dest", 2, "--base_url", url)
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("flags", [["--keep"], ["another"], ["--base_url"]])
+def test_bad_flags(tmp_path, capsys, flags):
+    assert get_flowers.main([str(tmp_path / "dest"), *flags]) == 2
+    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err)
+    assert tree(tmp_path) == []
+
+
+def test_empty_dest(capsys):
+    assert get_flowers.main([""]) == 2
+    assert capsys.readouterr().err == "error: DEST is empty: name the folder to fill\n"
+
+
+@pytest.mark.parametrize("below", ["", "sub/flowers"])
+def test_dest_is_a_file(run, server, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert f"{file} is no folder" in run(file / below, 2)
+    assert server.seen == []
+    assert tree(tmp_path) == ["file"]
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["setid.mat", ARCHIVE])
+def test_file_that_is_not_the_official_one_is_left_alone(run, server, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    assert f"{tmp_path / name} is not the official file" in run(tmp_path, 2)
+    assert server.seen == []
+    assert tree(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, partial(Path.write_bytes, data=b"")])
+def test_damaged_images_are_named_and_left_alone(run, server, tmp_path, damage):
+    run(tmp_path, 0)
+    damage(tmp_path / "jpg" / IMAGES[1])
+    before = tree(tmp_path)
+    server.seen.clear()
+    message = run(tmp_path, 2)
+    assert f"{tmp_path / 'jpg'} lacks 1 of the 3 images" in message
+    assert f"(first: {IMAGES[1]})" in message
+    assert server.seen == []
+    assert tree(tmp_path) == before
+
+
+def test_full_disk_is_found_before_anything_is_written(run, server, tmp_path, monkeypatch):
+    usage = get_flowers.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(get_flowers.shutil, "disk_usage", lambda path: usage)
+    assert "the disk has 0.0 MB free" in run(tmp_path / "dest", 1)
+    assert server.seen == []
+    assert tree(tmp_path) == []
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = tarfile.SYMTYPE
+    member.linkname = target
+    return member
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        tarfile.TarInfo("../outside.jpg"),
+        tarfile.TarInfo("jpg/../../outside.jpg"),
+        tarfile.TarInfo("/outside.jpg"),
+        tarfile.TarInfo("jpg/readme.txt"),
+        tarfile.TarInfo("jpg/image_00004.jpg"),
+        link(f"jpg/{IMAGES[0]}", "/etc/hosts"),
+        link("jpg", ".."),
+    ],
+    ids=lambda member: f"{member.name}-{member.type.decode()}",
+)
+def test_archive_with_anything_else_is_refused(run, server, tmp_path, monkeypatch, hostile):
+    dest = tmp_path / "dest"
+    server.files[ARCHIVE] = tgz([*image_members(), (hostile, b"")])
+    make_official(monkeypatch, server.files)
+    assert f"holds {hostile.name!r}, which is no image of Flowers-102" in run(dest, 1)
+    assert tree(tmp_path) == ["dest", *(f"dest/{name}" for name in sorted(server.files))]
+
+
+def test_archive_with_too_few_images_is_refused(run, server, tmp_path, monkeypatch):
+    server.files[ARCHIVE] = tgz(image_members()[:-1])
+    make_official(monkeypatch, server.files)
+    assert "holds 2 images, not 3" in run(tmp_path, 1)
+    assert tree(tmp_path) == sorted(server.files)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"no gzip", lambda whole: whole[:-2000]])
+def test_damaged_archive_is_one_line(run, server, tmp_path, monkeypatch, damage):
+    server.files[ARCHIVE] = damage(server.files[ARCHIVE])
+    make_official(monkeypatch, server.files)
+    assert ARCHIVE in run(tmp_path, 1)
+    assert tree(tmp_path) == sorted(server.files)
+
+
+def test_interrupted_unpacking_is_redone(run, server, tmp_path, monkeypatch):
+    extract, done = tarfile.TarFile.extract, []
+
+    def interrupted(tar, member, path, **kwargs):
+        if done:
+            raise KeyboardInterrupt
+        done.append(member)
+        extract(tar, member, path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", interrupted)
+        assert run(tmp_path, 130) == "error: interrupted\n"
+    assert tree(tmp_path) == sorted(server.files)
+    server.seen.clear()
+    run(tmp_path, 0)
+    assert server.seen == []
+    assert_whole(tmp_path, server)
+
+
+def test_remains_of_a_killed_unpacking_are_replaced(run, server, tmp_path):
+    remains = tmp_path / ".jpg.part" / "jpg"
+    remains.mkdir(parents=True)
+    (remains / IMAGES[0]).write_bytes(b"half")
+    (remains / "stray.jpg").write_bytes(b"half")
+    run(tmp_path, 0)
+    assert_whole(tmp_path, server)
+
+
+def test_as_a_command_from_any_folder(tmp_path):
+    script = REPO / "scripts" / "get_flowers.py"
+    shown = subprocess.run(
+        [sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for word in ("DEST", "--base_url", get_flowers.BASE_URL, "--no-keep_archive"):
+        assert word in shown.stdout
+    failed = subprocess.run(
+        [sys.executable, script, script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert failed.returncode == 2
+    assert re.fullmatch(r"error: .+ is no folder: [^\n]+\n", failed.stderr)
+    assert tree(tmp_path) == []
+
+
+def test_the_official_table():
+    assert get_flowers.BASE_URL == "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+    assert get_flowers.IMAGE_COUNT == 8189
+    assert get_flowers.OFFICIAL_FILES == {
+        "imagelabels.mat": ("e0620be6f572b9609742df49c70aed4d", 502),
+        "setid.mat": ("a5357ecc9cb78c4bef273ce3793fc85c", 14_989),
+        "102flowers.tgz": ("52808999861908f626f3c1f4e79d11fa", 344_862_509),
+    }
+
+
+@pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat"])
+def test_the_official_table_holds_for_real_files(name):
+    roots = [REPO.parent / "shared" / "data"]
+    if os.environ.get("DATA_ROOT"):
+        roots.insert(0, Path(os.environ["DATA_ROOT"]))
+    real = next((p for root in roots if (p := root / "flower102" / name).is_file()), None)
+    if real is None:
+        pytest.skip(f"no flower102/{name} under $DATA_ROOT or ../shared/data")
+    content = real.read_bytes()
+    official = get_flowers.OFFICIAL_FILES[name]
+    assert official == (hashlib.md5(content).hexdigest(), len(content))
