@@ -10,6 +10,7 @@ a promise is missed, `--json FILE` writes the figures.
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,17 +20,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.files import write_json  # noqa: E402
+from utils.console import Parser, entrypoint
+from utils.errors import RunError
+from utils.files import write_json
 
+REPO = Path(__file__).resolve().parents[1]
 IMPORTS = "import torch, torchvision, torch.utils.tensorboard"
-SMOKE_TRAINING = (
+SMOKE_TRAINING = shlex.split(
     "--dataset synthetic --model_type testing --img_size 64 --num_steps 10 --eval_every 5 "
     "--train_batch_size 4 --eval_batch_size 2 --prefer_mps --tiny_train_subset synthetic_tiny "
     "--tiny_infer_subset synthetic_tiny"
-).split()  # noqa: SIM905 - reads as it is typed
+)
 MAX_SMOKE_RATIO = 1.5  # smoke training over importing torch, torchvision and TensorBoard
 MAX_HELP_SECONDS = 0.5
 
@@ -121,12 +124,17 @@ def measure_block(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     return {"full_vs_class_token": figures}, []
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and with `--check` judge."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, and with `--check` judge.
+
+    Raises:
+        RunError: with `--check`, a promise is missed.
+    """
+    parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, measure in (("startup", measure_startup), ("block", measure_block)):
-        command = commands.add_parser(name, help=measure.__doc__, allow_abbrev=False)
+        command = commands.add_parser(name, help=measure.__doc__)
         command.set_defaults(measure=measure)
         command.add_argument("--pairs", type=int, default=7, help="counted pairs")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -141,9 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if args.json:
         write_json(args.json, report)
-    for promise in missed:
-        sys.stderr.write(f"missed: {promise}\n")
-    return int(args.check and bool(missed))
+    if args.check and missed:
+        raise RunError("missed: " + "; ".join(missed))
 
 
 if __name__ == "__main__":

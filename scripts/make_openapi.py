@@ -15,12 +15,15 @@ from typing import Any
 
 import yaml
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.configs import model_names  # noqa: E402
-from utils.flags import build_eval_parser, build_train_parser  # noqa: E402
+from models.configs import model_names
+from utils.console import Parser, entrypoint
+from utils.errors import RunError
+from utils.files import write_text
+from utils.flags import build_eval_parser, build_train_parser
 
+REPO = Path(__file__).resolve().parents[1]
 CONTRACT = REPO / "specs/001-implement-base-pipeline/contracts/openapi.yaml"
 EXIT_CODES = {
     "0": "Success: a table of artifacts and metrics on stdout.",
@@ -104,19 +107,21 @@ def contract_text() -> str:
     return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write or check the contract."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Write or check the contract.
+
+    Raises:
+        RunError: with `--check`, the file is not what the parsers say.
+    """
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     args = parser.parse_args(argv)
     text = contract_text()
     if not args.check:
-        CONTRACT.write_text(text, encoding="utf-8")
-        return 0
-    if CONTRACT.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(f"error: {CONTRACT} is not what the parsers say; run this without --check\n")
-    return 1
+        write_text(CONTRACT, text)
+    elif CONTRACT.read_text(encoding="utf-8") != text:
+        raise RunError(f"{CONTRACT} is not what the parsers say; run this without --check")
 
 
 if __name__ == "__main__":

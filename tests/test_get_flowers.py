@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from scripts import get_flowers
+from utils import download
 
 REPO = Path(__file__).resolve().parents[1]
 ARCHIVE = get_flowers.ARCHIVE
@@ -139,8 +140,8 @@ def server(monkeypatch):
     }
     make_official(monkeypatch, server.files)
     monkeypatch.setattr(get_flowers, "IMAGE_COUNT", len(IMAGES))
-    monkeypatch.setattr(get_flowers, "RETRY_WAIT_SECONDS", 0)
-    monkeypatch.setattr(get_flowers, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(download, "RETRY_WAIT_SECONDS", 0)
+    monkeypatch.setattr(download, "CHUNK_BYTES", 256)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.01))
@@ -229,7 +230,7 @@ def test_drop_within_one_run_asks_only_for_the_rest(run, server, tmp_path):
 
 
 def test_next_run_asks_only_for_the_rest(run, server, tmp_path):
-    server.drops = [1000] + [0] * get_flowers.TRIES
+    server.drops = [1000] + [0] * download.TRIES
     message = run(tmp_path, 1)
     assert f"what is kept, 1,000 of {len(server.files[ARCHIVE]):,} bytes" in message
     assert (tmp_path / f"{ARCHIVE}.part").read_bytes() == server.files[ARCHIVE][:1000]
@@ -242,9 +243,9 @@ def test_next_run_asks_only_for_the_rest(run, server, tmp_path):
 
 
 def test_tries_count_only_while_nothing_arrives(run, server, tmp_path):
-    server.drops = [100] * (2 * get_flowers.TRIES)
+    server.drops = [100] * (2 * download.TRIES)
     run(tmp_path, 0)
-    assert len(server.ranges_of(ARCHIVE)) == 2 * get_flowers.TRIES + 1
+    assert len(server.ranges_of(ARCHIVE)) == 2 * download.TRIES + 1
     assert_whole(tmp_path, server)
 
 
@@ -277,7 +278,7 @@ def test_server_without_ranges_that_always_drops_is_given_up(run, server, tmp_pa
     server.ranges = False
     server.drops = [1000] * 100
     run(tmp_path, 1)
-    assert len(server.ranges_of(ARCHIVE)) == get_flowers.TRIES
+    assert len(server.ranges_of(ARCHIVE)) == download.TRIES
 
 
 def test_refused_range_starts_over(run, server, tmp_path):
@@ -344,8 +345,8 @@ def test_busy_server_is_asked_again(run, server, tmp_path):
 
 
 def test_silent_server_times_out(run, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(get_flowers, "TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr(get_flowers, "TRIES", 2)
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(download, "TRIES", 2)
     server.silent.set()
     assert "timed out" in run(tmp_path, 1)
     assert len(server.seen) == 2

@@ -1,8 +1,9 @@
-"""What a person at the terminal sees: log lines, progress bars, the closing table, the ending.
+"""What a person at the terminal sees: flags, log lines, progress bars, closing table, ending.
 
 Log lines go to stdout; stderr carries only the progress bar of a terminal and the one error line.
 """
 
+import argparse
 import functools
 import logging
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -17,6 +19,30 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from utils.errors import InputError, RunError, Terminated, one_line
 
 log = logging.getLogger("fine_vit")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default unless there is none or the help text explains it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.required or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every entrypoint and script: no abbreviations, a wrong flag is one line."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """End with the one line of bad input.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 @contextmanager

