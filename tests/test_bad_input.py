@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TINY_EVAL, TINY_TRAIN, evaluate, train
+from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, train
 from scipy.io import savemat
 
 TRAIN = f"--name run --dataset flower102 {TINY_TRAIN}"

@@ -1,7 +1,7 @@
 """The same run gives the same bits, whatever the number of loader processes (contracts, 7)."""
 
 import pytest
-from conftest import TINY_TRAIN, read_json, train
+from helpers import TINY_TRAIN, read_json, train
 
 from utils.data_utils import RunPaths
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import REPO
+from helpers import REPO
 
 DOCS = [
     "README.md", "CONTRIBUTING.md", "specs/001-implement-base-pipeline/quickstart.md",

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY_EVAL, evaluate, read_json, rows_of
+from helpers import TINY_EVAL, evaluate, read_json, rows_of
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.data_utils import RunPaths

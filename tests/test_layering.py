@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from helpers import REPO
 
 MODULES = sorted(
     [*REPO.glob("*.py"), *(REPO / "models").glob("*.py"), *(REPO / "utils").glob("*.py")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from conftest import TINY_TRAIN, evaluate, read_json, train
+from helpers import TINY_TRAIN, evaluate, read_json, train
 from ml_collections import FrozenConfigDict
 from pretended_mps import CPU, MPS, MpsTensor, attention_as_on_mps, pretended_mps
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
-from conftest import REAL_FLOWERS, evaluate, files_below, read_json, read_scalars, rows_of, train
+from helpers import REAL_FLOWERS, evaluate, files_below, read_json, read_scalars, rows_of, train
 
 from utils.data_utils import RunPaths
 

@@ -3,6 +3,7 @@
 import math
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
+from helpers import (
     REPO,
     TINY_TRAIN,
     evaluate,
@@ -76,6 +77,10 @@ def test_a_second_run_keeps_the_first(drawn, tmp_path, capsys):
     tiny(drawn, tmp_path)
     kept = RunPaths(tmp_path, "run~1")
     assert "kept the previous run run as" in capsys.readouterr().out
+    note = kept.retention.read_text("utf-8")
+    assert f"location: {kept.run}\n" in note  # not where it lay before
+    assert "  - run~1/checkpoints/ckpt.bin\n" in note
+    assert re.search(r"keep until: (.*)", note)[1] in first.retention.read_text("utf-8")
     assert read_json(kept.env_stamp)["run_id"] == run_id
     assert read_scalars(kept.tensorboard).keys() == read_scalars(first.tensorboard).keys()
     tiny(drawn, tmp_path)

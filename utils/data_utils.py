@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -129,12 +130,15 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
     for before, after in ((paths.run, kept.run), (paths.tensorboard, kept.tensorboard)):
         if before.exists():
             before.rename(after)
+    if kept.retention.exists():  # it says where the run lies, and that has changed
+        date = re.search(r"^keep until: (\S+)$", kept.retention.read_text("utf-8"), re.MULTILINE)
+        if date is not None:
+            write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
     return kept
 
 
-def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
-    """Write the note that says how long the run is to be kept, where it is, and what it holds."""
-    until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
+def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:
+    """The note that says how long the run is to be kept, where it is, and what it holds."""
     held = [
         paths.predictions, paths.metrics, paths.per_class, paths.labelmap, paths.env_stamp,
         paths.tensorboard,
@@ -144,13 +148,19 @@ def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
     lines = [
         f"run: {paths.name}",
         f"retention: at least {RETENTION_DAYS} days",
-        f"keep until: {until.isoformat()}",
+        f"keep until: {keep_until}",
         f"location: {paths.run.resolve()}",
         "artifacts:",
         *(f"  - {path.relative_to(paths.output_dir).as_posix()}" for path in held),
         "rule: checkpoints are never committed to version control.",
     ]
-    write_text(paths.retention, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
+    """Write the retention note of a run that starts now."""
+    until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
+    write_text(paths.retention, retention_note(paths, until.isoformat(), has_checkpoint))
 
 
 # --- Subsets --------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""What tests of several rooms use: the CLI, readers of artifacts, where the real flowers are."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import eval as eval_entrypoint
+import train as train_entrypoint
+from utils.data_utils import RunPaths
+from utils.flowers import is_layout
+
+REPO = Path(__file__).resolve().parent.parent
+
+# As small as a run can be while everything happens: two evaluations, warm-up, several batches.
+TINY_TRAIN = (
+    "--model_type testing --img_size 32 --num_steps 4 --eval_every 2 --train_batch_size 4 "
+    "--eval_batch_size 2 --num_workers 0 --device cpu"
+)
+TINY_EVAL = "--eval_batch_size 2 --num_workers 0 --device cpu"
+
+
+def _real_flowers() -> Path | None:
+    parents = [os.environ.get("DATA_ROOT"), REPO.parent / "shared" / "data"]
+    for parent in filter(None, parents):
+        for root in (Path(parent), Path(parent) / "flower102"):
+            if is_layout(root):
+                return root
+    return None
+
+
+REAL_FLOWERS = _real_flowers()
+
+
+def train(flags: str, *more: str) -> int:
+    """Run train.py's main on a line of flags; the exit code."""
+    return train_entrypoint.main([*shlex.split(flags), *map(str, more)])
+
+
+def evaluate(flags: str, *more: str) -> int:
+    """Run eval.py's main on a line of flags; the exit code."""
+    return eval_entrypoint.main([*shlex.split(flags), *map(str, more)])
+
+
+def rows_of(paths: RunPaths) -> list[dict]:
+    """The prediction rows of a run."""
+    return [json.loads(line) for line in paths.predictions.read_text("utf-8").splitlines()]
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def files_below(folder: Path) -> set[Path]:
+    """Everything below a folder, relative to it; empty if it is not there."""
+    return {path.relative_to(folder) for path in folder.rglob("*")} if folder.exists() else set()
+
+
+def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag to (step, value) pairs of the TensorBoard events in a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }

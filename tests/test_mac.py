@@ -1,0 +1,109 @@
+"""What a machine without MPS can prove about a Mac: device choice and loader processes.
+
+What runs on the device is in `test_mac_device.py`.
+"""
+
+import pickle
+
+import pytest
+import torch
+
+from utils.dataset import get_spec, open_split
+from utils.dist_util import choose_device
+from utils.errors import InputError
+from utils.pipeline import eval_loader, train_loader
+
+CPU, MPS = torch.device("cpu"), torch.device("mps")
+IMG_SIZE = 32
+
+# --- Choice of the device -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requested", "prefer_mps", "there", "chosen"),
+    [
+        ("auto", True, {"mps"}, "mps"),
+        ("auto", False, {"mps"}, "cpu"),
+        ("auto", True, set(), "cpu"),
+        ("auto", False, set(), "cpu"),
+        ("auto", True, {"cuda"}, "cpu"),
+        ("auto", False, {"cuda"}, "cpu"),
+        ("auto", True, {"mps", "cuda"}, "mps"),
+        ("auto", False, {"mps", "cuda"}, "cpu"),
+        ("mps", True, {"mps"}, "mps"),
+        ("mps", False, {"mps"}, "mps"),
+        ("cpu", True, {"mps"}, "cpu"),
+        ("cuda", True, {"mps", "cuda"}, "cuda"),
+    ],
+)
+def test_the_device_that_is_chosen(monkeypatch, requested, prefer_mps, there, chosen):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    device, reason = choose_device(requested, prefer_mps)
+    assert device == torch.device(chosen)
+    expected = {
+        ("auto", "mps"): "preferred and available",
+        ("auto", "cpu"): "MPS is not available" if prefer_mps else "MPS is not preferred",
+    }
+    assert reason == expected.get((requested, chosen), "as asked")
+
+
+@pytest.mark.parametrize(
+    ("requested", "there", "listed"),
+    [("mps", {"cuda"}, "cpu, cuda"), ("cuda", {"mps"}, "cpu, mps"), ("mps", set(), "cpu")],
+)
+@pytest.mark.parametrize("prefer_mps", [True, False])
+def test_a_named_device_must_be_there(monkeypatch, requested, there, listed, prefer_mps):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    message = f"^--device {requested} is not available here; there is {listed}$"
+    with pytest.raises(InputError, match=message):
+        choose_device(requested, prefer_mps)
+
+
+# --- Loader processes: macOS spawns them ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def split(drawn):
+    return open_split(get_spec("synthetic"), drawn, "train")
+
+
+def batches_of(loader) -> list[tuple[torch.Tensor, ...]]:
+    return [tuple(batch) for batch in loader]
+
+
+def test_spawned_workers_give_the_same_batches(split):
+    def loader(num_workers: int):
+        # Of 3 micro-batches that span two epochs.
+        return train_loader(split.select(range(20)), IMG_SIZE, 8, 3, 0, num_workers, CPU)
+
+    spawning = loader(num_workers=2)
+    spawning.multiprocessing_context = "spawn"
+    torch.testing.assert_close(batches_of(spawning), batches_of(loader(0)), rtol=0, atol=0)
+
+
+def test_all_that_a_worker_needs_can_be_pickled(split):
+    loaders = (
+        train_loader(split, IMG_SIZE, 4, 2, 0, 1, MPS),
+        eval_loader(split, IMG_SIZE, 4, 1, MPS),
+    )
+    for loader in loaders:
+        parts = loader.dataset, loader.sampler, loader.collate_fn, loader.worker_init_fn
+        dataset, sampler, collate, init = pickle.loads(pickle.dumps(parts))
+        init(0)
+        indices = list(sampler)[:2]
+        expected = collate([loader.dataset[index] for index in indices])
+        given = collate([dataset[index] for index in indices])
+        assert list(loader.sampler)[:2] == indices
+        torch.testing.assert_close(tuple(given), tuple(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("mps", False), ("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_cuda_alone(split, device, pinned):
+    loaders = (
+        train_loader(split, IMG_SIZE, 4, 1, 0, 2, torch.device(device)),
+        eval_loader(split, IMG_SIZE, 4, 2, torch.device(device)),
+    )
+    assert [loader.pin_memory for loader in loaders] == [pinned, pinned]
+    assert all(loader.persistent_workers for loader in loaders)  # spawning costs seconds
