@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, patch_sizes
+from models.configs import get_config, num_tokens, patch_sizes
 from utils.config import parse_train_args, resolve_length
 from utils.console import entrypoint, log, progress
 from utils.data_utils import RunPaths, Subset, open_subset, prepare_images, seed_everything
@@ -84,7 +84,8 @@ class Evaluator:
         self.run.log_evaluation(metrics, state.step)
         if state.best is not None and metrics["accuracy"] <= state.best["accuracy"]:
             return
-        weights = self.model.state_dict()
+        # To the CPU once: the id and the file both read them there.
+        weights = {key: value.detach().cpu() for key, value in self.model.state_dict().items()}
         metrics["checkpoint_id"] = checkpoint_id(weights)
         save_checkpoint(
             self.run.paths.checkpoint,
@@ -106,19 +107,22 @@ def open_data(config: FrozenConfigDict) -> Data:
     return Data(train_split, eval_split, train, evaluated)
 
 
-def load_weights(model: "nn.Module", path: Path, classes: Sequence[str]) -> dict[str, Any]:
+def load_weights(
+    model: "nn.Module", config: FrozenConfigDict, classes: Sequence[str]
+) -> dict[str, Any]:
     """Start `model` from a checkpoint of ours; returns that checkpoint's normalisation."""
     from models.pretrained import load_pretrained
     from utils.checkpoint import load_checkpoint
 
+    path = Path(config.pretrained)
     checkpoint = load_checkpoint(path)
+    theirs, ours = (f"{its.model_type} at {its.img_size} px" for its in (checkpoint, config))
+    if theirs != ours:
+        raise InputError(f"--pretrained {path} is {theirs}, not {ours}")
     try:
         report = load_pretrained(model, checkpoint.state_dict, checkpoint.classes == list(classes))
     except ValueError as error:
-        raise InputError(
-            f"--pretrained {path} is {checkpoint.model_type} at {checkpoint.img_size} px and does "
-            f"not fit: {error}"
-        ) from error
+        raise InputError(f"--pretrained {path} does not fit {ours}: {error}") from error
     log.info(
         "pretrained %s: %d loaded, %d new, %d unused",
         path, len(report.loaded), len(report.new), len(report.unused),
@@ -176,26 +180,24 @@ def train_loop(
 def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
     """Wire everything, make the first writes, train, summarise."""
     from models.build import build_model
-    from utils.dist_util import build_env_stamp, choose_device, config_hash
+    from utils.dist_util import build_env_stamp, check_mps_batch, choose_device, config_hash
     from utils.engine import Normalizer
     from utils.pipeline import NORMALIZATION, eval_loader, train_loader
     from utils.run import Run
 
+    classes, micro_batches = data.train_split.classes, config.gradient_accumulation_steps
+    model_config = get_config(config.model_type, config.img_size)
     device, reason = choose_device(config.device, config.prefer_mps)
     log.info("device %s (%s)", device, reason)
+    check_mps_batch(device, config.train_batch_size, micro_batches, num_tokens(model_config))
+
     seed_everything(config.seed)
-    classes = data.train_split.classes
-    model_config = get_config(config.model_type, config.img_size)
     model = build_model(model_config, len(classes))
     normalization = NORMALIZATION
     if config.pretrained is None:
         log.warning("warning: no --pretrained: starting from random weights")
     else:
-        normalization = load_weights(model, Path(config.pretrained), classes)
-    log.info(
-        "%d steps = %.2f epochs of %d samples at batch %d",
-        config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
-    )  # fmt: skip
+        normalization = load_weights(model, config, classes)
     facts = {**data.facts(), "normalization": normalization}
     stamp = build_env_stamp(config, command, device, facts)
     prepare_images(config, (data.train_split, data.eval_split), (data.train.split, data.eval.split))
@@ -203,29 +205,24 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
     run = Run(RunPaths(Path(config.output_dir), config.name), stamp, data.eval.split)
     model.to(device)
     normalize = Normalizer(normalization, device)
-    num_micro_batches = config.num_steps * config.gradient_accumulation_steps
-    micro_batch_size = config.train_batch_size // config.gradient_accumulation_steps
-    loader = train_loader(
-        data.train.split, config.img_size, micro_batch_size, num_micro_batches, config.seed,
-        config.num_workers, device,
+    train_batches = train_loader(
+        data.train.split, config.img_size, config.train_batch_size // micro_batches,
+        config.num_steps * micro_batches, config.seed, config.num_workers, device,
     )  # fmt: skip
-    evaluator = Evaluator(
-        config, model,
-        eval_loader(
-            data.eval.split, config.img_size, config.eval_batch_size, config.num_workers, device
-        ),
-        normalize, run,
-        checkpoint_fields={
-            "model_type": config.model_type,
-            "model_config": model_config.to_dict(),
-            "dataset": config.dataset,
-            "classes": list(classes),
-            "img_size": config.img_size,
-            "normalization": normalization,
-            "config_hash": config_hash(config),
-        },
-    )  # fmt: skip
-    train_loop(config, state, model, loader, normalize, run, evaluator)
+    eval_batches = eval_loader(
+        data.eval.split, config.img_size, config.eval_batch_size, config.num_workers, device
+    )
+    checkpoint_fields = {
+        "model_type": config.model_type,
+        "model_config": model_config.to_dict(),
+        "dataset": config.dataset,
+        "classes": list(classes),
+        "img_size": config.img_size,
+        "normalization": normalization,
+        "config_hash": config_hash(config),
+    }
+    evaluator = Evaluator(config, model, eval_batches, normalize, run, checkpoint_fields)
+    train_loop(config, state, model, train_batches, normalize, run, evaluator)
     run.finish(state.best)
 
 
@@ -235,6 +232,10 @@ def main(argv: Sequence[str]) -> None:
     config = parse_train_args(argv, patch_sizes())
     data = open_data(config)
     config = resolve_length(config, len(data.train.split))
+    log.info(
+        "%d steps = %.2f epochs of %d samples at batch %d",
+        config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
+    )  # fmt: skip
     state = TrainingState()
     checkpoint = RunPaths(Path(config.output_dir), config.name).checkpoint
 

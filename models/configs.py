@@ -57,3 +57,8 @@ def get_config(model_type: str, img_size: int | None = None) -> ConfigDict:
     if img_size is not None:
         config.img_size = img_size
     return config.lock()
+
+
+def num_tokens(config: ConfigDict) -> int:
+    """N, the tokens of one image: its patches and the class token."""
+    return (config.img_size // config.patch_size) ** 2 + 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.dataset import get_spec, open_split
-from utils.dist_util import choose_device
+from utils.dist_util import check_mps_batch, choose_device
 from utils.errors import InputError
 from utils.pipeline import eval_loader, train_loader
 
@@ -107,3 +107,31 @@ def test_memory_is_pinned_for_cuda_alone(split, device, pinned):
     )
     assert [loader.pin_memory for loader in loaders] == [pinned, pinned]
     assert all(loader.persistent_workers for loader in loaders)  # spawning costs seconds
+
+
+class TestMicroBatchesOnMps:
+    """Weight gradients are wrong there once batch x tokens reaches 32,767."""
+
+    @pytest.mark.parametrize(
+        ("batch_size", "micro_batches", "num_tokens"), [(41, 1, 785), (82, 2, 785), (1, 1, 32766)]
+    )
+    def test_up_to_the_limit_nothing_is_said(self, batch_size, micro_batches, num_tokens):
+        check_mps_batch(torch.device("mps"), batch_size, micro_batches, num_tokens)
+
+    @pytest.mark.parametrize(
+        ("batch_size", "micro_batches", "num_tokens", "advice"),
+        [
+            (42, 1, 785, "--gradient_accumulation_steps 2"),
+            (43, 1, 785, "--gradient_accumulation_steps 43"),  # a prime
+            (512, 2, 785, "--gradient_accumulation_steps 16"),
+            (4, 4, 32767, "a smaller --img_size"),
+        ],
+    )
+    def test_beyond_it_the_flag_that_fits_is_named(
+        self, batch_size, micro_batches, num_tokens, advice
+    ):
+        with pytest.raises(InputError, match=f"wrong gradients; use {advice}$"):
+            check_mps_batch(torch.device("mps"), batch_size, micro_batches, num_tokens)
+
+    def test_other_devices_have_no_limit(self):
+        check_mps_batch(torch.device("cpu"), 10_000, 1, 10_000)

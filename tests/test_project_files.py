@@ -8,6 +8,8 @@ import pytest
 import yaml
 from helpers import REPO
 
+from utils.data_utils import RunPaths, retention_note
+
 sys.path.insert(0, str(REPO / "scripts"))
 from check_pins import main as check_pins
 from check_pins import read_pins
@@ -100,3 +102,15 @@ def test_tasks_keep_their_ids():
     text = (REPO / "specs/001-implement-base-pipeline/tasks.md").read_text(encoding="utf-8")
     ids = re.findall(r"^- \[x\] (T\d{3})", text, flags=re.MULTILINE)
     assert ids == [f"T{number:03d}" for number in range(1, 35)]
+
+
+def test_retention_template_is_what_runs_write():
+    checklist = REPO / "specs/001-implement-base-pipeline/checklists/requirements.md"
+    template = re.search(r"```text\n(.*?)```", checklist.read_text("utf-8"), re.DOTALL)[1]
+    paths = RunPaths(REPO / "output", "demo")
+    filled = (
+        template.replace("<name>", "demo")
+        .replace("<absolute path of the run's folder>", str(paths.run))
+        .replace("<date of the run + 90 days, UTC, YYYY-MM-DD>", "2027-01-31")
+    )
+    assert filled == retention_note(paths, "2027-01-31", has_checkpoint=True)

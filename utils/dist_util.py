@@ -28,6 +28,9 @@ NOT_THE_EXPERIMENT = frozenset(
 # Inputs that matter by their content, wherever they lie.
 CONTENT_KEYS = frozenset({"pretrained", "checkpoint", "tiny_train_subset", "tiny_infer_subset"})
 
+# Weight gradients are wrong on MPS where batch x tokens reaches 32,767 (pytorch #177116, #195163).
+MAX_MPS_ROWS = 32_766
+
 
 # --- Device ---------------------------------------------------------------------------------------
 
@@ -54,6 +57,32 @@ def choose_device(requested: str, prefer_mps: bool) -> tuple[torch.device, str]:
         return torch.device("mps"), "preferred and available"
     reason = "MPS is not available" if prefer_mps else "MPS is not preferred"
     return torch.device("cpu"), reason
+
+
+def check_mps_batch(
+    device: torch.device, batch_size: int, micro_batches: int, num_tokens: int
+) -> None:
+    """Refuse training micro-batches for which MPS computes wrong weight gradients.
+
+    Args:
+        device: that the run uses; any but MPS is fine.
+        batch_size: samples an optimizer step.
+        micro_batches: that a batch is cut into.
+        num_tokens: of one image.
+
+    Raises:
+        InputError: names the `--gradient_accumulation_steps` that fits.
+    """
+    largest = MAX_MPS_ROWS // num_tokens
+    if device.type != "mps" or batch_size // micro_batches <= largest:
+        return
+    divisors = (n for n in range(1, batch_size + 1) if batch_size % n == 0)
+    fits = next((n for n in divisors if batch_size // n <= largest), None)
+    advice = "a smaller --img_size" if fits is None else f"--gradient_accumulation_steps {fits}"
+    raise InputError(
+        f"a micro-batch of {batch_size // micro_batches} images of {num_tokens} tokens is over "
+        f"{MAX_MPS_ROWS} rows, for which MPS computes wrong gradients; use {advice}"
+    )
 
 
 def _gpu_facts(device: torch.device) -> dict[str, Any]:

@@ -51,8 +51,9 @@ class TrainMeter:
         Raises:
             RunError: the loss of a step is not finite; names the first such step.
         """
-        losses = torch.stack([result.loss for result in self.results]).tolist()
-        correct = int(torch.stack([result.correct for result in self.results]).sum())
+        # One reading: counts of a window are far below 2**24, where float32 stops being exact.
+        columns = [(result.loss, result.correct.float()) for result in self.results]
+        losses, correct = zip(*torch.stack([torch.stack(c) for c in columns]).tolist(), strict=True)
         images = len(losses) * self.batch_size
         for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -61,7 +62,7 @@ class TrainMeter:
         self.restart()
         return {
             "loss": math.fsum(losses) / len(losses),
-            "accuracy": correct / images,
+            "accuracy": sum(correct) / images,
             "images_per_second": images / seconds,
         }
 

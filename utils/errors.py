@@ -12,8 +12,12 @@ class RunError(Exception):
     """A failure after the first write: one line on stderr, exit code 1."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception, so nothing swallows it."""
+class Terminated(SystemExit):
+    """SIGTERM arrived.
+
+    A SystemExit, since libraries that catch everything let that one and KeyboardInterrupt through
+    (tqdm's logging handler swallows any other BaseException).
+    """
 
 
 def one_line(error: BaseException) -> str:
