@@ -7,7 +7,9 @@ comment. The comment survives copying.
 
 import hashlib
 import io
+import math
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +63,25 @@ def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
+def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+    """A copy of plain data whose pickle depends on the values alone.
+
+    pickle writes a reference where it meets an object again, so equal strings must be one object;
+    and torch writes the whole memory that a tensor looks into, so it must be the tensor's own.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu().contiguous()
+        owned = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if owned else tensor.clone()
+    return value
+
+
 def _seal(archive: bytearray) -> bytes:
     """Declare a comment in the archive's end record; return the comment, the archive's SHA-256."""
     archive[-2:] = COMMENT_BYTES.to_bytes(2, "little")
@@ -69,10 +90,7 @@ def _seal(archive: bytearray) -> bytes:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, replacing it as a whole; equal checkpoints give equal files."""
-    state_dict = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state_dict.items()}
-    payload = {
-        "format": FORMAT, "version": VERSION, **checkpoint._asdict(), "state_dict": state_dict,
-    }  # fmt: skip
+    payload = _canonical({"format": FORMAT, "version": VERSION, **checkpoint._asdict()})
     # Through a buffer: given a path, torch writes the file's name into the archive.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -108,6 +126,34 @@ def _read_verified(path: Path) -> bytes:
     return data
 
 
+# What torch.load raises for archives that hold anything but what torch.save makes of plain data.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
+    AttributeError, AssertionError, ImportError,
+)  # fmt: skip
+
+
+def _is_normalization(value: Mapping[str, Any]) -> bool:
+    """Whether `value` has a mean and a standard deviation above 0 for each RGB channel."""
+    channels = [value.get(key) for key in ("mean", "std")]
+    if not all(isinstance(c, list) and len(c) == 3 for c in channels):
+        return False
+    numbers = [number for channel in channels for number in channel]
+    return all(isinstance(n, float) and math.isfinite(n) for n in numbers) and min(channels[1]) > 0
+
+
+def _contradictions(payload: Mapping[str, Any]) -> list[str]:
+    """The fields of a payload that have the right type and yet cannot be used."""
+    usable = {
+        "img_size": payload["img_size"] > 0
+        and payload["model_config"].get("img_size") == payload["img_size"],
+        "normalization": _is_normalization(payload["normalization"]),
+        "state_dict": all(isinstance(value, Tensor) for value in payload["state_dict"].values()),
+        "classes": all(isinstance(name, str) for name in payload["classes"]),
+    }
+    return [field for field, is_usable in usable.items() if not is_usable]
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read the checkpoint at `path` onto the CPU, without running any code it may hold.
 
@@ -118,7 +164,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         # map_location: one saved from MPS loads anywhere (pytorch #194584).
         payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except _LOAD_ERRORS as error:
         raise InputError(
             f"checkpoint {path} holds something other than tensors and plain data; it was not "
             "loaded. Use only checkpoints that train.py wrote"
@@ -133,4 +179,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     wrong = [k for k, kind in _FIELD_TYPES.items() if not isinstance(payload.get(k), kind)]
     if wrong:
         raise InputError(f"checkpoint {path} lacks {', '.join(wrong)}; name a run's ckpt.bin")
+    wrong = _contradictions(payload)
+    if wrong:
+        raise InputError(f"checkpoint {path} has an unusable {', '.join(wrong)}; use another")
     return Checkpoint(**{key: payload[key] for key in Checkpoint._fields})

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def _resolve_data_flags(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changes}
 
 
+@contextmanager
+def _os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
+    """A path that the system does not take (too long, not to be entered) is bad input."""
+    try:
+        yield
+    except OSError as error:
+        named = [
+            f"--{flag}" for flag, value in values.items()
+            if value is not None and str(error.filename or "").find(str(value)) >= 0
+        ]  # fmt: skip
+        flag = named[0] if named else "a path"
+        raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
+
+
 def _check_file(path: Path, flag: str) -> None:
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
@@ -104,6 +119,21 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
         SystemExit: with code 0, after `--help`.
     """
     values = vars(build_train_parser(tuple(patch_sizes)).parse_args(argv))
+    with _os_errors_are_input_errors(_paths_in(values)):
+        return _checked_train_config(values, patch_sizes)
+
+
+def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    flags = (
+        "data_root", "checkpoint", "pretrained", "tiny_train_subset", "tiny_infer_subset",
+        "output_dir",
+    )  # fmt: skip
+    return {flag: values[flag] for flag in flags if values.get(flag)}
+
+
+def _checked_train_config(
+    values: dict[str, Any], patch_sizes: Mapping[str, int]
+) -> FrozenConfigDict:
     check_img_size(values["img_size"], patch_sizes[values["model_type"]])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
@@ -127,6 +157,11 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
         SystemExit: with code 0, after `--help`.
     """
     values = vars(build_eval_parser(tuple(model_names)).parse_args(argv))
+    with _os_errors_are_input_errors(_paths_in(values)):
+        return _checked_eval_config(values)
+
+
+def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     paths = RunPaths(values["output_dir"], values["name"])
     check_run_name(paths)
     _check_file(values["checkpoint"], "--checkpoint")
@@ -188,6 +223,7 @@ def resolve_from_checkpoint(
             )
     values = {**config.to_dict(), "model_type": model_type, "img_size": img_size}
     if config.dataset is None:
-        values = _resolve_data_flags({**values, "dataset": dataset})
+        with _os_errors_are_input_errors(_paths_in(values)):
+            values = _resolve_data_flags({**values, "dataset": dataset})
     values["num_workers"] = _workers(config, config.tiny_infer_subset)
     return _frozen(values)

@@ -103,7 +103,10 @@ def check_run_name(paths: RunPaths) -> None:
         raise InputError(f"--output_dir {paths.output_dir}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {paths.output_dir}: no permission to write in {nearest}")
-    for parent in (paths.output_dir, paths.output_dir / TENSORBOARD_FOLDER):
+    tensorboard = paths.output_dir / TENSORBOARD_FOLDER
+    if tensorboard.exists() and not tensorboard.is_dir():
+        raise InputError(f"--output_dir {paths.output_dir}: {tensorboard} is a file, not a folder")
+    for parent in (paths.output_dir, tensorboard):
         taken = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         for name in taken:
             if name != paths.name and name.casefold() == paths.name.casefold():
@@ -131,7 +134,8 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
         if before.exists():
             before.rename(after)
     if kept.retention.exists():  # it says where the run lies, and that has changed
-        date = re.search(r"^keep until: (\S+)$", kept.retention.read_text("utf-8"), re.MULTILINE)
+        note = kept.retention.read_text(encoding="utf-8", errors="replace")
+        date = re.search(r"^keep until: (\S+)$", note, re.MULTILINE)
         if date is not None:
             write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
     return kept

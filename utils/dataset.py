@@ -3,13 +3,15 @@
 No torch here: a wrong path or a missing image is refused before torch is imported.
 """
 
+import struct
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from utils import flowers, synthetic
 from utils.errors import InputError, RunError
@@ -24,6 +26,19 @@ JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: 
 IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
 )  # fmt: skip
+# What Pillow raises for EXIF that is damaged, in images that are whole.
+EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+# What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
+# it writes the EXIF anew and fails on tags of odd types.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,14 @@ def open_split(spec: DatasetSpec, data_root: Path, split: str) -> Split:
     return spec.read(spec, spec.find_root(spec, data_root), split)
 
 
+def _exif_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of an opened image, None where it has none or its EXIF is damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except EXIF_ERRORS:
+        return None
+
+
 def decode_rgb(path: Path) -> Image.Image:
     """The image at `path` as RGB, turned upright as its EXIF orientation says.
 
@@ -179,8 +202,12 @@ def decode_rgb(path: Path) -> Image.Image:
         RunError: the file is missing, cut, damaged or no image; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of tags that are cut: no concern of ours
+            with Image.open(path) as image:
+                turn = UPRIGHT.get(_exif_orientation(image))
+                rgb = image.convert("RGB")
+                return rgb if turn is None else rgb.transpose(turn)
     except IMAGE_ERRORS as error:
         raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
 

@@ -26,7 +26,9 @@ NOT_THE_EXPERIMENT = frozenset(
     {"name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every"}
 )
 # Inputs that matter by their content, wherever they lie.
-CONTENT_KEYS = frozenset({"pretrained", "checkpoint", "tiny_train_subset", "tiny_infer_subset"})
+FILE_KEYS = frozenset({"pretrained", "checkpoint"})
+SUBSET_KEYS = frozenset({"tiny_train_subset", "tiny_infer_subset"})
+CONTENT_KEYS = FILE_KEYS | SUBSET_KEYS
 
 # Weight gradients are wrong on MPS where batch x tokens reaches 32,767 (pytorch #177116, #195163).
 MAX_MPS_ROWS = 32_766
@@ -118,7 +120,9 @@ def config_hash(config: FrozenConfigDict) -> str:
     for key, value in config.to_dict().items():
         if key in NOT_THE_EXPERIMENT:
             continue
-        names_file = key in CONTENT_KEYS and value is not None and Path(value).is_file()
+        # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
+        is_path = key in FILE_KEYS or (key in SUBSET_KEYS and Path(value or "").is_absolute())
+        names_file = is_path and value is not None and Path(value).is_file()
         experiment[key] = sha256_file(Path(value)) if names_file else value
     return sha256_text(canonical_json(experiment))
 
@@ -155,11 +159,12 @@ def _normalized(name: str) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the running environment's packages by normalised name."""
-    return {
-        _normalized(found.metadata["Name"]): found.version
-        for found in importlib.metadata.distributions()
-        if found.metadata["Name"]  # a half-removed package has none
-    }
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        if found.metadata["Name"]:  # a half-removed package has none
+            # The first on the path is the one that is imported.
+            versions.setdefault(_normalized(found.metadata["Name"]), found.version)
+    return versions
 
 
 def env_hash(versions: Mapping[str, str]) -> str:
@@ -173,18 +178,22 @@ def _exported_versions(path: Path) -> Iterator[tuple[str, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        parsed = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}); export it again"
         ) from error
+    try:
+        parsed = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        parsed = None  # a `pip freeze` need not be YAML
+    pip: list[Any] = text.splitlines()
     if isinstance(parsed, dict):
-        listed = parsed.get("dependencies") or []
-        pip = [line for entry in listed if isinstance(entry, dict) for line in entry.get("pip", [])]
+        listed = parsed.get("dependencies")
+        listed = listed if isinstance(listed, list) else []
+        sections = [entry.get("pip") for entry in listed if isinstance(entry, dict)]
+        pip = [line for section in sections if isinstance(section, list) for line in section]
         conda = [entry.replace("==", "=").split("=") for entry in listed if isinstance(entry, str)]
         yield from ((parts[0], parts[1]) for parts in conda if len(parts) > 1)
-    else:
-        pip = text.splitlines()
     for line in pip:
         match = re.match(r"\s*([A-Za-z0-9._-]+)==([^\s;]+)", str(line))
         if match:

@@ -37,7 +37,7 @@ def one_line(error: BaseException) -> str:
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. They arrive as
 # plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback.
-_EXPECTED_RUNTIME_ERRORS = ("out of memory", "can't allocate memory", "DataLoader worker")
+_EXPECTED_RUNTIME_ERRORS = ("out of memory", "can't allocate memory", "DataLoader worker (pid")
 
 
 @contextmanager

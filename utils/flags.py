@@ -11,6 +11,7 @@ from utils.data_utils import TENSORBOARD_FOLDER
 from utils.dataset import dataset_names
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+MAX_NAME_LENGTH = 200  # file systems take 255 bytes, and a kept run's name gets longer
 SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart from run names
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
@@ -26,9 +27,10 @@ def _number(
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and is_valid(value)):
+            is_good = math.isfinite(value) and is_valid(value)
+        except (ValueError, OverflowError):  # no number; a whole number beyond every float
+            is_good = False
+        if not is_good:
             raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
         return value
 
@@ -44,10 +46,14 @@ _fraction = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not 
 
 
 def _run_name(text: str) -> str:
-    if not RUN_NAME.fullmatch(text) or text.casefold() == TENSORBOARD_FOLDER:
+    if (
+        not RUN_NAME.fullmatch(text)
+        or len(text) > MAX_NAME_LENGTH
+        or text.casefold() == TENSORBOARD_FOLDER
+    ):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no run name: letters, digits, '.', '_' and '-', not starting with '.' or "
-            f"'-', and not '{TENSORBOARD_FOLDER}'"
+            f"'-', at most {MAX_NAME_LENGTH}, and not '{TENSORBOARD_FOLDER}'"
         )
     return text
 

@@ -71,7 +71,7 @@ def _load_mat(path: Path) -> Mapping[str, np.ndarray]:
     # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
     except (
         MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError,
-        NotImplementedError, zlib.error, OverflowError, MemoryError,
+        NotImplementedError, zlib.error, OverflowError, MemoryError, UnboundLocalError,
     ) as error:  # fmt: skip
         raise InputError(
             f"{path} is not a readable MATLAB 5 file ({type(error).__name__}); "
@@ -82,9 +82,14 @@ def _load_mat(path: Path) -> Mapping[str, np.ndarray]:
 def _vector(path: Path, variable: str) -> np.ndarray:
     """The integers of `variable` in the .mat file at `path`, one-dimensional int64."""
     values = _load_mat(path).get(variable)
-    if values is None or values.dtype.kind not in "iuf" or (values != np.round(values)).any():
+    is_numeric = isinstance(values, np.ndarray) and values.dtype.kind in "iuf"
+    if (
+        not is_numeric
+        or not (np.isfinite(values) & (np.abs(values) < 2**31)).all()
+        or (values != np.round(values)).any()
+    ):
         raise InputError(f"{path} has no whole-number variable {variable!r}: not the official file")
-    return np.asarray(values).ravel().astype(np.int64)
+    return values.ravel().astype(np.int64)
 
 
 def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -106,6 +111,10 @@ def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.
         raise InputError(
             f"{labels_path} has {len(labels)} labels, but {splits_path} names {len(every)} images; "
             "fetch both again with scripts/get_flowers.py"
+        )
+    if not len(every):
+        raise InputError(
+            f"{splits_path} names no image; fetch it again with scripts/get_flowers.py"
         )
     if len(np.unique(every)) != len(every) or every.min() < 1 or every.max() > len(labels):
         raise InputError(f"{splits_path} must name each image from 1 to {len(labels)} once")

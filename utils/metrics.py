@@ -32,7 +32,7 @@ def per_sample(logits: np.ndarray, labels: np.ndarray) -> PerSample:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_norm = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     log_probabilities = shifted - log_norm
-    losses = -log_probabilities[np.arange(len(labels)), labels]
+    losses = log_norm[:, 0] - shifted[np.arange(len(labels)), labels]  # no -0.0 where C is 1
     ranking = np.argsort(-logits, axis=1, kind="stable")[:, :TOP_K]
     return PerSample(np.exp(log_probabilities), losses, ranking)
 

@@ -137,6 +137,8 @@ def _loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=_collate,
+        # Of its own: else each pass over the loader draws from the global generator.
+        generator=torch.Generator().manual_seed(dataset.seed),
         worker_init_fn=seed_worker,
         pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
     )

@@ -4,6 +4,7 @@ Petal count, petal shape, colour and background vary by class; size, position, r
 noise by image. Every image has a generator of its own, so it does not depend on the others.
 """
 
+import io
 import json
 import math
 import os
@@ -112,13 +113,20 @@ def _draw_into(folder: Path) -> None:
     for number, label in enumerate(labels, start=1):
         generator = np.random.default_rng([SEED, number])
         image = Image.fromarray(draw_flower(FLOWERS[label], generator))
-        image.save(folder / flowers.image_path(number), quality=JPEG_QUALITY)
-    savemat(folder / flowers.LABELS_FILE, {"labels": (labels + 1)[None].astype(np.uint8)})
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=JPEG_QUALITY)
+        # Not straight to the file: Pillow says nothing of a write that a full disk cut short.
+        (folder / flowers.image_path(number)).write_bytes(encoded.getbuffer())
+    savemat(
+        folder / flowers.LABELS_FILE,
+        {"labels": (labels + 1)[None].astype(np.uint8)},
+        do_compression=True,
+    )
     single = {
         names[0]: split for split, names in flowers.SPLIT_VARIABLES.items() if len(names) == 1
     }
     variables = {name: splits[split][None].astype(np.uint16) for name, split in single.items()}
-    savemat(folder / flowers.SPLITS_FILE, variables)
+    savemat(folder / flowers.SPLITS_FILE, variables, do_compression=True)
     write_json(folder / MARKER_FILE, {"version": VERSION, "images": len(labels)})
 
 
@@ -152,6 +160,7 @@ def draw(root: Path) -> None:
     """
     if is_drawn(root):
         return
+    root = root.resolve()
     beside = root.with_name(f"{root.name}.{os.getpid()}.tmp")
     try:
         _draw_into(beside)

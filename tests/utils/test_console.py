@@ -1,0 +1,160 @@
+"""utils/console.py: exit codes, one line on stderr, log lines on stdout, the closing table."""
+
+import fcntl
+import logging
+import os
+import signal
+import struct
+import sys
+import termios
+import threading
+
+import pytest
+
+from utils.console import entrypoint, log, log_table, progress
+from utils.errors import InputError, RunError, Terminated
+
+
+def raising(error: BaseException):
+    @entrypoint
+    def main(argv):
+        log.info("before")
+        raise error
+
+    return main
+
+
+class TestEntrypoint:
+    def test_success_is_0_and_silent_on_stderr(self, capsys):
+        @entrypoint
+        def main(argv):
+            log.info("hello %s", argv)
+
+        assert main(["--a", "b"]) == 0
+        out, err = capsys.readouterr()
+        assert out == "hello ['--a', 'b']\n"
+        assert err == ""
+
+    @pytest.mark.parametrize(
+        ("error", "code", "line"),
+        [
+            (InputError("--name: bad"), 2, "error: --name: bad\n"),
+            (RunError("disk full; after step 3"), 1, "error: disk full; after step 3\n"),
+            (KeyboardInterrupt(), 130, "error: interrupted\n"),
+            (Terminated(), 143, "error: terminated\n"),
+            (InputError("two\nlines\n"), 2, "error: two lines\n"),
+            (RunError("two\r\n\u2028lines"), 1, "error: two lines\n"),
+        ],
+    )
+    def test_a_failure_is_a_code_and_one_line(self, capsys, error, code, line):
+        assert raising(error)([]) == code
+        out, err = capsys.readouterr()
+        assert out == "before\n"
+        assert err == line
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_a_real_signal_unwinds_the_stack(self, capsys, number, code):
+        cleaned = []
+
+        @entrypoint
+        def main(argv):
+            try:
+                signal.raise_signal(number)
+            finally:
+                cleaned.append(True)
+
+        before = signal.getsignal(signal.SIGTERM)
+        assert main([]) == code
+        assert cleaned == [True]
+        assert capsys.readouterr().err.count("\n") == 1
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_a_defect_keeps_its_traceback(self):
+        with pytest.raises(ZeroDivisionError, match="division"):
+            raising(ZeroDivisionError("division"))([])
+
+    def test_help_keeps_its_exit(self):
+        with pytest.raises(SystemExit, match="0"):
+            raising(SystemExit(0))([])
+
+    def test_no_arguments_are_those_of_the_process(self, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--x"])
+        seen = []
+        main = entrypoint(seen.append)
+        assert main() == 0
+        assert main(("--y",)) == 0
+        assert seen == [["--x"], ["--y"]]
+
+    @pytest.mark.parametrize("error", [None, RunError("x")])
+    def test_leaves_the_log_as_it_was(self, capsys, error):
+        handlers = list(log.handlers)
+
+        @entrypoint
+        def main(argv):
+            log.info("once")
+            if error:
+                raise error
+
+        main([])
+        main([])
+        assert capsys.readouterr().out == "once\nonce\n"
+        assert log.handlers == handlers
+
+    def test_works_off_the_main_thread(self, capsys):
+        codes = []
+        main = raising(InputError("x"))
+        thread = threading.Thread(target=lambda: codes.append(main([])))
+        thread.start()
+        thread.join()
+        assert codes == [2]
+        assert capsys.readouterr().err == "error: x\n"
+
+    def test_warnings_are_log_lines_too(self, capsys):
+        @entrypoint
+        def main(argv):
+            log.warning("warning: random weights")
+
+        main([])
+        assert capsys.readouterr() == ("warning: random weights\n", "")
+
+    def test_keeps_the_name_of_main(self):
+        @entrypoint
+        def main(argv):
+            """Says what it does."""
+
+        assert (main.__name__, main.__doc__) == ("main", "Says what it does.")
+
+
+class TestProgress:
+    def test_is_silent_off_a_terminal(self, capsys):
+        with progress(3, "train", "step") as bar:
+            bar.update()
+            assert bar.disable
+        assert capsys.readouterr() == ("", "")
+
+    def test_shows_rate_and_eta_on_a_terminal(self, monkeypatch):
+        controller, terminal = os.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+        os.set_blocking(controller, False)
+        with os.fdopen(terminal, "w") as stream:
+            monkeypatch.setattr(sys, "stderr", stream)
+            with progress(4, "train", "step") as bar:
+                bar.update(2)
+                bar.refresh()
+            shown = os.read(controller, 10_000).decode()
+        os.close(controller)
+        assert "train" in shown
+        assert "2/4" in shown
+        assert "step" in shown
+        assert "<" in shown  # elapsed<remaining
+
+
+def test_the_table_is_aligned(caplog):
+    with caplog.at_level(logging.INFO, logger=log.name):
+        log_table("metrics on val", {"loss": 0.5, "samples": 4, "a longer name": "x"})
+    assert caplog.messages == [
+        "metrics on val",
+        "  loss           0.5000",
+        "  samples        4",
+        "  a longer name  x",
+    ]

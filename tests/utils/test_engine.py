@@ -1,0 +1,251 @@
+"""utils/engine.py: one training step, one evaluation, by the real `testing` model."""
+
+import copy
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, default_collate
+
+from models.build import build_model
+from models.configs import get_config
+from models.losses import classification_loss
+from utils.engine import Normalizer, StepResult, TrainMeter, evaluate, train_step
+from utils.errors import RunError
+from utils.pipeline import NORMALIZATION, Batch, eval_loader
+
+CPU = torch.device("cpu")
+SIZE, CLASSES = 32, 5
+NORMALIZE = Normalizer(NORMALIZATION, CPU)
+LOSS = functools.partial(classification_loss, smoothing=0.0)
+
+
+@pytest.fixture
+def model():
+    """The `testing` model with a head that is not zero, so that every weight has a gradient."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build_model(get_config("testing", SIZE), CLASSES)
+        torch.nn.init.normal_(model.head.weight, std=0.5)
+    return model
+
+
+def batch_of(count: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    return Batch(images, labels, torch.arange(count))
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    return [Batch(*columns) for columns in zip(*(c.chunk(parts) for c in batch), strict=True)]
+
+
+def step(model, micro_batches, lr=0.1, max_grad_norm=1e9, momentum=0.0):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    return train_step(model, LOSS, optimizer, micro_batches, NORMALIZE, max_grad_norm)
+
+
+def flat(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class TestNormalizer:
+    @settings(max_examples=50, deadline=None)
+    @given(
+        mean=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+        std=st.lists(st.floats(0.05, 1), min_size=3, max_size=3),
+    )
+    def test_is_x_over_255_minus_mean_over_std(self, mean, std):
+        images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+        got = Normalizer({"mean": mean, "std": std}, CPU)(images)
+        x = images.double() / 255
+        expected = (x - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+        assert (got.shape, got.dtype) == (images.shape, torch.float32)
+        assert torch.allclose(got.double(), expected.double(), atol=1e-5, rtol=1e-5)
+
+    def test_of_the_project_maps_to_minus_one_and_one(self):
+        images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+        got = NORMALIZE(images).flatten(1)
+        assert torch.allclose(got, torch.tensor([[-1.0] * 3, [1.0] * 3]), atol=1e-6)
+
+    def test_leaves_its_input_alone(self):
+        images = batch_of(2).images
+        before = images.clone()
+        NORMALIZE(images)
+        assert torch.equal(images, before)
+
+
+class TestTrainStep:
+    @pytest.mark.parametrize("parts", [2, 4, 8])
+    def test_accumulation_is_one_large_batch(self, model, parts):
+        other, batch = copy.deepcopy(model), batch_of(8)
+        whole, in_parts = step(model, [batch]), step(other, cut(batch, parts))
+        assert torch.allclose(flat(model), flat(other), atol=1e-5)
+        assert float(whole.loss) == pytest.approx(float(in_parts.loss), rel=1e-5)
+        assert int(whole.correct) == int(in_parts.correct)
+
+    def test_is_one_step_of_gradient_descent(self, model):
+        batch, before = batch_of(6), flat(model)
+        twin = copy.deepcopy(model)
+        loss = LOSS(twin(NORMALIZE(batch.images)), batch.labels)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
+        result = step(model, [batch], lr=0.1)
+        assert torch.allclose(flat(model), before - 0.1 * gradient, atol=1e-6)
+        assert float(result.loss) == pytest.approx(loss.item())
+
+    def test_reports_loss_and_hits_before_the_step(self, model):
+        batch = batch_of(8)
+        with torch.no_grad():
+            logits = model(NORMALIZE(batch.images)).logits
+        result = step(model, [batch])
+        assert result.loss.shape == result.correct.shape == ()
+        assert not result.loss.requires_grad
+        assert int(result.correct) == int((logits.argmax(dim=1) == batch.labels).sum())
+
+    @pytest.mark.parametrize("max_grad_norm", [1e-3, 0.1, 1.0])
+    def test_clips_the_gradient_of_the_whole_batch(self, model, max_grad_norm):
+        before = flat(model)
+        step(model, cut(batch_of(8), 4), lr=1.0, max_grad_norm=max_grad_norm)
+        moved = (flat(model) - before).norm().item()
+        assert moved == pytest.approx(max_grad_norm, rel=2e-2)
+
+    def test_does_not_clip_what_is_short(self, model):
+        other, batch = copy.deepcopy(model), batch_of(8)
+        step(model, [batch], max_grad_norm=1e4)
+        step(other, [batch], max_grad_norm=1e9)
+        assert torch.equal(flat(model), flat(other))
+
+    def test_leaves_no_gradient_behind(self, model):
+        step(model, [batch_of(4)])
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_learns(self, model):
+        batch = batch_of(8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        losses = [
+            float(train_step(model, LOSS, optimizer, [batch], NORMALIZE, 1.0).loss)
+            for _ in range(20)
+        ]
+        assert losses[-1] < losses[0] / 2
+
+
+class TestTrainMeter:
+    def result(self, loss: float, correct: int) -> StepResult:
+        return StepResult(torch.tensor(loss), torch.tensor(correct))
+
+    def test_gives_means_since_the_last_reading(self):
+        meter = TrainMeter(step=0, batch_size=4)
+        meter.add(self.result(1.0, 4))
+        meter.add(self.result(2.0, 1))
+        read = meter.read()
+        assert read.keys() == {"loss", "accuracy", "images_per_second"}
+        assert (read["loss"], read["accuracy"]) == (1.5, 5 / 8)
+        assert read["images_per_second"] > 0
+        meter.add(self.result(5.0, 0))
+        read = meter.read()
+        assert (read["loss"], read["accuracy"]) == (5.0, 0.0)
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        losses=st.lists(st.floats(0, 100, width=32), min_size=1, max_size=20),
+        batch_size=st.integers(1, 64),
+    )
+    def test_means_are_exact(self, losses, batch_size):
+        meter = TrainMeter(step=0, batch_size=batch_size)
+        for loss in losses:
+            meter.add(self.result(loss, batch_size))
+        read = meter.read()
+        assert read["loss"] == math.fsum(losses) / len(losses)
+        assert read["accuracy"] == 1.0
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("start", [0, 7])
+    def test_names_the_first_step_whose_loss_is_not_finite(self, bad, start):
+        meter = TrainMeter(step=start, batch_size=4)
+        meter.add(self.result(1.0, 0))
+        meter.add(self.result(1.0, 0))
+        meter.read()
+        for loss in (1.0, bad, 1.0, bad):
+            meter.add(self.result(loss, 0))
+        with pytest.raises(RunError, match=f"the loss of step {start + 4} is .*--learning_rate"):
+            meter.read()
+
+    def test_restart_forgets(self):
+        meter = TrainMeter(step=0, batch_size=1)
+        meter.add(self.result(float("nan"), 0))
+        meter.restart()
+        meter.add(self.result(2.0, 1))
+        assert meter.read()["loss"] == 2.0
+        assert meter.step == 2
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def split(self, tmp_path, make_split):
+        return make_split(tmp_path, [0, 1, 2, 3, 4, 0, 1], num_classes=CLASSES)
+
+    def test_gives_logits_of_every_sample_in_order(self, model, split):
+        loader = eval_loader(split, SIZE, 3, 0, CPU)
+        evaluation = evaluate(model, loader, NORMALIZE)
+        assert evaluation.labels.tolist() == split.labels.tolist()
+        assert (evaluation.logits.shape, evaluation.logits.dtype) == ((7, CLASSES), np.float32)
+        assert evaluation.labels.dtype == np.int64
+        model.eval()
+        for position in range(7):
+            image = loader.dataset[0, position].images[None]
+            with torch.no_grad():
+                alone = model(NORMALIZE(image)).logits[0].numpy()
+            assert np.allclose(evaluation.logits[position], alone, atol=1e-5)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_restores_the_mode_and_leaves_the_model_alone(self, model, split, training):
+        model.train(training)
+        before = flat(model).clone()
+        modes = []
+        handle = model.register_forward_hook(lambda module, *_: modes.append(module.training))
+        evaluate(model, eval_loader(split, SIZE, 4, 0, CPU), NORMALIZE)
+        handle.remove()
+        assert modes == [False, False]
+        assert all(module.training is training for module in model.modules())
+        assert torch.equal(flat(model), before)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_moves_the_bar_by_every_sample(self, model, split):
+        class Bar:
+            n = 0
+
+            def update(self, n):
+                self.n += n
+
+        bar = Bar()
+        evaluate(model, eval_loader(split, SIZE, 3, 0, CPU), NORMALIZE, bar)
+        assert bar.n == 7
+
+    @pytest.mark.parametrize(
+        "order", [[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 6], [0] * 7]
+    )
+    def test_refuses_samples_missing_repeated_or_out_of_order(self, model, split, order):
+        dataset = eval_loader(split, SIZE, 3, 0, CPU).dataset
+        loader = DataLoader(
+            dataset, batch_size=3, sampler=[(0, position) for position in order],
+            collate_fn=lambda samples: Batch(
+                *(default_collate(list(column)) for column in zip(*samples, strict=True))
+            ),
+        )  # fmt: skip
+        message = f"evaluated {len(order)} samples, expected 7 in order"
+        with pytest.raises(RunError, match=message):
+            evaluate(model, loader, NORMALIZE)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_refuses_logits_that_are_not_finite(self, model, split, bad):
+        with torch.no_grad():
+            model.head.bias[2] = bad
+        loader = eval_loader(split, SIZE, 3, 0, CPU)
+        with pytest.raises(RunError, match=r"logits of 7 of 7 evaluated samples are not finite"):
+            evaluate(model, loader, NORMALIZE)

@@ -1,0 +1,169 @@
+"""utils/errors.py: what a person reads of an error, and which failures get a place and a step."""
+
+import errno
+import os
+import signal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset
+
+from utils.errors import InputError, RunError, Terminated, named_failures, one_line
+
+
+def raised_in_a_worker(error: Exception) -> BaseException:
+    """What the main process catches when `error` was raised in a loader process."""
+    try:
+        raise error
+    except type(error):
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    try:
+        wrapped.reraise()
+    except Exception as caught:  # noqa: BLE001 - whatever the wrapper makes of it
+        return caught
+
+
+class KillsItsProcess(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TestOneLine:
+    def test_is_the_message(self):
+        assert one_line(InputError("--seed x: no number")) == "--seed x: no number"
+
+    def test_joins_lines(self):
+        assert one_line(RunError("a\n\n  b\r\nc\n")) == "a b c"
+
+    @pytest.mark.parametrize("error", [MemoryError(), RunError(""), RunError(" \n ")])
+    def test_of_no_message_is_the_type(self, error):
+        assert one_line(error) == type(error).__name__
+
+    @settings(max_examples=200, deadline=None)
+    @given(message=st.text())
+    def test_is_one_line_that_says_something(self, message):
+        line = one_line(RunError(message))
+        assert len(line.splitlines()) == 1
+        assert line.strip()
+        assert "".join(line.split()) in ("".join(message.split()), "RunError")
+
+    @pytest.mark.parametrize(
+        "message",
+        ["image /x/a b.jpg cannot be decoded (cut)", "a: b: c", "no colon at all"],
+    )
+    def test_of_a_worker_is_its_message_alone(self, message):
+        error = raised_in_a_worker(RunError(message))
+        assert "Original Traceback" in str(error)  # torch still hands it over like this
+        assert one_line(error) == message
+
+    def test_of_a_worker_with_a_cause_is_the_last_message(self):
+        def fail():
+            try:
+                raise OSError("cause: first")
+            except OSError as cause:
+                raise RunError("effect: second") from cause
+
+        with pytest.raises(RunError, match="effect") as caught:
+            fail()
+        error = raised_in_a_worker(caught.value)
+        assert "cause: first" in str(error)
+        assert one_line(error) == "effect: second"
+
+    def test_of_a_worker_keeps_the_message_of_an_os_error(self):
+        error = raised_in_a_worker(OSError(errno.EIO, "Input/output error", "/x/a.jpg"))
+        assert one_line(error) == "[Errno 5] Input/output error: '/x/a.jpg'"
+
+
+class TestNamedFailures:
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (RunError("image a.jpg cannot be decoded"), "image a.jpg cannot be decoded"),
+            (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device"),
+            (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "No such file"),
+            (MemoryError(), "MemoryError"),
+            (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "out of memory"),
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "CUDA out of memory"),
+            (
+                RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+                r"DataLoader worker \(pid 7\) is killed",
+            ),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_become_a_run_error_that_says_where(self, error, text):
+        with (
+            pytest.raises(RunError, match=f"{text}.*; after step 7$") as caught,
+            named_failures(lambda: "after step 7"),
+        ):
+            raise error
+        assert caught.value.__cause__ is error
+
+    def test_cover_memory_that_really_ran_out(self):
+        with (
+            pytest.raises(RunError, match=r"can't allocate memory.*; here$") as caught,
+            named_failures(lambda: "here"),
+        ):
+            torch.empty(2**52, dtype=torch.uint8)
+        assert "\n" not in str(caught.value)
+
+    def test_cover_a_loader_process_that_was_really_lost(self):
+        with (
+            pytest.raises(RunError, match=r"DataLoader worker.*; here$") as caught,
+            named_failures(lambda: "here"),
+        ):
+            list(DataLoader(KillsItsProcess(), num_workers=1))
+        assert "\n" not in str(caught.value)
+
+    def test_cover_an_error_of_a_worker(self):
+        error = raised_in_a_worker(RunError("image a.jpg cannot be decoded"))
+        with (
+            pytest.raises(RunError, match=r"^image a.jpg cannot be decoded; here$"),
+            named_failures(lambda: "here"),
+        ):
+            raise error
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("v"),
+            KeyError("k"), TypeError("t"), ZeroDivisionError("z"), InputError("i"),
+            KeyboardInterrupt("c"), Terminated("s"), SystemExit("e"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )  # fmt: skip
+    def test_let_everything_else_through_as_it_is(self, error):
+        with (
+            pytest.raises(type(error), match=str(error)) as caught,
+            named_failures(lambda: "here"),
+        ):
+            raise error
+        assert caught.value is error
+
+    def test_let_a_defect_in_a_worker_through(self):
+        error = raised_in_a_worker(RuntimeError("stack expects each tensor to be equal size"))
+        with pytest.raises(RuntimeError, match="Original Traceback"), named_failures(lambda: "x"):
+            raise error
+
+    def test_ask_where_only_at_the_failure(self):
+        steps = []
+
+        def train():
+            steps.extend([1, 2, 3])
+            raise RunError("x")
+
+        with (
+            pytest.raises(RunError, match=r"^x; after step 3$"),
+            named_failures(lambda: f"after step {steps[-1]}"),
+        ):
+            train()
+
+    def test_do_not_ask_where_without_a_failure(self):
+        with named_failures(lambda: pytest.fail("asked")):
+            pass

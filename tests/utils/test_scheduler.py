@@ -1,0 +1,127 @@
+"""utils/scheduler.py: the learning rate of every step, and which weights decay."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import FrozenConfigDict
+
+from models.build import build_model
+from models.configs import get_config
+from utils.scheduler import build_optimizer, build_scheduler, lr_factor
+
+DECAYS = ["cosine", "linear"]
+
+
+def config(**changes) -> FrozenConfigDict:
+    values = {
+        "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.05,
+        "decay_type": "cosine", "warmup_steps": 2, "num_steps": 10,
+    }  # fmt: skip
+    return FrozenConfigDict({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(get_config("testing", 32), 5)
+
+
+def optimizer_of(model, **changes) -> torch.optim.Optimizer:
+    return build_optimizer(model, config(**changes), model.no_weight_decay())
+
+
+class TestFactor:
+    def test_sequence_of_cosine(self):
+        factor = lr_factor("cosine", warmup_steps=2, num_steps=6)
+        half = [0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(5)]
+        assert [factor(i) for i in range(7)] == pytest.approx([1 / 3, 2 / 3, *half])
+
+    def test_sequence_of_linear(self):
+        factor = lr_factor("linear", warmup_steps=3, num_steps=7)
+        expected = [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]
+        assert [factor(i) for i in range(8)] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("decay", DECAYS)
+    def test_without_warm_up_starts_at_the_peak(self, decay):
+        assert lr_factor(decay, 0, 5)(0) == 1
+
+    @pytest.mark.parametrize("decay", DECAYS)
+    @settings(max_examples=150, deadline=None)
+    @given(num_steps=st.integers(1, 300), warmup=st.integers(0, 320))
+    def test_rises_to_the_peak_then_falls_to_zero(self, decay, num_steps, warmup):
+        factor = lr_factor(decay, warmup, num_steps)
+        values = [factor(step) for step in range(num_steps)]
+        assert all(0 < value <= 1 for value in values)
+        up, down = values[: warmup + 1], values[warmup:]
+        assert up == sorted(up)
+        assert down == sorted(down, reverse=True)
+        if warmup < num_steps:
+            assert values[warmup] == 1
+            assert factor(num_steps) == pytest.approx(0, abs=1e-12)
+        for step in range(min(warmup, num_steps)):
+            assert values[step] == pytest.approx((step + 1) / (warmup + 1))
+
+
+class TestScheduler:
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    @pytest.mark.parametrize("decay", DECAYS)
+    def test_sets_the_rate_of_every_group(self, model, optimizer, decay):
+        made = optimizer_of(model, optimizer=optimizer, decay_type=decay)
+        scheduler = build_scheduler(made, config(optimizer=optimizer, decay_type=decay))
+        factor = lr_factor(decay, 2, 10)
+        for step in range(10):
+            for group in made.param_groups:
+                assert group["lr"] == pytest.approx(0.1 * factor(step))
+            assert scheduler.get_last_lr() == [group["lr"] for group in made.param_groups]
+            made.step()
+            scheduler.step()
+
+
+class TestOptimizer:
+    @pytest.mark.parametrize("pool", ["token", "avg"])
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_spares_biases_norms_class_token_and_positions(self, optimizer, pool):
+        model_config = get_config("testing", 32)
+        model_config.pool = pool
+        model = build_model(model_config, 5)
+        made = optimizer_of(model, optimizer=optimizer)
+        decay_of = {id(p): g["weight_decay"] for g in made.param_groups for p in g["params"]}
+        spared = set()
+        for name, parameter in model.named_parameters():
+            assert decay_of[id(parameter)] in (0.0, 0.05)
+            if decay_of[id(parameter)] == 0.0:
+                spared.add(name)
+        for name in dict(model.named_parameters()):
+            must_be_spared = (
+                name.endswith(".bias") or "norm" in name or name in ("cls_token", "pos_embed")
+            )
+            assert (name in spared) is must_be_spared, name
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_holds_every_parameter_once(self, model, optimizer):
+        made = optimizer_of(model, optimizer=optimizer)
+        held = [id(parameter) for group in made.param_groups for parameter in group["params"]]
+        assert len(held) == len(set(held))
+        assert set(held) == {id(parameter) for parameter in model.parameters()}
+
+    def test_is_what_the_config_says(self, model):
+        sgd = optimizer_of(model, momentum=0.7)
+        assert isinstance(sgd, torch.optim.SGD)
+        assert {group["momentum"] for group in sgd.param_groups} == {0.7}
+        adamw = optimizer_of(model, optimizer="adamw")
+        assert isinstance(adamw, torch.optim.AdamW)
+        assert {group["lr"] for group in adamw.param_groups} == {0.1}
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_steps_in_float32(self, optimizer):
+        model = build_model(get_config("testing", 32), 5)
+        made = optimizer_of(model, optimizer=optimizer)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        made.step()
+        for name, parameter in model.named_parameters():
+            assert parameter.dtype == torch.float32
+            assert not torch.equal(parameter, before[name])
