@@ -1,5 +1,6 @@
 """utils/config.py: from argv to one frozen config, or one line that says what is wrong."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -319,6 +320,13 @@ class TestLength:
         by_epochs = resolve_length(train_config(tmp_path, "--epochs", "3"), 160)
         by_steps = resolve_length(train_config(tmp_path, "--num_steps", "30"), 160)
         assert by_epochs.to_dict() == by_steps.to_dict()
+
+    @pytest.mark.parametrize("flag", ["--epochs", "--num_steps", "--train_batch_size"])
+    @pytest.mark.parametrize("zeros", [10, 20, 308])
+    def test_that_no_run_can_have_does_not_crash(self, tmp_path, flag, zeros):
+        with contextlib.suppress(InputError):  # refused or taken, both are well
+            config = train_config(tmp_path, flag, str(10**zeros))
+            assert math.isfinite(resolve_length(config, 200).epochs)
 
     def test_neither_is_the_default(self, tmp_path):
         assert resolve_length(train_config(tmp_path), 200).num_steps == 1000

