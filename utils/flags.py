@@ -37,8 +37,8 @@ def _number(
     return parse
 
 
-_positive_int = _number(int, lambda x: x > 0, "a whole number above 0")
-_count = _number(int, lambda x: x >= 0, "a whole number, 0 or above")
+_positive_int = _number(int, lambda x: 0 < x < 2**31, "a whole number above 0 and below 2**31")
+_count = _number(int, lambda x: 0 <= x < 2**31, "a whole number, 0 or above, below 2**31")
 _seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 _positive = _number(float, lambda x: x > 0, "a finite number above 0")
 _non_negative = _number(float, lambda x: x >= 0, "a finite number, 0 or above")

@@ -156,11 +156,16 @@ def is_drawn(root: Path) -> bool:
 def draw(root: Path) -> None:
     """Draw the data set into `root` unless it is there; whole or not at all.
 
+    Raises:
+        InputError: `root` holds something else, or is the current folder.
+
     Two runs that draw at the same time do no harm: the first to finish wins, both draw the same.
     """
     if is_drawn(root):
         return
     root = root.resolve()
+    if root == Path.cwd():  # it would be replaced, and relative paths would lead nowhere
+        raise InputError("--data_root is the current folder; name another for synthetic flowers")
     beside = root.with_name(f"{root.name}.{os.getpid()}.tmp")
     try:
         _draw_into(beside)
