@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: drawn flowers, real flowers, one finished training run."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,14 @@ from helpers import REAL_FLOWERS, TINY_TRAIN, train
 
 from utils import synthetic
 from utils.data_utils import RunPaths
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_can_be_interrupted():
+    """A shell's background job ignores Ctrl-C, and so would every process it starts."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(autouse=True)
