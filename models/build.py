@@ -2,18 +2,24 @@
 
 from ml_collections import ConfigDict
 
-from models.vit import VisionTransformer
+from models.configs import HEADS
+from models.transfg import TransFG
+from models.vit import Backbone, VisionTransformer
 
 
-def build_model(config: ConfigDict, num_classes: int) -> VisionTransformer:
+def build_model(config: ConfigDict, num_classes: int) -> Backbone:
     """A freshly initialised float32 model on the CPU; same torch seed, same weights.
 
     Built on the CPU whatever the device, so that a seed means the same weights everywhere.
 
     Raises:
         ValueError: image size no multiple of the patch, width no multiple of the heads, unknown
-            pool, or fewer than one class.
+            head, pool or activation, a part of the model that another needs is missing, or fewer
+            than one class.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    return VisionTransformer(config, num_classes)
+    if config.head not in HEADS:
+        raise ValueError(f"unknown head {config.head!r}; known: {', '.join(HEADS)}")
+    model = TransFG if config.head == "parts" else VisionTransformer
+    return model(config, num_classes)

@@ -1,23 +1,48 @@
 """The parts of a Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1).
 
-Shapes: B batch, N tokens, Q query tokens (the first Q of N), H heads, D width, C classes.
+Shapes: B batch, N tokens, Q query tokens (the first Q of N), H heads, D width, S image side.
 Submodules carry timm's names, so that state dicts of that zoo fit without renaming.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), OpenAI CLIP's approximation of GELU (Hendrycks & Gimpel 2016)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu,
+}  # fmt: skip
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into square patches and projects each to a token."""
+    """Cuts an image into square patches, overlapping if the stride says so, and projects each."""
 
-    def __init__(self, img_size: int, patch_size: int, embed_dim: int) -> None:
+    def __init__(self, config: ConfigDict) -> None:
         super().__init__()
-        if img_size % patch_size:
-            raise ValueError(f"img_size {img_size} is not a multiple of the patch, {patch_size}")
-        self.num_patches = (img_size // patch_size) ** 2
+        img_size, patch, stride = config.img_size, config.patch_size, config.patch_stride
+        if stride == patch and img_size % patch:
+            raise ValueError(f"img_size {img_size} is not a multiple of the patch, {patch}")
+        if not 0 < stride <= patch <= img_size:
+            raise ValueError(f"not 0 < stride {stride} <= patch {patch} <= img_size {img_size}")
         self.img_size = img_size
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(
+            3, config.embed_dim, kernel_size=patch, stride=stride, bias=not config.pre_norm
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) images to (B, N, D) patch tokens in row-major order."""
@@ -26,20 +51,34 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
+class QueriesKeys(NamedTuple):
+    """What attention weights are made of: (B, H, N, D/H) each, without gradient."""
+
+    queries: Tensor
+    keys: Tensor
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2)."""
 
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(dropout)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, H, N, D/H)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, Q, D/H) queries over (B, H, N, D/H) keys and values to (B, Q, D)."""
+        # No dropout inside: SDPA raises on MPS for dropout_p > 0 (PR #184126).
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, H, Q, D/H)
+        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))  # (B, Q, D)
 
     def forward(self, x: Tensor, query_tokens: int | None = None) -> Tensor:
         """(B, N, D) to (B, Q, D): what the first `query_tokens` tokens attend to; None: all N.
@@ -55,52 +94,118 @@ class Attention(nn.Module):
             bias_q, bias_kv = self.qkv.bias.split((d, 2 * d))
             q = F.linear(x[:, :query_tokens], weight_q, bias_q)  # (B, Q, D)
             k, v = F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1)  # (B, N, D) each
-        q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, H, Q, D/H)
-        return self.proj(attended.transpose(1, 2).flatten(2))  # (B, Q, D)
+        return self._attend(self._split_heads(q), self._split_heads(k), self._split_heads(v))
+
+    def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
+        """The same for all tokens, (B, N, D) to (B, N, D), and its queries and keys."""
+        # Queries and keys in memory of their own: the values must not live as long as they do.
+        d = x.shape[-1]
+        weight_qk, weight_v = self.qkv.weight.split((2 * d, d))
+        bias_qk, bias_v = self.qkv.bias.split((2 * d, d))
+        q, k = F.linear(x, weight_qk, bias_qk).chunk(2, dim=-1)  # (B, N, D) each
+        q, k = self._split_heads(q), self._split_heads(k)
+        attended = self._attend(q, k, self._split_heads(F.linear(x, weight_v, bias_v)))
+        return attended, QueriesKeys(q.detach(), k.detach())
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens (Zhai et al. 2022, arXiv 2106.04560, section 3.3)."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.num_heads = config.num_heads
+        self.latent = nn.Parameter(torch.empty(1, 1, d))
+        self.q = nn.Linear(d, d)
+        self.kv = nn.Linear(d, 2 * d)
+        self.proj = nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.mlp = Mlp(d, config.mlp_dim, config.activation)
+        nn.init.trunc_normal_(self.latent, std=d**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, D)."""
+        q = self.q(self.latent.expand(x.shape[0], -1, -1))  # (B, 1, D)
+        k, v = self.kv(x).chunk(2, dim=-1)  # (B, N, D) each
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        pooled = self.proj(attended)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # (B, D)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between (section 3.1, equation 3)."""
+    """Two linear layers with an activation between (section 3.1, equation 3)."""
 
-    def __init__(self, embed_dim: int, mlp_dim: int) -> None:
+    def __init__(
+        self, embed_dim: int, mlp_dim: int, activation: str = "gelu", dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.fc1 = nn.Linear(embed_dim, mlp_dim)
+        self.act = ACTIVATIONS[activation]
         self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (Touvron et al. 2021, arXiv 2103.17239, equation 4)."""
+
+    def __init__(self, embed_dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((embed_dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return x * self.gamma
 
 
 class Block(nn.Module):
     """A pre-norm transformer encoder block (equations 2 and 3)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_dim: int, norm_eps: float) -> None:
+    def __init__(self, config: ConfigDict, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.attn = Attention(embed_dim, num_heads)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.mlp = Mlp(embed_dim, mlp_dim)
+        d, eps, scale = config.embed_dim, config.layer_norm_eps, config.layer_scale
+        self.norm1 = nn.LayerNorm(d, eps=eps)
+        self.attn = Attention(d, config.num_heads, config.dropout)
+        self.ls1 = nn.Identity() if scale is None else LayerScale(d, scale)
+        self.norm2 = nn.LayerNorm(d, eps=eps)
+        self.mlp = Mlp(d, config.mlp_dim, config.activation, config.dropout)
+        self.ls2 = nn.Identity() if scale is None else LayerScale(d, scale)
+        # Huang et al. 2016 (arXiv 1603.09382): a residual branch is dropped for whole samples.
+        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
+
+    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """(B, Q, D) tokens and what they attend to, to the block's output."""
+        x = x + self.drop_path(self.ls1(attended))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
     def forward(self, x: Tensor, query_tokens: int | None = None) -> Tensor:
         """(B, N, D) to (B, Q, D): the first `query_tokens` tokens after the block; None: all N."""
-        x = x[:, :query_tokens] + self.attn(self.norm1(x), query_tokens)  # (B, Q, D)
-        return x + self.mlp(self.norm2(x))
+        return self._add(x[:, :query_tokens], self.attn(self.norm1(x), query_tokens))
+
+    def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
+        """The same for all tokens, and the queries and keys of the block's attention."""
+        attended, queries_keys = self.attn.with_queries_keys(self.norm1(x))
+        return self._add(x, attended), queries_keys
 
 
 def init_weights(module: nn.Module) -> None:
     """Initialise linear layers as Google's ViT does: Xavier uniform, MLP biases N(0, 1e-6).
 
-    Source: google-research/vision_transformer, `models_vit.py`. The three projections stacked in
-    `qkv` are drawn as the three D x D matrices they are.
+    Source: google-research/vision_transformer, `models_vit.py`. The projections stacked in `qkv`
+    and `kv` are drawn as the D x D matrices they are.
     """
-    if isinstance(module, Attention):
-        for weight in module.qkv.weight.chunk(3):
-            nn.init.xavier_uniform_(weight)
-        nn.init.zeros_(module.qkv.bias)
-        nn.init.xavier_uniform_(module.proj.weight)
-        nn.init.zeros_(module.proj.bias)
+    if isinstance(module, Attention | AttentionPool):
+        linears = [child for child in module.children() if isinstance(child, nn.Linear)]
+        for linear in linears:
+            for weight in linear.weight.split(linear.in_features):
+                nn.init.xavier_uniform_(weight)
+            nn.init.zeros_(linear.bias)
     elif isinstance(module, Mlp):
         for linear in (module.fc1, module.fc2):
             nn.init.xavier_uniform_(linear.weight)
@@ -120,4 +225,5 @@ def init_patch_projection(proj: nn.Conv2d) -> None:
     fan_in = proj.weight[0].numel()
     std = fan_in**-0.5 / _TRUNCATED_STD
     nn.init.trunc_normal_(proj.weight, std=std, a=-2 * std, b=2 * std)
-    nn.init.zeros_(proj.bias)
+    if proj.bias is not None:
+        nn.init.zeros_(proj.bias)

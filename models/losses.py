@@ -1,4 +1,9 @@
-"""Losses over a model's output; the model itself knows none."""
+"""Losses over a model's output; the model itself knows none.
+
+Shapes: B batch, C classes, D width.
+"""
+
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,12 +11,57 @@ from torch import Tensor
 from models.vit import ViTOutput
 
 
-def classification_loss(output: ViTOutput, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def classification_loss(
+    output: ViTOutput, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of `output.logits` (B, C) against `labels` (B,), a scalar in nats.
 
     Args:
         output: of a model's forward pass.
         labels: class indices, int64.
         smoothing: label smoothing in [0, 1) (Szegedy et al. 2016, section 7).
+        class_weights: (C,) factors of the classes' losses. Divided by B and not by the weights'
+            sum, so that the mean over a batch is the mean over its micro-batches.
     """
-    return F.cross_entropy(output.logits, labels, label_smoothing=smoothing)
+    if class_weights is None:
+        return F.cross_entropy(output.logits, labels, label_smoothing=smoothing)
+    total = F.cross_entropy(
+        output.logits, labels, class_weights, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / len(labels)
+
+
+def contrastive_loss(features: Tensor, labels: Tensor, margin: float = 0.4) -> Tensor:
+    """TransFG's contrastive loss (arXiv 2103.07976, equation 8), a scalar.
+
+    Mean over all B x B pairs: 1 - cos for the same class, max(0, cos - margin) for different ones.
+    It sees only the samples that it is given together.
+
+    Args:
+        features: (B, D), of any length but zero.
+        labels: (B,) class indices, int64.
+        margin: similarity up to which different classes cost nothing.
+    """
+    unit = F.normalize(features)
+    cosine = unit @ unit.T  # (B, B)
+    same = labels[:, None] == labels[None, :]
+    # A product and not a choice by mask: boolean indexing would read the device.
+    same = same.to(cosine.dtype)
+    return (same * (1 - cosine) + (1 - same) * (cosine - margin).clamp_min(0)).mean()
+
+
+class Objective(NamedTuple):
+    """What training minimises: (model output, labels) to a scalar."""
+
+    smoothing: float = 0.0
+    class_weights: Tensor | None = None  # (C,)
+    contrastive_weight: float = 0.0  # 0: cross-entropy alone
+    margin: float = 0.4
+
+    def __call__(self, output: ViTOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy, and with a weight above 0 the contrastive loss of the features."""
+        loss = classification_loss(output, labels, self.smoothing, self.class_weights)
+        if self.contrastive_weight:
+            contrast = contrastive_loss(output.features, labels, self.margin)
+            loss = loss + self.contrastive_weight * contrast
+        return loss

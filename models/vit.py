@@ -1,6 +1,7 @@
 """The plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
-Shapes: B batch, N tokens (1 class token + patches), D width, C classes, S image side in pixels.
+Shapes: B batch, N tokens (class token, registers, patches), D width, C classes, H heads, S image
+side in pixels.
 """
 
 from typing import NamedTuple
@@ -9,69 +10,146 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models.layers import Block, PatchEmbed, init_patch_projection, init_weights
+from models.configs import grid_side, num_prefix_tokens
+from models.layers import (
+    AttentionPool,
+    Block,
+    PatchEmbed,
+    QueriesKeys,
+    init_patch_projection,
+    init_weights,
+)
+from models.recompute import recomputed
 
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "map")
 
 
 class ViTOutput(NamedTuple):
-    """What a forward pass returns: `logits` (B, C) and `features` (B, D), which the head reads."""
+    """What a forward pass returns."""
 
-    logits: Tensor
-    features: Tensor
+    logits: Tensor  # (B, C)
+    features: Tensor  # (B, D), what the classifier reads
+    # (B, H, 2) x and y in [0, 1] of the input square: the center of the patch that each head
+    # selected; None in a model that selects none.
+    parts: Tensor | None = None
 
 
-class VisionTransformer(nn.Module):
-    """A ViT classifier whose state-dict keys are timm's (`blocks.0.attn.qkv.weight`, ...)."""
+class Backbone(nn.Module):
+    """Tokens and blocks of a ViT; state-dict keys are timm's (`blocks.0.attn.qkv.weight`, ...)."""
 
-    def __init__(self, config: ConfigDict, num_classes: int) -> None:
+    def __init__(self, config: ConfigDict, num_blocks: int) -> None:
         super().__init__()
-        if config.pool not in POOLS:
-            raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
-        self.pool = config.pool
-        d, eps = config.embed_dim, config.layer_norm_eps
-        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, d)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, d))
-        self.blocks = nn.ModuleList(
-            Block(d, config.num_heads, config.mlp_dim, eps) for _ in range(config.depth)
+        d = config.embed_dim
+        self.depth = config.depth
+        self.num_prefix_tokens = num_prefix_tokens(config)
+        # Whether blocks are computed again in the backward pass instead of being remembered.
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
+        self.reg_token = (
+            nn.Parameter(torch.zeros(1, config.num_registers, d)) if config.num_registers else None
         )
-        # timm's names: `norm` before pooling the class token, `fc_norm` after averaging.
-        norm = nn.LayerNorm(d, eps=eps)
-        self.norm = norm if self.pool == "token" else nn.Identity()
-        self.fc_norm = norm if self.pool == "avg" else nn.Identity()
-        self.head = nn.Linear(d, num_classes)
-        self._init_weights()
+        self.pos_class_token = config.class_token and config.pos_class_token
+        num_positions = grid_side(config) ** 2 + int(self.pos_class_token)
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_positions, d))
+        self.pos_drop = nn.Dropout(config.dropout)
+        self.norm_pre = self._norm(config) if config.pre_norm else nn.Identity()
+        last = max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(
+            Block(config, config.drop_path * i / last) for i in range(num_blocks)
+        )
+
+    @staticmethod
+    def _norm(config: ConfigDict) -> nn.LayerNorm:
+        return nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
     def _init_weights(self) -> None:
+        """Draw all weights; the head is zero: the first loss is log(C) (section 3.2)."""
         self.apply(init_weights)
         init_patch_projection(self.patch_embed.proj)
         nn.init.normal_(self.pos_embed, std=0.02)
-        # A zero head: the first loss is log(C) whatever the seed (section 3.2).
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)  # as DINOv2 starts its registers
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
         """Names of matrix-shaped parameters that weight decay must leave alone, as timm's."""
-        return {"cls_token", "pos_embed"}
+        spared = {"cls_token", "pos_embed", "reg_token", "attn_pool.latent"}
+        return {name for name, _ in self.named_parameters() if name in spared}
+
+    def layer_of(self, parameter: str) -> int:
+        """How far from the input a parameter lies: 0 embeddings, i block i, depth + 1 the rest."""
+        embeddings = ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")
+        root, _, rest = parameter.partition(".")
+        if root in embeddings:
+            return 0
+        if root == "blocks":
+            return 1 + int(rest.partition(".")[0])
+        return self.depth + 1
+
+    def is_backbone(self, parameter: str) -> bool:
+        """Whether a parameter belongs to what `--freeze backbone` leaves as it is."""
+        return not parameter.startswith("head.")
 
     def _tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) images to (B, N, D): class token first, positions added."""
+        """(B, 3, S, S) images to (B, N, D): class token, registers, patches with positions."""
         patches = self.patch_embed(images)
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        return torch.cat((cls_token, patches), dim=1) + self.pos_embed
+        count = patches.shape[0]
+        prefix = [
+            token.expand(count, -1, -1) for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]  # fmt: skip
+        if self.pos_class_token:
+            # Registers, if any, stand between and have no position.
+            positions = self.pos_embed
+            prefix[0] = prefix[0] + positions[:, :1]
+            patches = patches + positions[:, 1:]
+        else:
+            patches = patches + self.pos_embed
+        return self.norm_pre(self.pos_drop(torch.cat((*prefix, patches), dim=1)))
+
+    def _run(self, block: Block, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D) through a block."""
+        return recomputed(block, x) if self.grad_checkpointing else block(x)
+
+    def _run_with_queries_keys(self, block: Block, x: Tensor) -> tuple[Tensor, QueriesKeys]:
+        """(B, N, D) to (B, N, D) through a block, and its queries and keys."""
+        if self.grad_checkpointing:
+            return recomputed(block.with_queries_keys, x)
+        return block.with_queries_keys(x)
+
+
+class VisionTransformer(Backbone):
+    """A ViT classifier."""
+
+    def __init__(self, config: ConfigDict, num_classes: int) -> None:
+        super().__init__(config, num_blocks=config.depth)
+        if config.pool not in POOLS:
+            raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
+        if config.pool == "token" and not config.class_token:
+            raise ValueError("pool 'token' needs a class token")
+        self.pool = config.pool
+        # timm's names: `norm` before pooling, `fc_norm` after averaging.
+        self.norm = nn.Identity() if self.pool == "avg" else self._norm(config)
+        self.fc_norm = self._norm(config) if self.pool == "avg" else nn.Identity()
+        self.attn_pool = AttentionPool(config) if self.pool == "map" else None
+        self.head = nn.Linear(config.embed_dim, num_classes)
+        self._init_weights()
 
     def _features(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) images to the (B, D) features that the head reads."""
         x = self._tokens(images)
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = self._run(block, x)
+        if self.pool == "token":
+            # Only the class token is read below, so the last block computes no other token's
+            # query, projection and MLP: 10/12 of a block saved, and the same numbers.
+            return self.norm(self.blocks[-1](x, query_tokens=1)[:, 0])
+        x = self._run(self.blocks[-1], x)
         if self.pool == "avg":
-            x = self.blocks[-1](x)
-            return self.fc_norm(x[:, 1:].mean(dim=1))
-        # Only the class token is read below, so the last block computes no other token's query,
-        # projection and MLP: 10/12 of a block saved, and the same numbers.
-        return self.norm(self.blocks[-1](x, query_tokens=1)[:, 0])
+            return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        return self.attn_pool(self.norm(x))
 
     def forward(self, images: Tensor) -> ViTOutput:
         """(B, 3, S, S) normalised float32 images to logits (B, C) and features (B, D)."""

@@ -1,0 +1,202 @@
+"""What the content of a weight file cannot tell: pixel statistics, LayerNorm eps, activation.
+
+AugReg, DeiT, DINO and MAE files have equal names and want different pixels. Imports no torch.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class ProfileError(ValueError):
+    """A file beside the weights that cannot be used; the message is one line."""
+
+
+class Profile(NamedTuple):
+    """How a model was trained to be fed, and two constants of its layers."""
+
+    mean: tuple[float, float, float]  # per RGB channel, of pixels scaled to [0, 1]
+    std: tuple[float, float, float]
+    layer_norm_eps: float
+    activation: str  # of models.layers.ACTIVATIONS
+
+    @property
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        """As config, checkpoint and stamp record it."""
+        return {"mean": self.mean, "std": self.std}
+
+    def describe(self) -> str:
+        """In words, for the log."""
+        mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}, LayerNorm eps {self.layer_norm_eps:g}, {self.activation}"
+
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+GOOGLE = Profile(_HALF, _HALF, 1e-6, "gelu")
+IMAGENET = Profile(_IMAGENET_MEAN, _IMAGENET_STD, 1e-6, "gelu")
+CLIP = Profile(_CLIP_MEAN, _CLIP_STD, 1e-5, "gelu")  # LAION's, DFN's, MetaCLIP's of timm
+CLIP_QUICKGELU = CLIP._replace(activation="quick_gelu")  # OpenAI's
+SIGLIP = Profile(_HALF, _HALF, 1e-6, "gelu")
+
+# By the values of --pretrained_profile; `auto` is none of them.
+PROFILES = {
+    "google": GOOGLE, "imagenet": IMAGENET, "clip": CLIP, "clip-quickgelu": CLIP_QUICKGELU,
+    "siglip": SIGLIP,
+}  # fmt: skip
+AUTO = "auto"
+
+# What `auto` assumes for a layout where no file beside the weights says it.
+_LAYOUT_DEFAULTS = {
+    "google": GOOGLE,
+    "jeonsworld": GOOGLE,
+    "transfg": IMAGENET,
+    "timm": IMAGENET,
+    "torchvision": IMAGENET,
+    "hf-vit": GOOGLE._replace(layer_norm_eps=1e-12),  # as ViTConfig and ViTImageProcessor
+    "hf-dinov2": IMAGENET,
+}
+
+
+def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -> Profile:
+    """What is assumed of a file of which only its tensors are known."""
+    if layout == "timm" and has_attention_pool:
+        return SIGLIP
+    if layout == "timm" and has_pre_norm:
+        return CLIP
+    return _LAYOUT_DEFAULTS[layout]
+
+
+class Sidecar(NamedTuple):
+    """What the files beside a weight file say; None: nothing."""
+
+    sources: tuple[str, ...] = ()  # names of the files that were read
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    layer_norm_eps: float | None = None
+    activation: str | None = None
+    sizes: Mapping[str, int] = {}  # embed_dim, depth, num_heads, as far as said
+
+
+# Names of activations in configs of Hugging Face and timm.
+_ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+}  # fmt: skip
+_HF_SIZES = {
+    "hidden_size": "embed_dim", "num_hidden_layers": "depth", "num_attention_heads": "num_heads",
+}  # fmt: skip
+_HF_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProfileError(f"{path} is no readable JSON; mend or remove it") from error
+    if not isinstance(value, dict):
+        raise ProfileError(f"{path} is no JSON object; mend or remove it")
+    return value
+
+
+def _channels(path: Path, value: object, is_std: bool) -> tuple[float, float, float] | None:
+    """Three numbers per RGB channel, above 0 for a standard deviation; None if not given."""
+    if value is None:
+        return None
+    is_right = isinstance(value, list | tuple) and len(value) == 3
+    is_right = is_right and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    if not is_right or (is_std and min(value) <= 0):
+        raise ProfileError(f"{path}: {value!r} is no mean or standard deviation per RGB channel")
+    return tuple(float(v) for v in value)
+
+
+def _activation(path: Path, name: object) -> str | None:
+    if name is None:
+        return None
+    if name not in _ACTIVATIONS:
+        raise ProfileError(f"{path}: the activation {name!r} is not one of ours")
+    return _ACTIVATIONS[name]
+
+
+def _eps(path: Path, value: object) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value < 1:
+        raise ProfileError(f"{path}: {value!r} is no LayerNorm eps")
+    return float(value)
+
+
+def _from_hugging_face(path: Path, config: Mapping[str, Any]) -> Sidecar:
+    sizes = {ours: config[key] for key, ours in _HF_SIZES.items() if type(config.get(key)) is int}
+    return Sidecar(
+        sources=(path.name,),
+        layer_norm_eps=_eps(path, config.get("layer_norm_eps")),
+        activation=_activation(path, config.get("hidden_act")),
+        sizes=sizes,
+    )
+
+
+def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
+    """timm's config.json: statistics are there, the rest follows from the architecture's name."""
+    architecture = str(config["architecture"])
+    data = config.get("pretrained_cfg")
+    data = data if isinstance(data, dict) else config
+    arguments = config.get("model_args")
+    arguments = arguments if isinstance(arguments, dict) else {}
+    kind = IMAGENET
+    if "clip" in architecture:
+        kind = CLIP_QUICKGELU if "quickgelu" in architecture else CLIP
+    elif "siglip" in architecture:
+        kind = SIGLIP
+    sizes = {key: v for key in ("embed_dim", "depth", "num_heads")
+             if type(v := arguments.get(key)) is int}  # fmt: skip
+    return Sidecar(
+        sources=(path.name,),
+        mean=_channels(path, data.get("mean"), is_std=False),
+        std=_channels(path, data.get("std"), is_std=True),
+        layer_norm_eps=kind.layer_norm_eps,
+        activation=_activation(path, arguments.get("act_layer")) or kind.activation,
+        sizes=sizes,
+    )
+
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """What `config.json` and `preprocessor_config.json` in `folder` say of the weights there.
+
+    A `config.json` of neither Hugging Face nor timm says nothing.
+
+    Raises:
+        ProfileError: a file is not readable, or says what no model of ours can be.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    said = Sidecar()
+    if config.get("model_type") in _HF_MODEL_TYPES:
+        said = _from_hugging_face(path, config)
+    elif "architecture" in config:
+        said = _from_timm(path, config)
+    path = folder / "preprocessor_config.json"
+    images = _read_json(path)
+    if images.get("image_mean") is not None and images.get("image_std") is not None:
+        said = said._replace(
+            sources=(*said.sources, path.name),
+            mean=_channels(path, images["image_mean"], is_std=False),
+            std=_channels(path, images["image_std"], is_std=True),
+        )
+    return said
+
+
+def complete(said: Sidecar, default: Profile) -> tuple[Profile, list[str]]:
+    """A profile of what a sidecar says, and the names of what is assumed from the default."""
+    fields = {field: getattr(said, field) for field in Profile._fields}
+    known = {field: value for field, value in fields.items() if value is not None}
+    return default._replace(**known), [field for field in fields if field not in known]

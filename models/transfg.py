@@ -1,0 +1,120 @@
+"""TransFG: a ViT whose last block sees only the patches that attention picked.
+
+He et al., AAAI 2022 (arXiv 2103.07976), section 3.2. Shapes: B batch, N tokens (class token,
+registers, P patches), H heads, D width, C classes, S image side in pixels.
+
+The paper multiplies the attention matrices of all blocks but the part block, A_{L-2} ... A_0, and
+reads the class token's row of the product. Only that row is computed here, as a chain of a row
+vector and matrices from the last block down, each matrix in slices: no N x N matrix is kept, and no
+product of two is formed. The paper's code does the full product inside autograd, though no gradient
+passes an argmax.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from models.configs import patch_centers
+from models.layers import Block, QueriesKeys
+from models.vit import Backbone, ViTOutput
+
+# Bound of the transient attention weights, bytes: one slice of queries of one block, for all heads
+# and samples of the batch (at least one query). It exists twice, before and after the softmax. On
+# the CPU what fits the cache is fastest (research.md); an accelerator wants few large kernels.
+MAX_SLICE_BYTES = {"cpu": 4 * 2**20}
+MAX_SLICE_BYTES_ELSEWHERE = 64 * 2**20
+
+
+def _row_times_attention(
+    row: Tensor, queries: Tensor, keys: Tensor, max_slice_bytes: int
+) -> Tensor:
+    """(B*H, 1, N) times the attention matrix of (B*H, N, D/H) queries and keys: (B*H, 1, N)."""
+    num_tokens = keys.shape[1]
+    step = min(num_tokens, max(1, max_slice_bytes // (row.numel() * row.element_size())))
+    # Memory is taken once a block: fresh pages for every slice would cost as much as the softmax.
+    scores, weights = (queries.new_empty(len(keys) * step * num_tokens) for _ in range(2))
+    product = torch.zeros_like(row)
+    scaled, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(1, 2)
+    for part, factor in zip(scaled.split(step, dim=1), row.split(step, dim=2), strict=True):
+        shape = (len(keys), part.shape[1], num_tokens)
+        part_scores, part_weights = (
+            memory[: part.shape[1] * len(keys) * num_tokens].view(shape)
+            for memory in (scores, weights)
+        )
+        torch.bmm(part, keys, out=part_scores)
+        torch.softmax(part_scores, dim=-1, out=part_weights)
+        product.baddbmm_(factor, part_weights)
+    return product
+
+
+@torch.no_grad()
+def class_token_row(layers: Sequence[QueriesKeys], max_slice_bytes: int | None = None) -> Tensor:
+    """The class token's row of A_{L-2} ... A_0, the product of attention matrices.
+
+    Args:
+        layers: queries and keys of the blocks, first block first; (B, H, N, D/H) each.
+        max_slice_bytes: bound of the attention weights that exist at a time, twice; None: the
+            device's.
+
+    Returns:
+        (B, H, N), rows summing to 1: how much of each token reaches the class token.
+    """
+    if max_slice_bytes is None:
+        device = layers[-1].queries.device.type
+        max_slice_bytes = MAX_SLICE_BYTES.get(device, MAX_SLICE_BYTES_ELSEWHERE)
+    row = None
+    for layer in reversed(layers):
+        queries, keys = (part.flatten(0, 1) for part in layer)  # (B*H, N, D/H)
+        if row is None:  # the last block: of its matrix, only the class token's row
+            scores = torch.bmm(queries[:, :1], keys.transpose(1, 2)) * keys.shape[-1] ** -0.5
+            row = scores.softmax(dim=-1)  # (B*H, 1, N)
+        else:
+            row = _row_times_attention(row, queries, keys, max_slice_bytes)
+    return row.view(*layers[-1].queries.shape[:3])
+
+
+class TransFG(Backbone):
+    """A ViT with part selection. `blocks` are all but the last; that one is `part_block`."""
+
+    def __init__(self, config: ConfigDict, num_classes: int) -> None:
+        if config.depth < 2:
+            raise ValueError(f"part selection needs at least 2 blocks, not {config.depth}")
+        if not config.class_token:
+            raise ValueError("part selection needs a class token")
+        super().__init__(config, num_blocks=config.depth - 1)
+        self.part_block = Block(config, config.drop_path)
+        self.part_norm = self._norm(config)
+        self.head = nn.Linear(config.embed_dim, num_classes)
+        # Where the patches are; no weight, so it is not saved.
+        centers = torch.from_numpy(patch_centers(config))  # (P, 2)
+        self.register_buffer("patch_centers", centers, persistent=False)
+        self._init_weights()
+
+    def layer_of(self, parameter: str) -> int:
+        """How far from the input a parameter lies; the part block is the last block."""
+        is_part_block = parameter.startswith("part_block.")
+        return self.depth if is_part_block else super().layer_of(parameter)
+
+    def is_backbone(self, parameter: str) -> bool:
+        """Whether `--freeze backbone` leaves it: all but the part block, its norm and the head."""
+        return not parameter.startswith(("part_block.", "part_norm.", "head."))
+
+    def forward(self, images: Tensor) -> ViTOutput:
+        """(B, 3, S, S) normalised float32 images to logits, features and selected parts."""
+        x = self._tokens(images)  # (B, N, D)
+        layers = []
+        for block in self.blocks:
+            x, queries_keys = self._run_with_queries_keys(block, x)
+            layers.append(queries_keys)
+        row = class_token_row(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
+        layers.clear()  # before the backward pass needs memory
+        # one_hot @ x and not x.gather: gather's backward adds with atomics on MPS, in any order
+        # (pytorch #161029), and this is deterministic on every device.
+        chosen = F.one_hot(row.argmax(dim=-1), row.shape[-1]).to(x.dtype)  # (B, H, P)
+        parts = chosen @ x[:, self.num_prefix_tokens :]  # (B, H, D)
+        x = self.part_block(torch.cat((x[:, :1], parts), dim=1), query_tokens=1)
+        features = self.part_norm(x[:, 0])  # (B, D)
+        return ViTOutput(self.head(features), features, chosen @ self.patch_centers)
