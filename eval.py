@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
-from models.configs import model_names
-from utils.config import parse_eval_args, resolve_from_checkpoint
+from models.configs import complete_config, model_names
+from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
 from utils.console import entrypoint, log, progress
 from utils.data_utils import RunPaths, open_subset, prepare_images, seed_everything
 from utils.errors import InputError, named_failures
@@ -32,7 +32,7 @@ def rebuild_model(checkpoint: "Checkpoint", path: str) -> "nn.Module":
     from models.build import build_model
 
     try:
-        model = build_model(ConfigDict(checkpoint.model_config), len(checkpoint.classes))
+        model = build_model(complete_config(checkpoint.model_config), len(checkpoint.classes))
         model.load_state_dict(checkpoint.state_dict)
     # What a config without a field, or weights of another model, raise.
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -67,6 +67,7 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     config = resolve_from_checkpoint(
         config, checkpoint.dataset, checkpoint.model_type, checkpoint.img_size
     )
+    config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
     split, subset = open_subset(config, "eval")
     check_classes(checkpoint, split.dataset, split.classes)
     seed_everything(config.seed)

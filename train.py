@@ -11,26 +11,33 @@ import functools
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
-from utils.config import parse_train_args, resolve_length
-from utils.console import entrypoint, log, progress
+from utils.config import parse_train_args, resolve_length, resolve_model
+from utils.console import entrypoint, log, log_table, progress
 from utils.data_utils import RunPaths, Subset, open_subset, prepare_images, seed_everything
 from utils.dataset import Split
 from utils.errors import InputError, named_failures
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
     from torch.utils.data import DataLoader
 
+    from models.losses import Objective
+    from models.pretrained import Pretrained
+    from models.vit import Backbone
     from utils.engine import Normalizer
+    from utils.pipeline import Batch
     from utils.run import Run
+
+# Samples that the contrastive loss should see together: with B of them its weight is 1 - 1/B.
+MIN_COMPARED = 8
 
 
 @dataclass
@@ -65,7 +72,7 @@ class Evaluator:
     """Evaluates the model in training, and keeps it and its predictions if it is the best yet."""
 
     config: FrozenConfigDict
-    model: "nn.Module"
+    model: "Backbone"
     loader: "DataLoader"
     normalize: "Normalizer"
     run: "Run"
@@ -107,56 +114,162 @@ def open_data(config: FrozenConfigDict) -> Data:
     return Data(train_split, eval_split, train, evaluated)
 
 
-def load_weights(
-    model: "nn.Module", config: FrozenConfigDict, classes: Sequence[str]
-) -> dict[str, Any]:
-    """Start `model` from a checkpoint of ours; returns that checkpoint's normalisation."""
-    from models.pretrained import load_pretrained
-    from utils.checkpoint import load_checkpoint
+@dataclass
+class Start:
+    """The model that a run starts from, before it is built."""
+
+    model_config: ConfigDict
+    normalization: dict[str, Any]
+    weights: "Pretrained | None"  # None: random
+    keep_head: bool  # the weights' classes are the run's, in the same order
+
+
+def open_weights(config: FrozenConfigDict, classes: Sequence[str]) -> tuple["Pretrained", bool]:
+    """The weights that `--pretrained` names, and whether their head is for the same classes."""
+    from models.pretrained import open_pretrained, own_pretrained
+    from utils.checkpoint import is_checkpoint, load_checkpoint
 
     path = Path(config.pretrained)
-    checkpoint = load_checkpoint(path)
-    theirs, ours = (f"{its.model_type} at {its.img_size} px" for its in (checkpoint, config))
-    if theirs != ours:
-        raise InputError(f"--pretrained {path} is {theirs}, not {ours}")
-    try:
-        report = load_pretrained(model, checkpoint.state_dict, checkpoint.classes == list(classes))
-    except ValueError as error:
-        raise InputError(f"--pretrained {path} does not fit {ours}: {error}") from error
-    log.info(
-        "pretrained %s: %d loaded, %d new, %d unused",
-        path, len(report.loaded), len(report.new), len(report.unused),
+    if not is_checkpoint(path):
+        return open_pretrained(path, config.pretrained_profile), False
+    if config.pretrained_profile != "auto":
+        raise InputError(
+            f"--pretrained_profile {config.pretrained_profile} is for weights of other projects; "
+            f"{path} says itself how it was trained"
+        )
+    own = load_checkpoint(path)
+    weights = own_pretrained(own.state_dict, own.model_config, own.normalization)
+    return weights, own.classes == list(classes)
+
+
+def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> Start:
+    """What the flags and the weights say of the model, which is not built yet."""
+    from models.pretrained import WeightsError, adapt_config
+    from models.profiles import ProfileError
+    from utils.pipeline import NORMALIZATION
+
+    model_config = get_config(
+        config.model_type, config.img_size, head=config.head, patch_stride=config.slide_step,
+        dropout=config.dropout, drop_path=config.drop_path,
     )  # fmt: skip
-    return checkpoint.normalization
+    if config.freeze.isdecimal() and int(config.freeze) > model_config.depth:
+        raise InputError(
+            f"--freeze {config.freeze}: {config.model_type} has {model_config.depth} blocks"
+        )
+    if config.pretrained is None:
+        log.warning("warning: no --pretrained: starting from random weights")
+        return Start(model_config, NORMALIZATION, None, False)
+    try:
+        weights, keep_head = open_weights(config, classes)
+        model_config = adapt_config(model_config, weights)
+    except (WeightsError, ProfileError) as error:
+        raise InputError(f"--pretrained {config.pretrained}: {error}") from error
+    if weights.assumed:
+        log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
+    return Start(model_config, weights.profile.normalization, weights, keep_head)
+
+
+def build_started(config: FrozenConfigDict, start: Start, num_classes: int) -> "Backbone":
+    """The model with its weights, on the CPU, parts of it frozen as asked."""
+    from models.build import build_model, freeze
+    from models.pretrained import WeightsError, load_pretrained
+
+    model = build_model(start.model_config, num_classes)
+    model.grad_checkpointing = config.grad_checkpointing
+    freeze(model, config.freeze)
+    if start.weights is None:
+        return model
+    try:
+        report = load_pretrained(
+            model, start.weights, start.keep_head, config.pos_resample, config.part_init
+        )
+    except WeightsError as error:
+        raise InputError(f"--pretrained {config.pretrained}: {error}") from error
+    title = f"pretrained {config.pretrained}: layout {start.weights.layout}"
+    log_table(title, {**report.summary(), "notes": "; ".join(start.weights.notes) or "none"})
+    return model
+
+
+def build_objective(config: FrozenConfigDict, train: Split, device: "torch.device") -> "Objective":
+    """What training minimises."""
+    import torch
+
+    from models.losses import Objective
+    from utils.pipeline import balanced_class_weights
+
+    class_weights = None
+    if config.class_weights == "balanced":
+        weights = balanced_class_weights(train.labels, len(train.classes))
+        class_weights = torch.from_numpy(weights).to(device)
+    if config.head == "token":
+        return Objective(config.smoothing_value, class_weights)
+    return Objective(
+        config.smoothing_value, class_weights, config.contrastive_weight, config.contrastive_margin
+    )
+
+
+def plan_micro_batches(
+    config: FrozenConfigDict, model_config: ConfigDict, device: "torch.device"
+) -> int:
+    """Micro-batches an optimizer step: as asked, or more where the device needs them smaller."""
+    from utils.dist_util import fit_micro_batches
+
+    asked = config.gradient_accumulation_steps
+    compares = config.head == "parts" and config.contrastive_weight > 0
+    is_joint = config.contrastive_scope == "effective"
+    micro_batches = fit_micro_batches(
+        device, config.train_batch_size, asked, num_tokens(model_config), not compares or is_joint
+    )
+    if micro_batches != asked:
+        log.info(
+            "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
+            "the loss is the same", micro_batches, asked,
+        )  # fmt: skip
+    compared = config.train_batch_size // (1 if is_joint else micro_batches)
+    if compares and compared < MIN_COMPARED:
+        log.warning(
+            "warning: the contrastive loss compares %d samples at a time, and weighs less the "
+            "fewer; use a larger --train_batch_size%s", compared,
+            "" if is_joint or micro_batches == 1 else " or --contrastive_scope effective",
+        )  # fmt: skip
+    return micro_batches
+
+
+def in_steps(loader: "DataLoader", micro_batches: int) -> Iterator[list["Batch"]]:
+    """The micro-batches of one optimizer step after another."""
+    batches = iter(loader)
+    while step := list(itertools.islice(batches, micro_batches)):
+        yield step
 
 
 def train_loop(
     config: FrozenConfigDict,
     state: TrainingState,
-    model: "nn.Module",
-    loader: "DataLoader",
+    model: "Backbone",
+    objective: "Objective",
+    batches: Iterator[list["Batch"]],
     normalize: "Normalizer",
     run: "Run",
     evaluate_now: Evaluator,
 ) -> None:
     """Train to `config.num_steps`, evaluating now and then and after the last step."""
-    from models.losses import classification_loss
+    from models.recompute import recomputed
     from utils.engine import TrainMeter, train_step
     from utils.scheduler import build_optimizer, build_scheduler
 
-    loss_fn = functools.partial(classification_loss, smoothing=config.smoothing_value)
-    optimizer = build_optimizer(model, config, model.no_weight_decay())
+    is_joint = config.contrastive_scope == "effective"
+    joint_forward = functools.partial(recomputed, model) if is_joint else None
+    optimizer = build_optimizer(model, config, model.no_weight_decay(), model.layer_of)
     scheduler = build_scheduler(optimizer, config)
     meter = TrainMeter(state.step, config.train_batch_size)
-    batches = iter(loader)
     model.train()
     with progress(config.num_steps, "train", "step") as bar:
         while state.step < config.num_steps:
             (learning_rate, *_) = scheduler.get_last_lr()
-            micro_batches = list(itertools.islice(batches, config.gradient_accumulation_steps))
             result = train_step(
-                model, loss_fn, optimizer, micro_batches, normalize, config.max_grad_norm
-            )
+                model, objective, optimizer, next(batches), normalize, config.max_grad_norm,
+                joint_forward,
+            )  # fmt: skip
             scheduler.step()
             state.step += 1
             meter.add(result)
@@ -179,32 +292,29 @@ def train_loop(
 
 def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
     """Wire everything, make the first writes, train, summarise."""
-    from models.build import build_model
-    from utils.dist_util import build_env_stamp, check_mps_batch, choose_device, config_hash
+    from utils.dist_util import build_env_stamp, choose_device, config_hash
     from utils.engine import Normalizer
-    from utils.pipeline import NORMALIZATION, eval_loader, train_loader
+    from utils.pipeline import eval_loader, train_loader
     from utils.run import Run
 
-    classes, micro_batches = data.train_split.classes, config.gradient_accumulation_steps
-    model_config = get_config(config.model_type, config.img_size)
+    classes = data.train_split.classes
     device, reason = choose_device(config.device, config.prefer_mps)
     log.info("device %s (%s)", device, reason)
-    check_mps_batch(device, config.train_batch_size, micro_batches, num_tokens(model_config))
+    start = plan_model(config, classes)
+    config = resolve_model(config, start.model_config.to_dict(), start.normalization)
+    micro_batches = plan_micro_batches(config, start.model_config, device)
 
     seed_everything(config.seed)
-    model = build_model(model_config, len(classes))
-    normalization = NORMALIZATION
-    if config.pretrained is None:
-        log.warning("warning: no --pretrained: starting from random weights")
-    else:
-        normalization = load_weights(model, config, classes)
-    facts = {**data.facts(), "normalization": normalization}
+    model = build_started(config, start, len(classes))
+    facts = {
+        **data.facts(), "normalization": start.normalization, "micro_batches": micro_batches,
+    }  # fmt: skip
     stamp = build_env_stamp(config, command, device, facts)
     prepare_images(config, (data.train_split, data.eval_split), (data.train.split, data.eval.split))
 
     run = Run(RunPaths(Path(config.output_dir), config.name), stamp, data.eval.split)
     model.to(device)
-    normalize = Normalizer(normalization, device)
+    normalize = Normalizer(start.normalization, device)
     train_batches = train_loader(
         data.train.split, config.img_size, config.train_batch_size // micro_batches,
         config.num_steps * micro_batches, config.seed, config.num_workers, device,
@@ -214,15 +324,17 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
     )
     checkpoint_fields = {
         "model_type": config.model_type,
-        "model_config": model_config.to_dict(),
+        "model_config": start.model_config.to_dict(),
         "dataset": config.dataset,
         "classes": list(classes),
         "img_size": config.img_size,
-        "normalization": normalization,
+        "normalization": start.normalization,
         "config_hash": config_hash(config),
     }
     evaluator = Evaluator(config, model, eval_batches, normalize, run, checkpoint_fields)
-    train_loop(config, state, model, train_batches, normalize, run, evaluator)
+    objective = build_objective(config, data.train.split, device)
+    steps = in_steps(train_batches, micro_batches)
+    train_loop(config, state, model, objective, steps, normalize, run, evaluator)
     run.finish(state.best)
 
 

@@ -23,3 +23,25 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone:
         raise ValueError(f"unknown head {config.head!r}; known: {', '.join(HEADS)}")
     model = TransFG if config.head == "parts" else VisionTransformer
     return model(config, num_classes)
+
+
+def freeze(model: Backbone, what: str) -> None:
+    """Exclude a part of `model` from training.
+
+    Args:
+        model: all of it trainable.
+        what: "none"; "backbone": all but what follows it (the head, with part selection the part
+            block too); a number N: the embeddings and the first N blocks.
+
+    Raises:
+        ValueError: none of these, or more blocks than there are.
+    """
+    if what == "none":
+        return
+    if what != "backbone" and not (what.isdecimal() and 1 <= int(what) <= model.depth):
+        raise ValueError(f"cannot freeze {what!r} of a model of {model.depth} blocks")
+    for name, parameter in model.named_parameters():
+        is_frozen = model.is_backbone(name) if what == "backbone" else (
+            model.layer_of(name) <= int(what)
+        )  # fmt: skip
+        parameter.requires_grad_(not is_frozen)

@@ -5,7 +5,7 @@ our model that these weights fit; `load_pretrained` copies them. D width, N posi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,22 @@ class LoadReport(NamedTuple):
     resized: dict[str, str]  # taken over in another size: from what to what
     new: tuple[str, ...]  # left at their initial values
     unused: tuple[str, ...]  # in the file and not needed
+
+    def summary(self) -> dict[str, str]:
+        """The fates in words, for a table."""
+        resized = [f"{key} ({how})" for key, how in self.resized.items()]
+        return {
+            "loaded": f"{len(self.loaded)} tensors",
+            "resized": ", ".join(resized) or "none",
+            "new": _some(self.new),
+            "unused": _some(self.unused),
+        }
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    """Names, as many as fit a line."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "none"
 
 
 # --- What a file is -------------------------------------------------------------------------------

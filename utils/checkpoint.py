@@ -154,6 +154,20 @@ def _contradictions(payload: Mapping[str, Any]) -> list[str]:
     return [field for field, is_usable in usable.items() if not is_usable]
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file at `path` says it is one of ours, intact or not.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    # `torch.save` writes the pickle first, and a payload begins with its format.
+    try:
+        with path.open("rb") as file:
+            return FORMAT.encode() in file.read(4096)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read the checkpoint at `path` onto the CPU, without running any code it may hold.
 

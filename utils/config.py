@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.flags import (
     DEFAULT_NUM_STEPS,
     DEFAULT_NUM_WORKERS,
+    DEPENDENT,
     MAX_WARMUP_STEPS,
     SYNTHETIC_FOLDER,
     build_eval_parser,
@@ -85,7 +86,7 @@ def _os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
 def _check_file(path: Path, flag: str) -> None:
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"{flag} {path} {state}; name a run's checkpoints/ckpt.bin")
+        raise InputError(f"{flag} {path} {state}; name a file")
 
 
 def _frozen(values: Mapping[str, Any]) -> FrozenConfigDict:
@@ -94,17 +95,51 @@ def _frozen(values: Mapping[str, Any]) -> FrozenConfigDict:
     return FrozenConfigDict(plain)
 
 
-def check_img_size(img_size: int, patch_size: int) -> None:
+def check_img_size(img_size: int, patch_size: int, slide_step: int | None = None) -> None:
     """Refuse an image size that is not cut into whole patches.
 
+    Args:
+        img_size: side of the square input, pixels.
+        patch_size: side of a patch, pixels.
+        slide_step: pixels between overlapping patches; None: they do not overlap.
+
     Raises:
-        InputError: names both and the nearest size that fits.
+        InputError: names the values and what fits.
     """
-    if img_size % patch_size:
-        nearest = max(1, round(img_size / patch_size)) * patch_size
+    if slide_step is None:
+        if img_size % patch_size:
+            nearest = max(1, round(img_size / patch_size)) * patch_size
+            raise InputError(
+                f"--img_size {img_size} is not a multiple of the patch, {patch_size}; try {nearest}"
+            )
+        return
+    if slide_step > patch_size:
         raise InputError(
-            f"--img_size {img_size} is not a multiple of the patch, {patch_size}; try {nearest}"
+            f"--slide_step {slide_step} is over the patch, {patch_size}: pixels would be skipped"
         )
+    if img_size < patch_size:
+        raise InputError(f"--img_size {img_size} is under the patch, {patch_size}")
+
+
+def _settle_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the defaults of flags that depend on another one.
+
+    Raises:
+        InputError: such a flag was given without the other one.
+    """
+    settled = dict(values)
+    for flag, (needed, meanings, default) in DEPENDENT.items():
+        has_meaning = values[needed] in meanings if meanings else values[needed] is not None
+        if has_meaning and values[flag] is None:
+            settled[flag] = default
+        elif not has_meaning and values[flag] is not None:
+            with_value = f" {meanings[0]}" if meanings else ""
+            raise InputError(f"--{flag} means nothing without --{needed}{with_value}")
+    if settled["part_init"] is not None and values["head"] != "parts":
+        if values["part_init"] is not None:
+            raise InputError("--part_init means nothing without --head parts")
+        settled["part_init"] = None
+    return settled
 
 
 def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> FrozenConfigDict:
@@ -134,7 +169,8 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    check_img_size(values["img_size"], patch_sizes[values["model_type"]])
+    values = _settle_dependent_flags(values)
+    check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
         raise InputError(
@@ -197,6 +233,19 @@ def resolve_length(config: FrozenConfigDict, num_samples: int) -> FrozenConfigDi
             "num_workers": _workers(config, config.tiny_train_subset),
         }
     )
+
+
+def resolve_model(
+    config: FrozenConfigDict, model: Mapping[str, Any], normalization: Mapping[str, Any]
+) -> FrozenConfigDict:
+    """Record the model and its normalisation, which the flags and the weights decided together.
+
+    Args:
+        config: from the flags.
+        model: all fields of the model's config.
+        normalization: mean and standard deviation per RGB channel, of pixels in [0, 1].
+    """
+    return _frozen({**config.to_dict(), "model": dict(model), "normalization": dict(normalization)})
 
 
 def _workers(config: FrozenConfigDict, tiny_subset: str | None) -> int:

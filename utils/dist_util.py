@@ -20,11 +20,15 @@ REPO = Path(__file__).resolve().parent.parent
 ENV_EXPORT = REPO / "env_export.yml"
 NONE, MISSING = "none", "missing"
 
-# Of the config, what says only where things live, how fast they load or how often they are printed.
+# Of the config, what says only where things live, how fast they load how often they are printed,
+# or what memory they take.
 # Everything else is the experiment and enters the hash.
 NOT_THE_EXPERIMENT = frozenset(
-    {"name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every"}
-)
+    {
+        "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
+        "grad_checkpointing",
+    }
+)  # fmt: skip
 # Inputs that matter by their content, wherever they lie.
 FILE_KEYS = frozenset({"pretrained", "checkpoint"})
 SUBSET_KEYS = frozenset({"tiny_train_subset", "tiny_infer_subset"})
@@ -61,26 +65,32 @@ def choose_device(requested: str, prefer_mps: bool) -> tuple[torch.device, str]:
     return torch.device("cpu"), reason
 
 
-def check_mps_batch(
-    device: torch.device, batch_size: int, micro_batches: int, num_tokens: int
-) -> None:
-    """Refuse training micro-batches for which MPS computes wrong weight gradients.
+def fit_micro_batches(
+    device: torch.device, batch_size: int, micro_batches: int, num_tokens: int, may_split: bool
+) -> int:
+    """How many micro-batches to cut a batch into, so that MPS computes right weight gradients.
 
     Args:
-        device: that the run uses; any but MPS is fine.
+        device: that the run uses; any but MPS takes what was asked for.
         batch_size: samples an optimizer step.
-        micro_batches: that a batch is cut into.
+        micro_batches: that were asked for.
         num_tokens: of one image.
+        may_split: whether smaller micro-batches leave the loss unchanged.
 
     Raises:
-        InputError: names the `--gradient_accumulation_steps` that fits.
+        InputError: they must be smaller and may not; names the `--gradient_accumulation_steps` that
+            fits.
     """
     largest = MAX_MPS_ROWS // num_tokens
     if device.type != "mps" or batch_size // micro_batches <= largest:
-        return
+        return micro_batches
     divisors = (n for n in range(1, batch_size + 1) if batch_size % n == 0)
     fits = next((n for n in divisors if batch_size // n <= largest), None)
+    if fits is not None and may_split:
+        return fits
     advice = "a smaller --img_size" if fits is None else f"--gradient_accumulation_steps {fits}"
+    if not may_split and fits is not None:
+        advice += " or --contrastive_scope effective"
     raise InputError(
         f"a micro-batch of {batch_size // micro_batches} images of {num_tokens} tokens is over "
         f"{MAX_MPS_ROWS} rows, for which MPS computes wrong gradients; use {advice}"

@@ -1,6 +1,6 @@
 """One training step, one evaluation. Knows no writer and no file.
 
-Shapes: B batch, S samples, C classes.
+Shapes: B batch, S samples, C classes, H heads.
 """
 
 import math
@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.errors import RunError
-from utils.pipeline import Batch
+from utils.pipeline import Batch, crop_to_image
 
 Loss = Callable[[NamedTuple, Tensor], Tensor]  # (model output, labels) to a scalar
+Forward = Callable[[Tensor], NamedTuple]  # images to model output
 
 
 class StepResult(NamedTuple):
@@ -72,6 +73,9 @@ class Evaluation(NamedTuple):
 
     logits: np.ndarray  # (S, C) float32
     labels: np.ndarray  # (S,) int64
+    # (S, H, 2) float64, relative to the original image: what each head looked at; None if the model
+    # selects no parts.
+    parts: np.ndarray | None = None
 
 
 class Normalizer:
@@ -91,6 +95,12 @@ class Normalizer:
         return images.float() * self.scale + self.shift
 
 
+def _joined(outputs: Sequence[NamedTuple]) -> NamedTuple:
+    """The outputs of micro-batches as the output of their batch; a field that is None stays so."""
+    columns = zip(*outputs, strict=True)
+    return type(outputs[0])(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+
 def train_step(
     model: nn.Module,
     loss_fn: Loss,
@@ -98,27 +108,53 @@ def train_step(
     micro_batches: Sequence[Batch],
     normalize: Normalizer,
     max_grad_norm: float,
+    joint_forward: Forward | None = None,
 ) -> StepResult:
-    """One optimizer step over equally large micro-batches; nothing is read back from the device."""
-    total_loss, correct = 0.0, 0
-    for images, labels, _ in micro_batches:
-        labels = labels.to(normalize.device)
-        output = model(normalize(images))
-        loss = loss_fn(output, labels) / len(micro_batches)
+    """One optimizer step over equally large micro-batches; nothing is read back from the device.
+
+    Args:
+        model: in training mode.
+        loss_fn: of the samples that it is given together.
+        optimizer: of the model's parameters.
+        micro_batches: of one optimizer step.
+        normalize: brings images to the device.
+        max_grad_norm: the gradient is clipped to this L2 norm.
+        joint_forward: the model's forward pass, remembering nothing but its output. If given, the
+            loss is over all micro-batches together, whatever their number: their outputs are
+            cached, and each is computed again when its gradient arrives (Gao et al. 2021,
+            arXiv 2101.06983, section 3.2). If None, the loss is the mean over micro-batches.
+    """
+    labels = [batch.labels.to(normalize.device) for batch in micro_batches]
+    if joint_forward is not None:
+        output = _joined([joint_forward(normalize(batch.images)) for batch in micro_batches])
+        labels = torch.cat(labels)
+        loss = loss_fn(output, labels)
         loss.backward()
-        total_loss = total_loss + loss.detach()
-        correct = correct + (output.logits.detach().argmax(dim=1) == labels).sum()
+        total_loss, correct = loss.detach(), _num_correct(output, labels)
+    else:
+        total_loss, correct = 0.0, 0
+        for batch, batch_labels in zip(micro_batches, labels, strict=True):
+            output = model(normalize(batch.images))
+            loss = loss_fn(output, batch_labels) / len(micro_batches)
+            loss.backward()
+            total_loss = total_loss + loss.detach()
+            correct = correct + _num_correct(output, batch_labels)
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(total_loss, correct)
 
 
+def _num_correct(output: NamedTuple, labels: Tensor) -> Tensor:
+    """Samples whose top-1 is right, on the device."""
+    return (output.logits.detach().argmax(dim=1) == labels).sum()
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, loader: DataLoader, normalize: Normalizer, bar: tqdm | None = None
 ) -> Evaluation:
-    """Logits of every sample of the loader's dataset, in split order.
+    """Logits and selected parts of every sample of the loader's dataset, in split order.
 
     The model is put into eval mode and back into the mode it was in.
 
@@ -128,11 +164,16 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    logits, labels, positions = [], [], []
+    logits, parts, labels, positions, sizes = [], [], [], [], []
     for batch in loader:
-        logits.append(model(normalize(batch.images)).logits)  # stays on the device: no sync a batch
+        output = model(normalize(batch.images))
+        logits.append(output.logits)  # stays on the device: no sync a batch
+        if output.parts is not None:
+            parts.append(output.parts)
         labels.append(batch.labels)
         positions.append(batch.positions)
+        sizes.append(batch.sizes)
+        img_size = batch.images.shape[-1]
         if bar is not None:
             bar.update(len(batch.labels))
     model.train(was_training)
@@ -143,4 +184,7 @@ def evaluate(
     if not np.isfinite(all_logits).all():
         bad = int((~np.isfinite(all_logits)).any(axis=1).sum())
         raise RunError(f"logits of {bad} of {len(seen)} evaluated samples are not finite")
-    return Evaluation(all_logits, torch.cat(labels).numpy())
+    points = None
+    if parts:
+        points = crop_to_image(torch.cat(parts).cpu().numpy(), torch.cat(sizes).numpy(), img_size)
+    return Evaluation(all_logits, torch.cat(labels).numpy(), points)

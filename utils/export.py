@@ -1,6 +1,6 @@
 """What an evaluation leaves on disk: FiftyOne rows, metrics, the per-class table.
 
-Shapes: S samples, C classes.
+Shapes: S samples, C classes, H heads.
 """
 
 import csv
@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from utils.data_utils import RunPaths
 from utils.dataset import Split
@@ -23,6 +25,15 @@ NOT_THE_RESULT = frozenset({"filepath", "run", "checkpoint_id"})
 
 def _classification(label: str, **attributes: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
     return {"_cls": "Classification", "label": label, **attributes}
+
+
+def _keypoints(points: np.ndarray) -> dict[str, Any]:
+    """(H, 2) points as FiftyOne's label, one keypoint a head."""
+    keypoints = [
+        {"_cls": "Keypoint", "label": f"head {head}", "points": [point]}
+        for head, point in enumerate(points.tolist())
+    ]
+    return {"_cls": "Keypoints", "keypoints": keypoints}
 
 
 def prediction_rows(
@@ -42,6 +53,7 @@ def prediction_rows(
         classes, ranked = split.classes, results.ranking[i].tolist()
         confidences = results.probabilities[i, ranked].tolist()
         logits = {"logits": evaluation.logits[i].tolist()} if export_logits else {}
+        parts = {} if evaluation.parts is None else {"parts": _keypoints(evaluation.parts[i])}
         top = [
             _classification(classes[c], confidence=p)
             for c, p in zip(ranked, confidences, strict=True)
@@ -53,6 +65,7 @@ def prediction_rows(
             "ground_truth": _classification(classes[evaluation.labels[i]]),
             "predictions": {**top[0], **logits},
             "predictions_top5": {"_cls": "Classifications", "classifications": top},
+            **parts,
             "correct": ranked[0] == int(evaluation.labels[i]),
             "loss": float(results.losses[i]),
             # With one class there is no second: it has the rest of the probability, none.

@@ -16,6 +16,20 @@ SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart fr
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
+DEFAULT_SLIDE_STEP = 12
+
+# Flags that mean nothing without another one: the flag that they need, its values that give them a
+# meaning (empty: any), and their default then. Given without it they are refused, not ignored.
+DEPENDENT = {
+    "slide_step": ("split", ("overlap",), DEFAULT_SLIDE_STEP),
+    "contrastive_weight": ("head", ("parts",), 1.0),
+    "contrastive_margin": ("head", ("parts",), 0.4),
+    "contrastive_scope": ("head", ("parts",), "micro"),
+    "layer_decay": ("optimizer", ("adamw",), 1.0),
+    "pretrained_profile": ("pretrained", (), "auto"),
+    "pos_resample": ("pretrained", (), "bicubic"),
+    "part_init": ("pretrained", (), "pretrained"),
+}
 
 
 # --- Types of flag values -------------------------------------------------------------------------
@@ -43,6 +57,14 @@ _seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967
 _positive = _number(float, lambda x: x > 0, "a finite number above 0")
 _non_negative = _number(float, lambda x: x >= 0, "a finite number, 0 or above")
 _fraction = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not including 1")
+_factor = _number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1")
+_cosine = _number(float, lambda x: -1 <= x <= 1, "a number from -1 to 1")
+
+
+def _frozen_part(text: str) -> str:
+    if text not in ("none", "backbone") and not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none, backbone nor a whole number")
+    return text
 
 
 def _run_name(text: str) -> str:
@@ -103,11 +125,60 @@ def _add_model_flags(
         + ("" if for_training else " (default: the checkpoint's)"),
     )  # fmt: skip
     if for_training:
-        group.add_argument(
-            "--pretrained", type=Path, metavar="PATH",
-            help="start from the weights of one of this project's checkpoints of the same model "
-            "type and image size (default: random weights)",
-        )  # fmt: skip
+        _add_architecture_flags(group)
+        _add_pretrained_flags(group)
+
+
+def _add_architecture_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--head", choices=("token", "parts"), default="token",
+        help="token: plain ViT; parts: TransFG, whose last block sees the selected patches only",
+    )  # fmt: skip
+    group.add_argument(
+        "--split", choices=("non-overlap", "overlap"), default="non-overlap",
+        help="how the image is cut into patches",
+    )  # fmt: skip
+    group.add_argument(
+        "--slide_step", type=_positive_int, metavar="PIXELS",
+        help=f"between overlapping patches (default: {DEFAULT_SLIDE_STEP})",
+    )  # fmt: skip
+    group.add_argument(
+        "--dropout", type=_fraction, default=0.0,
+        help="after the position embedding and each dense layer but the attention's",
+    )  # fmt: skip
+    group.add_argument(
+        "--drop_path", type=_fraction, default=0.0,
+        help="stochastic depth of the last block, rising linearly from 0 at the first",
+    )  # fmt: skip
+
+
+def _add_pretrained_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--pretrained", type=Path, metavar="PATH",
+        help="start from these weights: Google .npz, timm, Hugging Face, torchvision, ViT-pytorch, "
+        "TransFG, or a ckpt.bin of this project; recognised by content (default: random weights)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pretrained_profile",
+        choices=("auto", "google", "imagenet", "clip", "clip-quickgelu", "siglip"),
+        help="normalisation, activation and LayerNorm eps of the weights; auto: from a config.json "
+        "or preprocessor_config.json beside them, else what is usual for the layout "
+        "(default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pos_resample", choices=("bicubic", "bilinear"),
+        help="position embeddings for another grid: bicubic as timm, bilinear as TransFG's code "
+        "(default: bicubic)",
+    )  # fmt: skip
+    group.add_argument(
+        "--part_init", choices=("pretrained", "random"),
+        help="with --head parts: the part block starts from the last block of the weights, or "
+        "random, as TransFG's code has it (default: pretrained)",
+    )  # fmt: skip
+    group.add_argument(
+        "--freeze", type=_frozen_part, default="none", metavar="{none,backbone,N}",
+        help="train all; only what follows the backbone; or all but embeddings and first N blocks",
+    )  # fmt: skip
 
 
 def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +222,35 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         help="micro-batches a step; must divide --train_batch_size",
     )  # fmt: skip
     group.add_argument("--smoothing_value", type=_fraction, default=0.0, help="label smoothing")
+    group.add_argument(
+        "--class_weights", choices=("none", "balanced"), default="none",
+        help="balanced: rare classes count more, by the inverse of their number of samples",
+    )  # fmt: skip
+    group.add_argument(
+        "--layer_decay", type=_factor,
+        help="with adamw: learning rate of each block over that of the next (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--grad_checkpointing", action=argparse.BooleanOptionalAction, default=False,
+        help="less memory for more time: compute blocks again in the backward pass; changes no "
+        "result (default: off)",
+    )  # fmt: skip
+
+
+def _add_contrastive_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("contrastive loss, with --head parts")
+    group.add_argument(
+        "--contrastive_weight", type=_non_negative, help="times the loss; 0: none (default: 1)"
+    )
+    group.add_argument(
+        "--contrastive_margin", type=_cosine,
+        help="similarity up to which different classes cost nothing (default: 0.4)",
+    )  # fmt: skip
+    group.add_argument(
+        "--contrastive_scope", choices=("micro", "effective"),
+        help="samples that are compared: a micro-batch's, as in TransFG's code, or the whole "
+        "--train_batch_size's, for one more forward pass (default: micro)",
+    )  # fmt: skip
 
 
 def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
@@ -191,6 +291,7 @@ def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     _add_data_flags(parser, for_training=True)
     _add_model_flags(parser, model_names, for_training=True)
     _add_optimisation_flags(parser)
+    _add_contrastive_flags(parser)
     return parser
 
 
@@ -198,7 +299,7 @@ def build_eval_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of `eval.py`."""
     parser = Parser(
         prog="eval.py",
-        description="Evaluate a checkpoint. Model type, image size, class list and normalisation "
+        description="Evaluate a checkpoint. Model, image size, class list and normalisation "
         "come from the checkpoint; a flag that contradicts it is an error.",
     )
     _add_run_flags(parser, for_training=False)

@@ -1,11 +1,12 @@
 """The input pipeline: transforms per phase, the dataset that loaders read, samplers, loaders.
 
-Shapes: B batch, S image side in pixels.
+Shapes: B batch, S image side in pixels (of points: samples), H heads, C classes.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -46,6 +47,37 @@ def eval_transform(img_size: int) -> v2.Transform:
     )
 
 
+def crop_to_image(points: np.ndarray, sizes: np.ndarray, img_size: int) -> np.ndarray:
+    """Undo `eval_transform` for points: from its square output to the original image.
+
+    Args:
+        points: (S, H, 2) x and y in [0, 1] of the square.
+        sizes: (S, 2) width and height of the original images, pixels.
+        img_size: side of the square, pixels.
+
+    Returns:
+        (S, H, 2) float64 x and y in [0, 1] of the original image.
+    """
+    resized_side = round(img_size * EVAL_RESIZE)
+    shorter = sizes.min(axis=1, keepdims=True)
+    # As torchvision rounds: `v2.Resize` down, `v2.CenterCrop` half to even.
+    resized = np.where(sizes == shorter, resized_side, resized_side * sizes // shorter)  # (S, 2)
+    offset = np.round((resized - img_size) / 2)
+    return (points * img_size + offset[:, None]) / resized[:, None]
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C,) float32 weights by the inverse of the classes' counts; their mean over `labels` is 1.
+
+    Classes without samples get 1: they are no sample's target, but label smoothing has a share for
+    them.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    weights = len(labels) / (present.sum() * np.maximum(counts, 1))
+    return np.where(present, weights, 1.0).astype(np.float32)
+
+
 # --- Loaders --------------------------------------------------------------------------------------
 
 
@@ -55,6 +87,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, S, S) uint8
     labels: Tensor  # (B,) int64
     positions: Tensor  # (B,) int64, in the split
+    sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
 
 
 class ImageDataset:
@@ -74,7 +107,7 @@ class ImageDataset:
         return len(self.split)
 
     def __getitem__(self, index: tuple[int, int]) -> Batch:
-        """The sample at (epoch, position): image (3, S, S) uint8, its label, its position.
+        """The sample at (epoch, position): image (3, S, S) uint8, label, position, size.
 
         Raises:
             RunError: the image cannot be decoded.
@@ -91,7 +124,7 @@ class ImageDataset:
             pixels = self.transform(image)
         finally:
             generator.set_state(state)
-        return Batch(pixels, int(self.split.labels[position]), position)
+        return Batch(pixels, int(self.split.labels[position]), position, torch.tensor(image.size))
 
 
 class TrainSampler:

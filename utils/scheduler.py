@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from ml_collections import FrozenConfigDict
@@ -10,24 +11,50 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def build_optimizer(
-    model: nn.Module, config: FrozenConfigDict, no_weight_decay: Collection[str]
+    model: nn.Module,
+    config: FrozenConfigDict,
+    no_weight_decay: Collection[str],
+    layer_of: Callable[[str], int],
 ) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over all parameters of `model`.
+    """SGD with momentum or AdamW over the parameters of `model` that are not frozen.
 
     Weight decay leaves alone what is a vector (biases, norms) and the names in `no_weight_decay`.
     Fused kernels: one launch a step on every device.
+
+    Args:
+        model: to be trained.
+        config: optimizer, learning rate, momentum, weight and layer decay.
+        no_weight_decay: names of parameters.
+        layer_of: how far from the input a named parameter lies. With `config.layer_decay` each
+            layer's learning rate is that factor of the next one's (Clark et al. 2020, ELECTRA;
+            as BEiT and MAE fine-tune). The first group of the optimizer has the peak rate.
+
+    Raises:
+        ValueError: every parameter is frozen.
     """
-    decayed, spared = [], []
+    layer_decay = config.layer_decay
+    has_decay = layer_decay is not None and layer_decay != 1.0
+    layers = {name: layer_of(name) if has_decay else 0 for name, _ in model.named_parameters()}
+    top = max(layers.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_spared = parameter.ndim <= 1 or name in no_weight_decay
-        (spared if is_spared else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+        distance = top - layers[name]  # from the layer with the peak rate
+        scale = layer_decay**distance if has_decay else 1.0
+        empty = {
+            "params": [],
+            "weight_decay": 0.0 if is_spared else config.weight_decay,
+            "lr": config.learning_rate * scale,
+        }
+        groups.setdefault((distance, is_spared), empty)["params"].append(parameter)
+    if not groups:
+        raise ValueError("every parameter is frozen")
+    ordered = [groups[key] for key in sorted(groups)]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+        return torch.optim.AdamW(ordered, lr=config.learning_rate, fused=True)
+    return torch.optim.SGD(ordered, lr=config.learning_rate, momentum=config.momentum, fused=True)
 
 
 def lr_factor(decay_type: str, warmup_steps: int, num_steps: int) -> Callable[[int], float]:

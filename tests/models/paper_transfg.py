@@ -1,8 +1,8 @@
 """TransFG and ViT-pytorch as their papers and public code compute them, written plainly.
 
 The reference of the parity tests and of `scripts/benchmark.py`: weights under the names of TACJu's
-and jeonsworld's state dicts, every layer's attention maps kept, full N x N products inside autograd,
-parts gathered by index. Shapes: B batch, N tokens, H heads, D width.
+and jeonsworld's state dicts, every layer's attention maps kept, full N x N products inside
+autograd, parts gathered by index. Shapes: B batch, N tokens, H heads, D width.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,9 @@ def select(attention: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def count_layers(weights: Weights) -> int:
-    return len({key.split(".")[3] for key in weights if key.startswith("transformer.encoder.layer.")})
+    return len(
+        {key.split(".")[3] for key in weights if key.startswith("transformer.encoder.layer.")}
+    )
 
 
 def transfg(
@@ -112,7 +114,9 @@ def in_their_names(state_dict: Weights) -> dict[str, Tensor]:
             theirs[f"{'part_head' if is_parts else 'head'}.{leaf}"] = value
         else:
             is_part = key.startswith("part_block.")
-            _, number, inner = (None, None, name.partition(".")[2]) if is_part else name.split(".", 2)
+            _, number, inner = (
+                (None, None, name.partition(".")[2]) if is_part else name.split(".", 2)
+            )
             prefix = "part_layer" if is_part else f"layer.{number}"
             prefix = f"transformer.encoder.{prefix}"
             if inner == "attn.qkv":
