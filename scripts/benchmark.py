@@ -2,28 +2,31 @@
 
     python scripts/benchmark.py startup --check
     python scripts/benchmark.py block --model_type ViT-Ti_16 --img_size 224
+    python scripts/benchmark.py model --json figures.json --check
 
-Absolute times of a shared machine are noise; the ratio within a pair is not. `--check` exits 1 if
-a promise is missed, `--json FILE` writes the figures.
+`--check` exits 1 if a promise is missed, `--json FILE` writes the figures.
 """
 
 import argparse
+import importlib.metadata
 import json
+import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.model_figures import add_model_flags, measure_model
+from scripts.paired import in_pairs
 from utils.console import Parser, entrypoint
-from utils.errors import RunError
+from utils.errors import InputError, RunError
 from utils.files import write_json
 
 REPO = Path(__file__).resolve().parents[1]
@@ -35,33 +38,6 @@ SMOKE_TRAINING = shlex.split(
 )
 MAX_SMOKE_RATIO = 1.5  # smoke training over importing torch, torchvision and TensorBoard
 MAX_HELP_SECONDS = 0.5
-
-
-def seconds_of(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def in_pairs(
-    a: Callable[[], object], b: Callable[[], object], pairs: int
-) -> dict[str, float | list[float]]:
-    """Time `a` and `b` in turn, after one uncounted pair.
-
-    Returns:
-        The median seconds of each and the median, lowest and highest ratio a / b.
-    """
-    a()
-    b()
-    times = [(seconds_of(a), seconds_of(b)) for _ in range(pairs)]
-    ratios = [time_a / time_b for time_a, time_b in times]
-    return {
-        "a_seconds": statistics.median(time_a for time_a, _ in times),
-        "b_seconds": statistics.median(time_b for _, time_b in times),
-        "ratio": statistics.median(ratios),
-        "ratio_range": [min(ratios), max(ratios)],
-    }
 
 
 def run_python(*arguments: str) -> Callable[[], object]:
@@ -124,6 +100,20 @@ def measure_block(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     return {"full_vs_class_token": figures}, []
 
 
+def machine() -> dict[str, Any]:
+    """Where the figures are from."""
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "timm", "transformers") if find_spec(name)
+    }  # fmt: skip
+    return {
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores, fp32",
+        "python": platform.python_version(),
+        **versions,
+        "note": f"{platform.machine()} figures; a Mac's differ",
+    }
+
+
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Measure, print, and with `--check` judge.
@@ -133,8 +123,9 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, measure in (("startup", measure_startup), ("block", measure_block)):
-        command = commands.add_parser(name, help=measure.__doc__)
+    measures = {"startup": measure_startup, "block": measure_block, "model": measure_model}
+    for name, measure in measures.items():
+        command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.set_defaults(measure=measure)
         command.add_argument("--pairs", type=int, default=7, help="counted pairs")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
@@ -143,9 +134,13 @@ def main(argv: Sequence[str]) -> None:
             command.add_argument("--model_type", default="ViT-B_16", help="a registered model")
             command.add_argument("--img_size", type=int, default=224, help="pixels")
             command.add_argument("--batch_size", type=int, default=8, help="images a step")
+        if name == "model":
+            add_model_flags(command)
     args = parser.parse_args(argv)
+    if args.json is not None and not args.json.parent.is_dir():
+        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")
     figures, missed = args.measure(args)
-    report = {"machine": platform.platform(), "python": platform.python_version(), **figures}
+    report = {**machine(), **figures}
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if args.json:
         write_json(args.json, report)

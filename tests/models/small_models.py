@@ -1,18 +1,21 @@
-"""Small sizes and non-trivial weights for the tests of this folder."""
+"""Small sizes, non-trivial weights and a record of operators for the tests of this folder."""
 
 import torch
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from models.build import build_model
 from models.configs import get_config
+from models.layers import ACTIVATIONS
+from models.vit import POOLS, Backbone
 
 
-def small_config(**sizes: int | str) -> ConfigDict:
-    """The `testing` config with other sizes."""
-    config = get_config("testing", 32)
-    config.update(sizes)
-    return config
+def small_config(**fields: object) -> ConfigDict:
+    """The `testing` config at 32 pixels, with other fields."""
+    return get_config("testing", **{"img_size": 32, **fields})
 
 
 def randomize(module: nn.Module, seed: int) -> None:
@@ -24,19 +27,69 @@ def randomize(module: nn.Module, seed: int) -> None:
             parameter += 0.1 * noise
 
 
+def random_model(config: ConfigDict, num_classes: int, seed: int) -> Backbone:
+    torch.manual_seed(seed)
+    model = build_model(config, num_classes)
+    randomize(model, seed)
+    return model
+
+
+def random_images(config: ConfigDict, batch: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, config.img_size, config.img_size, generator=generator)
+
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def small_configs(draw, pools=("token", "avg")) -> ConfigDict:
-    """Configs of all shapes: one or several blocks, heads, patches; narrow and wide MLPs."""
+def small_sizes(draw, min_depth=1) -> dict[str, int]:
+    """Sizes of all shapes: few or many blocks, heads, patches that overlap or not; narrow MLPs."""
     heads, patch = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    stride = draw(st.integers(1, patch))
+    # Pixels that no whole patch covers, which only overlapping patches may leave.
+    rest = 0 if stride == patch else draw(st.integers(0, stride - 1))
+    return {
+        "patch_size": patch,
+        "patch_stride": stride,
+        "img_size": patch + stride * draw(st.integers(0, 3)) + rest,
+        "embed_dim": heads * draw(st.sampled_from((2, 5, 8))),
+        "num_heads": heads,
+        "depth": draw(st.integers(min_depth, 3)),
+        "mlp_dim": draw(st.integers(1, 40)),
+    }
+
+
+@st.composite
+def small_configs(draw) -> ConfigDict:
+    """Configs of plain models with any of the parts that a ViT may have."""
+    class_token = draw(st.booleans())
     return small_config(
-        patch_size=patch,
-        img_size=patch * draw(st.integers(1, 4)),
-        embed_dim=heads * draw(st.sampled_from((2, 5, 8))),
-        num_heads=heads,
-        depth=draw(st.integers(1, 3)),
-        mlp_dim=draw(st.integers(1, 40)),
-        pool=draw(st.sampled_from(pools)),
+        **draw(small_sizes()),
+        pool=draw(st.sampled_from(POOLS if class_token else ("avg", "map"))),
+        class_token=class_token,
+        pos_class_token=draw(st.booleans()),
+        num_registers=draw(st.integers(0, 2)),
+        pre_norm=draw(st.booleans()),
+        layer_scale=draw(st.sampled_from((None, 0.5))),
+        activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
+        layer_norm_eps=draw(st.sampled_from((1e-6, 1e-5))),
     )
+
+
+class Operators(TorchDispatchMode):
+    """Records what runs in its `with` block, the backward pass included: (name, most numbers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+        self.seen.append((func.overloadpacket.__name__, max(sizes, default=0)))
+        return results
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name, _ in self.seen}

@@ -1,0 +1,100 @@
+"""Draw the parts that a model selected onto its images: what each attention head looked at.
+
+    python scripts/draw_parts.py --predictions output/parts/fiftyone/predictions.jsonl \
+        --out parts.png --count 12
+
+One dot a head, on the whole image; heads that chose the same patch stand side by side. Under each
+image the prediction, and the truth where it differs.
+"""
+
+import colorsys
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image, ImageDraw
+
+from utils.console import Parser, entrypoint, log
+from utils.dataset import decode_rgb
+from utils.errors import InputError
+from utils.files import open_atomic
+
+TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
+DOT = 5  # radius, pixels
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a predictions file.
+
+    Raises:
+        InputError: unreadable, not JSON, or rows without parts.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--predictions {path} cannot be read: {error}") from error
+    if not rows or not all(isinstance(row, dict) and "parts" in row for row in rows):
+        raise InputError(f"--predictions {path} has no parts; evaluate a model with --head parts")
+    return rows
+
+
+def color_of(head: int, num_heads: int) -> tuple[int, int, int]:
+    """A color of its own for each head, evenly around the wheel."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(head / num_heads, 1.0, 1.0))
+
+
+def draw(row: dict[str, Any]) -> Image.Image:
+    """One image with its parts and a caption, TILE pixels wide."""
+    image = decode_rgb(Path(row["filepath"]))
+    image.thumbnail((TILE, TILE))
+    tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
+    left, top = (TILE - image.width) // 2, (TILE - image.height) // 2
+    tile.paste(image, (left, top))
+    pen = ImageDraw.Draw(tile)
+    keypoints = row["parts"]["keypoints"]
+    seen: dict[tuple[float, float], int] = {}
+    for head, keypoint in enumerate(keypoints):
+        ((x, y),) = keypoint["points"]
+        shift = seen[x, y] = seen.get((x, y), -1) + 1  # beside the heads before
+        center_x = left + x * image.width + (shift % 4) * 2 * DOT
+        center_y = top + y * image.height + (shift // 4) * 2 * DOT
+        box = (center_x - DOT, center_y - DOT, center_x + DOT, center_y + DOT)
+        pen.ellipse(box, fill=color_of(head, len(keypoints)), outline="black")
+    predicted, truth = row["predictions"]["label"], row["ground_truth"]["label"]
+    caption = predicted if row["correct"] else f"{predicted}\n(is {truth})"
+    pen.multiline_text((4, TILE + 2), caption, fill="black" if row["correct"] else "red")
+    return tile
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Draw evenly spaced rows of a predictions file into one picture."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--predictions", type=Path, required=True, help="a predictions.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="the picture, .png or .jpg")
+    parser.add_argument("--count", type=int, default=12, help="images")
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        raise InputError(f"--count {args.count} is not above 0")
+    if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():
+        raise InputError(f"--out {args.out} is no .png or .jpg in an existing folder")
+    rows = list(read_rows(args.predictions))
+    count = min(args.count, len(rows))
+    tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]
+    columns = min(COLUMNS, count)
+    height = -(-count // columns) * (TILE + CAPTION)
+    sheet = Image.new("RGB", (columns * TILE, height), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * TILE, i // columns * (TILE + CAPTION)))
+    with open_atomic(args.out) as file:
+        sheet.save(file, format="PNG" if args.out.suffix.lower() == ".png" else "JPEG")
+    log.info("%d images with their parts: %s", count, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""What `benchmark.py model` measures. Needs requirements-dev.txt.
+
+Our models beside those of timm, transformers and torchvision, and beside TransFG as its paper's
+code computes it (`tests/models/paper_transfg.py`).
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scripts.paired import Action, in_turn, peak_bytes, ratio_of
+from utils.console import log
+from utils.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+REPO = Path(__file__).resolve().parents[1]
+CLASSES = 102
+PART_SIZE, PART_BATCH = 448, 2
+PLAIN_SIZE, PLAIN_BATCH = 224, 8
+GROWTH_SIZES, GROWTH_BATCH = (224, 448, 672), 1
+TRAIN, EVAL = "train", "eval"
+
+# What is promised: the figure, at most or at least a value (x86, 2 cores, fp32).
+AT_MOST = {
+    "part_over_timm_train": 1.0,
+    "part_over_timm_eval": 1.15,
+    "part_over_naive_memory": 1 / 3,
+    "checkpointed_over_naive_memory": 0.1,
+    "checkpointed_over_part_train": 1.35,
+    "plain_over_timm_train": 1.0,
+    "plain_over_timm_eval": 1.0,
+    "plain_over_transformers_train": 1.0,
+    "plain_over_transformers_eval": 1.0,
+    "plain_over_torchvision_train": 1.0,
+    "plain_over_torchvision_eval": 1.0,
+}
+AT_LEAST = {"naive_over_part_train": 1.6, "naive_over_part_eval": 2.2}
+
+
+class Contender(NamedTuple):
+    """A model as the benchmark runs it."""
+
+    train_step: Action  # forward, loss, backward, SGD with momentum
+    eval_step: Action  # forward without gradients
+    # As train_step, but the gradients stay, so that they are not among what a step takes.
+    keeping_step: Action
+
+    def actions(self) -> dict[str, Action]:
+        """The steps by name."""
+        return {TRAIN: self.train_step, EVAL: self.eval_step}
+
+
+def _contender(
+    forward: Callable[["Tensor"], Any],
+    loss: Callable[[Any], "Tensor"],
+    parameters: Iterable["nn.Parameter"],
+    images: "Tensor",
+    set_training: Callable[[bool], object] = lambda is_training: None,
+) -> Contender:
+    import torch
+
+    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+
+    def train_step(keep_gradients: bool = False) -> None:
+        set_training(True)
+        loss(forward(images)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=not keep_gradients)
+
+    def eval_step() -> None:
+        set_training(False)
+        with torch.no_grad():
+            forward(images)
+
+    return Contender(train_step, eval_step, lambda: train_step(keep_gradients=True))
+
+
+class Contenders:
+    """Builds the models for one image size and batch size, all on the same images."""
+
+    def __init__(self, img_size: int, batch_size: int) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        self.img_size = img_size
+        self.images = torch.randn(batch_size, 3, img_size, img_size)
+        self.labels = torch.randint(CLASSES, (batch_size,))
+
+    def _cross_entropy(self, logits: "Tensor") -> "Tensor":
+        import torch.nn.functional as F
+
+        return F.cross_entropy(logits, self.labels)
+
+    def _library(self, model: "nn.Module", logits: Callable[[Any], "Tensor"]) -> Contender:
+        return _contender(
+            lambda images: logits(model(images)), self._cross_entropy, model.parameters(),
+            self.images, model.train,
+        )  # fmt: skip
+
+    def timm(self) -> Contender:
+        """timm's ViT-B/16."""
+        import timm
+
+        model = timm.create_model(
+            "vit_base_patch16_224", img_size=self.img_size, num_classes=CLASSES
+        )
+        return self._library(model, lambda logits: logits)
+
+    def transformers(self) -> Contender:
+        """Hugging Face's ViT-B/16."""
+        import transformers
+
+        config = transformers.ViTConfig(image_size=self.img_size, num_labels=CLASSES)
+        model = transformers.ViTForImageClassification(config)
+        return self._library(model, lambda output: output.logits)
+
+    def torchvision(self) -> Contender:
+        """torchvision's ViT-B/16."""
+        from torchvision.models import vit_b_16
+
+        model = vit_b_16(image_size=self.img_size, num_classes=CLASSES)
+        return self._library(model, lambda logits: logits)
+
+    def ours(self, head: str, grad_checkpointing: bool = False) -> Contender:
+        """Our ViT-B_16, with the loss that `train.py` gives it."""
+        from models.build import build_model
+        from models.configs import get_config
+        from models.losses import Objective
+
+        model = build_model(get_config("ViT-B_16", self.img_size, head=head), CLASSES)
+        model.grad_checkpointing = grad_checkpointing
+        objective = Objective(contrastive_weight=1.0 if head == "parts" else 0.0)
+        return _contender(
+            model, lambda output: objective(output, self.labels), model.parameters(),
+            self.images, model.train,
+        )  # fmt: skip
+
+    def naive(self) -> Contender:
+        """TransFG ViT-B/16 as the paper's code computes it, from our initial weights."""
+        import torch
+
+        sys.path.append(str(REPO / "tests" / "models"))
+        import paper_transfg
+
+        from models.build import build_model
+        from models.configs import get_config
+        from models.losses import Objective
+        from models.vit import ViTOutput
+
+        config = get_config("ViT-B_16", self.img_size, head="parts")
+        ours = build_model(config, CLASSES).state_dict()
+        weights = {
+            name: torch.nn.Parameter(value.clone())
+            for name, value in paper_transfg.in_their_names(ours).items()
+        }
+        objective = Objective(contrastive_weight=1.0)
+
+        def forward(images: "Tensor") -> ViTOutput:
+            logits, features, _ = paper_transfg.transfg(
+                weights, images, config.num_heads, config.patch_stride
+            )
+            return ViTOutput(logits, features)
+
+        return _contender(
+            forward, lambda output: objective(output, self.labels), weights.values(), self.images
+        )
+
+
+def _memory(contender: Contender) -> int:
+    """Peak bytes of a training step above weights, gradients and momentum."""
+    contender.keeping_step()  # from here on gradients and momentum exist
+    return peak_bytes(contender.keeping_step)
+
+
+def _against(
+    a: Contender, b: Contender, steps: Iterable[str], pairs: int
+) -> dict[str, dict[str, Any]]:
+    """Ratios a / b of the named steps, timed in turn."""
+    figures = {}
+    for step in steps:
+        times = in_turn({"a": a.actions()[step], "b": b.actions()[step]}, pairs)
+        figures[step] = ratio_of(times["a"], times["b"])
+    return figures
+
+
+def _part_figures(pairs: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """The part model at 448 px beside timm's plain ViT and the naive part model."""
+    contenders = Contenders(PART_SIZE, PART_BATCH)
+    part = contenders.ours("parts")
+    detail: dict[str, Any] = {}
+
+    def against(name: str, other: Contender, part_is_first: bool, steps: Iterable[str]) -> None:
+        log.info("%s at %d px, batch %d", name, PART_SIZE, PART_BATCH)
+        a, b = (part, other) if part_is_first else (other, part)
+        for step, figure in _against(a, b, steps, pairs).items():
+            detail[f"{name}_{step}"] = figure
+
+    against("part_over_timm", contenders.timm(), True, (TRAIN, EVAL))
+    checkpointed = contenders.ours("parts", grad_checkpointing=True)
+    against("checkpointed_over_part", checkpointed, False, (TRAIN,))
+    memory = {"checkpointed": _memory(checkpointed)}
+    del checkpointed
+    gc.collect()
+    naive = contenders.naive()
+    against("naive_over_part", naive, False, (TRAIN, EVAL))
+    memory |= {"part": _memory(part), "naive": _memory(naive)}
+    detail["peak_bytes"] = memory
+    ratios = {
+        "part_over_naive_memory": memory["part"] / memory["naive"],
+        "checkpointed_over_naive_memory": memory["checkpointed"] / memory["naive"],
+    }
+    return detail, ratios
+
+
+def _plain_figures(pairs: int) -> dict[str, Any]:
+    """The plain model at 224 px beside three libraries' ViT-B/16, all in the same rounds."""
+    contenders = Contenders(PLAIN_SIZE, PLAIN_BATCH)
+    models = {
+        "plain": contenders.ours("token"),
+        "timm": contenders.timm(),
+        "transformers": contenders.transformers(),
+        "torchvision": contenders.torchvision(),
+    }
+    figures = {}
+    for step in (TRAIN, EVAL):
+        log.info("plain models at %d px, batch %d: %s", PLAIN_SIZE, PLAIN_BATCH, step)
+        times = in_turn({name: model.actions()[step] for name, model in models.items()}, pairs)
+        plain = times.pop("plain")
+        for name, seconds in times.items():
+            figures[f"plain_over_{name}_{step}"] = ratio_of(plain, seconds)
+    return figures
+
+
+def _growth(rounds: int) -> list[dict[str, float | int | str]]:
+    """Seconds and peak bytes of a training step from 224 to 672 px, for three models."""
+    rows = []
+    for size in GROWTH_SIZES:
+        log.info("growth: %d px, batch %d", size, GROWTH_BATCH)
+        contenders = Contenders(size, GROWTH_BATCH)
+        builders = {
+            "plain": lambda c=contenders: c.ours("token"),
+            "part": lambda c=contenders: c.ours("parts"),
+            "naive": contenders.naive,
+        }
+        models = {name: build() for name, build in builders.items()}
+        times = in_turn({name: model.train_step for name, model in models.items()}, rounds)
+        rows += [
+            {
+                "model": name, "img_size": size, "batch_size": GROWTH_BATCH,
+                "seconds": statistics.median(times[name]), "peak_bytes": _memory(model),
+            }
+            for name, model in models.items()
+        ]  # fmt: skip
+        del models
+        gc.collect()
+    return rows
+
+
+def plot_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw time and peak memory against the image size, a line a model."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = list(rows)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    columns = (("seconds", 1.0, "a training step, s"), ("peak_bytes", 1e-9, "peak memory, GB"))
+    for axis, (column, scale, label) in zip(axes, columns, strict=True):
+        for name in dict.fromkeys(row["model"] for row in rows):
+            own = [row for row in rows if row["model"] == name]
+            values = [row[column] * scale for row in own]
+            axis.plot([row["img_size"] for row in own], values, marker="o", label=name)
+        axis.set(xlabel="image side, px", ylabel=label, xticks=GROWTH_SIZES, ylim=(0, None))
+        axis.legend(frameon=False)
+    figure.suptitle(f"ViT-B/16, batch {rows[0]['batch_size']}, fp32, 2 x86 cores", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `benchmark.py model` beside those of every benchmark."""
+    parser.set_defaults(pairs=5)
+    parser.add_argument(
+        "--growth", action=argparse.BooleanOptionalAction, default=True,
+        help="also measure from 224 to 672 px (default: on)",
+    )  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth there (.png)")
+
+
+def measure_model(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Time and memory of our models beside others'.
+
+    Raises:
+        InputError: `--plot` without the growth, or in a folder that is not there.
+    """
+    if args.plot is not None and not (args.growth and args.plot.parent.is_dir()):
+        raise InputError(f"--plot {args.plot} needs the growth and an existing folder")
+    detail, ratios = _part_figures(args.pairs)
+    gc.collect()
+    detail |= _plain_figures(args.pairs)
+    gc.collect()
+    ratios |= {name: figure["ratio"] for name, figure in detail.items() if "ratio" in figure}
+    missed = [f"{n} is {ratios[n]:.3f}, over {b:.3f}" for n, b in AT_MOST.items() if ratios[n] > b]
+    missed += [f"{n} is {ratios[n]:.2f}, under {b}" for n, b in AT_LEAST.items() if ratios[n] < b]
+    figures = {"ratios": ratios, "detail": detail}
+    if args.growth:
+        figures["growth"] = _growth(rounds=3)
+        if args.plot is not None:
+            plot_growth(figures["growth"], args.plot)
+    return figures, missed
