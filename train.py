@@ -12,32 +12,29 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
-from utils.config import parse_train_args, resolve_length, resolve_model
+from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
 from utils.console import entrypoint, log, log_table, progress
 from utils.data_utils import RunPaths, Subset, open_subset, prepare_images, seed_everything
 from utils.dataset import Split
 from utils.errors import InputError, named_failures
 
 if TYPE_CHECKING:
-    import torch
     from torch.utils.data import DataLoader
 
     from models.losses import Objective
-    from models.pretrained import Pretrained
+    from models.start import Start
     from models.vit import Backbone
     from utils.engine import Normalizer
     from utils.pipeline import Batch
     from utils.run import Run
-
-# Samples that the contrastive loss should see together: with B of them its weight is 1 - 1/B.
-MIN_COMPARED = 8
 
 
 @dataclass
@@ -114,125 +111,54 @@ def open_data(config: FrozenConfigDict) -> Data:
     return Data(train_split, eval_split, train, evaluated)
 
 
-@dataclass
-class Start:
-    """The model that a run starts from, before it is built."""
+def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
+    """What the flags and the weights say of the model, which is not built yet.
 
-    model_config: ConfigDict
-    normalization: dict[str, Any]
-    weights: "Pretrained | None"  # None: random
-    keep_head: bool  # the weights' classes are the run's, in the same order
-
-
-def open_weights(config: FrozenConfigDict, classes: Sequence[str]) -> tuple["Pretrained", bool]:
-    """The weights that `--pretrained` names, and whether their head is for the same classes."""
+    Raises:
+        InputError: the weights cannot be used.
+    """
     from models.pretrained import open_pretrained, own_pretrained
+    from models.start import plan_start
     from utils.checkpoint import is_checkpoint, load_checkpoint
 
-    path = Path(config.pretrained)
-    if not is_checkpoint(path):
-        return open_pretrained(path, config.pretrained_profile), False
-    if config.pretrained_profile != "auto":
-        raise InputError(
-            f"--pretrained_profile {config.pretrained_profile} is for weights of other projects; "
-            f"{path} says itself how it was trained"
-        )
-    own = load_checkpoint(path)
-    weights = own_pretrained(own.state_dict, own.model_config, own.normalization)
-    return weights, own.classes == list(classes)
-
-
-def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> Start:
-    """What the flags and the weights say of the model, which is not built yet."""
-    from models.pretrained import WeightsError, adapt_config
-    from models.profiles import ProfileError
-    from utils.pipeline import NORMALIZATION
-
-    model_config = get_config(
-        config.model_type, config.img_size, head=config.head, patch_stride=config.slide_step,
-        dropout=config.dropout, drop_path=config.drop_path,
-    )  # fmt: skip
-    if config.freeze.isdecimal() and int(config.freeze) > model_config.depth:
-        raise InputError(
-            f"--freeze {config.freeze}: {config.model_type} has {model_config.depth} blocks"
-        )
     if config.pretrained is None:
         log.warning("warning: no --pretrained: starting from random weights")
-        return Start(model_config, NORMALIZATION, None, False)
-    try:
-        weights, keep_head = open_weights(config, classes)
-        model_config = adapt_config(model_config, weights)
-    except (WeightsError, ProfileError) as error:
-        raise InputError(f"--pretrained {config.pretrained}: {error}") from error
+        return plan_start(config, None)
+    path, keep_head = Path(config.pretrained), False
+    if is_checkpoint(path):
+        if config.pretrained_profile != "auto":
+            raise InputError(f"--pretrained_profile: {path} says itself how it was trained")
+        own = load_checkpoint(path)
+        weights = own_pretrained(own.state_dict, own.model_config, own.normalization)
+        keep_head = own.classes == list(classes)
+    else:
+        weights = open_pretrained(path, config.pretrained_profile)
     if weights.assumed:
         log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-    return Start(model_config, weights.profile.normalization, weights, keep_head)
+    return plan_start(config, weights, keep_head)
 
 
-def build_started(config: FrozenConfigDict, start: Start, num_classes: int) -> "Backbone":
-    """The model with its weights, on the CPU, parts of it frozen as asked."""
-    from models.build import build_model, freeze
-    from models.pretrained import WeightsError, load_pretrained
+@contextmanager
+def refused_weights_are_input_errors(config: FrozenConfigDict) -> Iterator[None]:
+    """`models` knows no command line: what it cannot use becomes one line that names the flag."""
+    from models.profiles import ProfileError
+    from models.weight_files import WeightsError
 
-    model = build_model(start.model_config, num_classes)
-    model.grad_checkpointing = config.grad_checkpointing
-    freeze(model, config.freeze)
-    if start.weights is None:
-        return model
     try:
-        report = load_pretrained(
-            model, start.weights, start.keep_head, config.pos_resample, config.part_init
-        )
-    except WeightsError as error:
+        yield
+    except (WeightsError, ProfileError) as error:
         raise InputError(f"--pretrained {config.pretrained}: {error}") from error
-    title = f"pretrained {config.pretrained}: layout {start.weights.layout}"
-    log_table(title, {**report.summary(), "notes": "; ".join(start.weights.notes) or "none"})
+
+
+def build_model(config: FrozenConfigDict, start: "Start", num_classes: int) -> "Backbone":
+    """The model with its weights, on the CPU; logs what was loaded."""
+    from models.start import build_start
+
+    model, report = build_start(config, start, num_classes)
+    if report is not None:
+        title = f"pretrained {config.pretrained}: layout {start.weights.layout}"
+        log_table(title, {**report.summary(), "notes": "; ".join(start.weights.notes) or "none"})
     return model
-
-
-def build_objective(config: FrozenConfigDict, train: Split, device: "torch.device") -> "Objective":
-    """What training minimises."""
-    import torch
-
-    from models.losses import Objective
-    from utils.pipeline import balanced_class_weights
-
-    class_weights = None
-    if config.class_weights == "balanced":
-        weights = balanced_class_weights(train.labels, len(train.classes))
-        class_weights = torch.from_numpy(weights).to(device)
-    if config.head == "token":
-        return Objective(config.smoothing_value, class_weights)
-    return Objective(
-        config.smoothing_value, class_weights, config.contrastive_weight, config.contrastive_margin
-    )
-
-
-def plan_micro_batches(
-    config: FrozenConfigDict, model_config: ConfigDict, device: "torch.device"
-) -> int:
-    """Micro-batches an optimizer step: as asked, or more where the device needs them smaller."""
-    from utils.dist_util import fit_micro_batches
-
-    asked = config.gradient_accumulation_steps
-    compares = config.head == "parts" and config.contrastive_weight > 0
-    is_joint = config.contrastive_scope == "effective"
-    micro_batches = fit_micro_batches(
-        device, config.train_batch_size, asked, num_tokens(model_config), not compares or is_joint
-    )
-    if micro_batches != asked:
-        log.info(
-            "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
-            "the loss is the same", micro_batches, asked,
-        )  # fmt: skip
-    compared = config.train_batch_size // (1 if is_joint else micro_batches)
-    if compares and compared < MIN_COMPARED:
-        log.warning(
-            "warning: the contrastive loss compares %d samples at a time, and weighs less the "
-            "fewer; use a larger --train_batch_size%s", compared,
-            "" if is_joint or micro_batches == 1 else " or --contrastive_scope effective",
-        )  # fmt: skip
-    return micro_batches
 
 
 def in_steps(loader: "DataLoader", micro_batches: int) -> Iterator[list["Batch"]]:
@@ -292,20 +218,22 @@ def train_loop(
 
 def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
     """Wire everything, make the first writes, train, summarise."""
+    from models.losses import build_objective
     from utils.dist_util import build_env_stamp, choose_device, config_hash
     from utils.engine import Normalizer
-    from utils.pipeline import eval_loader, train_loader
+    from utils.micro_batches import plan_micro_batches
+    from utils.pipeline import class_weights, eval_loader, train_loader
     from utils.run import Run
 
     classes = data.train_split.classes
     device, reason = choose_device(config.device, config.prefer_mps)
     log.info("device %s (%s)", device, reason)
-    start = plan_model(config, classes)
-    config = resolve_model(config, start.model_config.to_dict(), start.normalization)
-    micro_batches = plan_micro_batches(config, start.model_config, device)
-
     seed_everything(config.seed)
-    model = build_started(config, start, len(classes))
+    with refused_weights_are_input_errors(config):
+        start = plan_model(config, classes)
+        model = build_model(config, start, len(classes))
+    config = resolve_model(config, start.model_config.to_dict(), start.normalization)
+    micro_batches = plan_micro_batches(config, num_tokens(start.model_config), device)
     facts = {
         **data.facts(), "normalization": start.normalization, "micro_batches": micro_batches,
     }  # fmt: skip
@@ -332,7 +260,7 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
         "config_hash": config_hash(config),
     }
     evaluator = Evaluator(config, model, eval_batches, normalize, run, checkpoint_fields)
-    objective = build_objective(config, data.train.split, device)
+    objective = build_objective(config, class_weights(config, data.train.split, device))
     steps = in_steps(train_batches, micro_batches)
     train_loop(config, state, model, objective, steps, normalize, run, evaluator)
     run.finish(state.best)
@@ -342,6 +270,7 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
 def main(argv: Sequence[str]) -> None:
     """Argv to a finished run."""
     config = parse_train_args(argv, patch_sizes())
+    check_freeze(config, get_config(config.model_type).depth)
     data = open_data(config)
     config = resolve_length(config, len(data.train.split))
     log.info(

@@ -6,6 +6,7 @@ Shapes: B batch, C classes, D width.
 from typing import NamedTuple
 
 import torch.nn.functional as F
+from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from models.vit import ViTOutput
@@ -65,3 +66,17 @@ class Objective(NamedTuple):
             contrast = contrastive_loss(output.features, labels, self.margin)
             loss = loss + self.contrastive_weight * contrast
         return loss
+
+
+def build_objective(config: FrozenConfigDict, class_weights: Tensor | None) -> Objective:
+    """What a training run minimises, by its flags.
+
+    Args:
+        config: of the run.
+        class_weights: (C,) on the model's device, or None.
+    """
+    if config.head == "token":
+        return Objective(config.smoothing_value, class_weights)
+    return Objective(
+        config.smoothing_value, class_weights, config.contrastive_weight, config.contrastive_margin
+    )

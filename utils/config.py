@@ -121,6 +121,16 @@ def check_img_size(img_size: int, patch_size: int, slide_step: int | None = None
         raise InputError(f"--img_size {img_size} is under the patch, {patch_size}")
 
 
+def check_freeze(config: FrozenConfigDict, depth: int) -> None:
+    """Refuse to freeze more blocks than the model, of `depth` blocks, has.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if config.freeze.isdecimal() and int(config.freeze) > depth:
+        raise InputError(f"--freeze {config.freeze}: {config.model_type} has {depth} blocks")
+
+
 def _settle_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with the defaults of flags that depend on another one.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from ml_collections import FrozenConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
@@ -76,6 +77,14 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     present = counts > 0
     weights = len(labels) / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 1.0).astype(np.float32)
+
+
+def class_weights(config: FrozenConfigDict, train: Split, device: torch.device) -> Tensor | None:
+    """The weights of `--class_weights` for the samples trained on, (C,) on `device`, or None."""
+    if config.class_weights == "none":
+        return None
+    weights = balanced_class_weights(train.labels, len(train.classes))
+    return torch.from_numpy(weights).to(device)
 
 
 # --- Loaders --------------------------------------------------------------------------------------

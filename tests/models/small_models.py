@@ -1,5 +1,7 @@
 """Small sizes, non-trivial weights and a record of operators for the tests of this folder."""
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -10,7 +12,11 @@ from torch.utils._pytree import tree_leaves
 from models.build import build_model
 from models.configs import get_config
 from models.layers import ACTIVATIONS
+from models.losses import Objective
 from models.vit import POOLS, Backbone
+
+
+CROSS_ENTROPY = Objective()
 
 
 def small_config(**fields: object) -> ConfigDict:
@@ -93,3 +99,38 @@ class Operators(TorchDispatchMode):
     @property
     def names(self) -> set[str]:
         return {name for name, _ in self.seen}
+
+    @property
+    def unwanted(self) -> set[str]:
+        """Those that read a value from the device, or add up in any order there."""
+        indexing = ("gather", "scatter", "index", "embedding", "masked_select", "nonzero", "take")
+        return {
+            name for name in self.names
+            if name == "_local_scalar_dense" or any(word in name for word in indexing)
+        }  # fmt: skip
+
+
+def loss_and_gradients(
+    model: Backbone, images: Tensor, labels: Tensor, objective: Objective = CROSS_ENTROPY
+) -> dict[str, Tensor]:
+    """The loss of a training step, whose randomness is always the same, and all gradients."""
+    torch.manual_seed(0)
+    model.train().zero_grad()
+    loss = objective(model(images), labels)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def kept_bytes(function: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a computation for its backward pass, each memory once."""
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    assert result is not None  # it has to live until here, or its memory would be used again
+    return sum(kept.values())

@@ -38,7 +38,7 @@ def batch_of(count: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
-    return Batch(images, labels, torch.arange(count))
+    return Batch(images, labels, torch.arange(count), torch.full((count, 2), SIZE))
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:

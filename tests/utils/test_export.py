@@ -58,7 +58,7 @@ class TestRows:
         rows = rows_of(evaluation)
         assert len(rows) == 6
         names = [f"class {c}" for c in range(classes)]
-        results = per_sample(*evaluation)
+        results = per_sample(evaluation.logits, evaluation.labels)
         for i, row in enumerate(rows):
             assert {key: type(value) for key, value in row.items()} == SCHEMA
             assert row["sample_id"] == f"photo_{i:03d}"
@@ -225,7 +225,7 @@ class TestExport:
         evaluation.labels[evaluation.labels == 3] = 0  # a class without samples
         split = split_of(make_split, evaluation, tmp_path / "photos")
         paths = RunPaths(tmp_path / "output", "demo")
-        metrics = {**summarize(*evaluation), "checkpoint_id": "0123456789ab", "split": "val"}
+        metrics = {**summarize(evaluation.logits, evaluation.labels), "checkpoint_id": "0123456789ab", "split": "val"}
         digest = export_evaluation(paths, evaluation, split, metrics, export_logits=False)
         return evaluation, paths, metrics, digest
 

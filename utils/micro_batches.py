@@ -1,0 +1,45 @@
+"""How the batch of an optimizer step is cut into micro-batches, and what that does to the loss."""
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from utils.console import log
+from utils.dist_util import fit_micro_batches
+
+# Samples that the contrastive loss should see together: with B of them, B of the B x B pairs are of
+# a sample and itself and cost nothing, so that its weight is 1 - 1/B.
+MIN_COMPARED = 8
+
+
+def plan_micro_batches(config: FrozenConfigDict, num_tokens: int, device: torch.device) -> int:
+    """Micro-batches an optimizer step: as asked, or more where the device needs them smaller.
+
+    Warns where the contrastive loss compares few samples.
+
+    Args:
+        config: of a training run.
+        num_tokens: of one image.
+        device: that the run uses.
+
+    Raises:
+        InputError: they must be smaller, and that would change the loss.
+    """
+    asked, batch = config.gradient_accumulation_steps, config.train_batch_size
+    compares = config.head == "parts" and config.contrastive_weight > 0
+    is_joint = config.contrastive_scope == "effective"
+    # The mean over samples is the mean over micro-batches; what compares samples is not.
+    leaves_loss = not compares or is_joint
+    micro_batches = fit_micro_batches(device, batch, asked, num_tokens, leaves_loss)
+    if micro_batches != asked:
+        log.info(
+            "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
+            "the loss is the same", micro_batches, asked,
+        )  # fmt: skip
+    compared = batch if is_joint else batch // micro_batches
+    if compares and compared < MIN_COMPARED:
+        advice = "" if compared == batch else " or --contrastive_scope effective"
+        log.warning(
+            "warning: the contrastive loss compares only %d samples at a time, and weighs less the "
+            "fewer they are; use a larger --train_batch_size%s", compared, advice,
+        )  # fmt: skip
+    return micro_batches
