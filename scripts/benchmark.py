@@ -28,6 +28,7 @@ from scripts.paired import in_pairs
 from utils.console import Parser, entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
+from utils.flags import positive_int
 
 REPO = Path(__file__).resolve().parents[1]
 IMPORTS = "import torch, torchvision, torch.utils.tensorboard"
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
     for name, measure in measures.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.set_defaults(measure=measure)
-        command.add_argument("--pairs", type=int, default=7, help="counted pairs")
+        command.add_argument("--pairs", type=positive_int, default=7, help="counted pairs")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
         command.add_argument("--check", action="store_true", help="exit 1 if a promise is missed")
         if name == "block":

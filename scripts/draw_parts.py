@@ -16,12 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from utils.console import Parser, entrypoint, log
 from utils.dataset import decode_rgb
 from utils.errors import InputError
 from utils.files import open_atomic
+from utils.flags import positive_int
 
 TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
 DOT = 5  # radius, pixels
@@ -50,8 +51,7 @@ def color_of(head: int, num_heads: int) -> tuple[int, int, int]:
 
 def draw(row: dict[str, Any]) -> Image.Image:
     """One image with its parts and a caption, TILE pixels wide."""
-    image = decode_rgb(Path(row["filepath"]))
-    image.thumbnail((TILE, TILE))
+    image = ImageOps.contain(decode_rgb(Path(row["filepath"])), (TILE, TILE))
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
     left, top = (TILE - image.width) // 2, (TILE - image.height) // 2
     tile.paste(image, (left, top))
@@ -77,10 +77,8 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--predictions", type=Path, required=True, help="a predictions.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="the picture, .png or .jpg")
-    parser.add_argument("--count", type=int, default=12, help="images")
+    parser.add_argument("--count", type=positive_int, default=12, help="images")
     args = parser.parse_args(argv)
-    if args.count < 1:
-        raise InputError(f"--count {args.count} is not above 0")
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out} is no .png or .jpg in an existing folder")
     rows = list(read_rows(args.predictions))

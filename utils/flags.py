@@ -51,7 +51,7 @@ def _number(
     return parse
 
 
-_positive_int = _number(int, lambda x: 0 < x < 2**31, "a whole number above 0 and below 2**31")
+positive_int = _number(int, lambda x: 0 < x < 2**31, "a whole number above 0 and below 2**31")
 _count = _number(int, lambda x: 0 <= x < 2**31, "a whole number, 0 or above, below 2**31")
 _seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 _positive = _number(float, lambda x: x > 0, "a finite number above 0")
@@ -104,7 +104,7 @@ def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None
         group.add_argument("--tiny_train_subset", metavar="SUBSET", help=f"train on {subset}")
     group.add_argument("--tiny_infer_subset", metavar="SUBSET", help=f"evaluate on {subset}")
     group.add_argument(
-        "--img_size", type=_positive_int, default=224 if for_training else None, metavar="PIXELS",
+        "--img_size", type=positive_int, default=224 if for_training else None, metavar="PIXELS",
         help=f"side of the square input, a multiple of the patch{otherwise}",
     )  # fmt: skip
     group.add_argument(
@@ -139,7 +139,7 @@ def _add_architecture_flags(group: argparse._ArgumentGroup) -> None:
         help="how the image is cut into patches",
     )  # fmt: skip
     group.add_argument(
-        "--slide_step", type=_positive_int, metavar="PIXELS",
+        "--slide_step", type=positive_int, metavar="PIXELS",
         help=f"between overlapping patches (default: {DEFAULT_SLIDE_STEP})",
     )  # fmt: skip
     group.add_argument(
@@ -187,19 +187,19 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--momentum", type=_fraction, default=0.9, help="of SGD")
     length = group.add_mutually_exclusive_group()
     length.add_argument(
-        "--num_steps", type=_positive_int, metavar="N",
+        "--num_steps", type=positive_int, metavar="N",
         help=f"optimizer steps (default: {DEFAULT_NUM_STEPS})",
     )  # fmt: skip
     length.add_argument(
-        "--epochs", type=_positive_int, metavar="N",
+        "--epochs", type=positive_int, metavar="N",
         help="instead of --num_steps: passes over the data",
     )  # fmt: skip
     group.add_argument(
-        "--eval_every", type=_positive_int, default=100, metavar="N",
+        "--eval_every", type=positive_int, default=100, metavar="N",
         help="evaluate every N steps and after the last",
     )  # fmt: skip
     group.add_argument(
-        "--train_batch_size", type=_positive_int, default=16, metavar="N",
+        "--train_batch_size", type=positive_int, default=16, metavar="N",
         help="samples an optimizer step sees",
     )  # fmt: skip
     group.add_argument("--learning_rate", type=_positive, default=3e-2, help="peak learning rate")
@@ -218,7 +218,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         "--max_grad_norm", type=_positive, default=1.0, help="clip the gradient to this L2 norm"
     )
     group.add_argument(
-        "--gradient_accumulation_steps", type=_positive_int, default=1, metavar="N",
+        "--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
         help="micro-batches a step; must divide --train_batch_size",
     )  # fmt: skip
     group.add_argument("--smoothing_value", type=_fraction, default=0.0, help="label smoothing")
@@ -261,7 +261,7 @@ def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
             "--checkpoint", type=Path, required=True, metavar="PATH", help="a run's ckpt.bin"
         )
     group.add_argument(
-        "--eval_batch_size", type=_positive_int, default=8, metavar="N", help="samples at a time"
+        "--eval_batch_size", type=positive_int, default=8, metavar="N", help="samples at a time"
     )
     group.add_argument("--seed", type=_seed, default=42, help="of everything that is random")
     group.add_argument("--output_dir", type=Path, default=Path("output"), help="holds all runs")
@@ -279,7 +279,7 @@ def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
     )  # fmt: skip
     if for_training:
         group.add_argument(
-            "--log_every", type=_positive_int, default=10, metavar="N",
+            "--log_every", type=positive_int, default=10, metavar="N",
             help="steps between TensorBoard points, and log lines off a terminal",
         )  # fmt: skip
 

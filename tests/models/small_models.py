@@ -15,7 +15,6 @@ from models.layers import ACTIVATIONS
 from models.losses import Objective
 from models.vit import POOLS, Backbone
 
-
 CROSS_ENTROPY = Objective()
 
 

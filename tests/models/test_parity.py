@@ -1,0 +1,699 @@
+"""Weights that other libraries wrote give here what they give there.
+
+All weights are random, biases, norms, tokens and heads too, so that nothing is zero by chance. The
+other libraries' models are small; their files are written as they write them. A plain `.npz` of
+Google's is judged by timm's reader; TransFG and ViT-pytorch by `paper_transfg`, the formulas of
+their code.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import paper_transfg
+import pytest
+import scipy.ndimage
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from safetensors.torch import load_file, save_file
+from small_models import SEEDS, random_images, random_model, randomize, small_config
+from timm.layers import resample_abs_pos_embed
+from timm.models import create_model, save_for_hf
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from models.configs import grid_side, patch_centers
+from models.pretrained import (
+    HEAD_KEYS,
+    LoadReport,
+    Pretrained,
+    adapt_config,
+    load_pretrained,
+    open_pretrained,
+    own_pretrained,
+    resample_positions,
+)
+from models.vit import Backbone
+from models.weight_files import WeightsError
+
+CLASSES = 5
+SIDES = {14: (42, 56), 16: (48, 64)}  # two image sides for each patch side: 3 x 3 and 4 x 4 patches
+EPS = {1e-5: partial(nn.LayerNorm, eps=1e-5), 1e-6: partial(nn.LayerNorm, eps=1e-6)}
+
+
+def patch_sides(patch: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("img_size", SIDES[patch])
+
+
+def spread(model: nn.Module, faint: bool = False) -> nn.Module:
+    """`model` with random weights; faint: with tokens so small that the LayerNorm eps is seen."""
+    randomize(model, seed=1)
+    embeddings = ("embed", "cls_token", "class_token", "conv_proj")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if faint and any(part in name for part in embeddings):
+                parameter *= 1e-3
+    return model.eval()
+
+
+class Loaded(NamedTuple):
+    model: Backbone
+    weights: Pretrained
+    report: LoadReport
+
+
+def load(weights: Pretrained, config: ConfigDict, keep_head: bool, **options: str) -> Loaded:
+    # Random, not zero as a fresh head is: what is left as it was shows.
+    model = random_model(adapt_config(config, weights), CLASSES, seed=2).eval()
+    report = load_pretrained(model, weights, keep_head=keep_head, **options)
+    fates = [*report.loaded, *report.resized, *report.new]
+    assert sorted(fates) == sorted(model.state_dict())
+    assert not set(HEAD_KEYS) & {*(report.loaded if not keep_head else report.new)}
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
+    return Loaded(model, weights, report)
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert theirs.abs().max() > 0.1
+    assert (theirs[0] - theirs[1]).abs().max() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+class Reference(NamedTuple):
+    """A model of another library and the file that it wrote."""
+
+    path: Path
+    config: ConfigDict
+    outputs: Callable[[Tensor], tuple[Tensor | None, Tensor]]  # images to logits and features
+    model: nn.Module
+
+
+def assert_parity(reference: Reference, profile: str = "auto", **options: str) -> Loaded:
+    """Our model of the same weights gives the same features, and logits if they have a head."""
+    images = random_images(reference.config, 3, seed=3)
+    with torch.no_grad():
+        logits, features = reference.outputs(images)
+        weights = open_pretrained(reference.path, profile)
+        loaded = load(weights, reference.config, keep_head=logits is not None, **options)
+        output = loaded.model(images)
+    assert_same(output.features, features)
+    if logits is not None:
+        assert_same(output.logits, logits)
+    return loaded
+
+
+# --- timm -----------------------------------------------------------------------------------------
+
+
+def timm_model(img_size: int, faint: bool = False, **arguments: object) -> TimmViT:
+    sizes = {"patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
+    fields = {**sizes, "num_classes": CLASSES, **arguments}
+    return spread(TimmViT(img_size=img_size, **fields), faint)
+
+
+def timm_outputs(model: TimmViT, images: Tensor) -> tuple[Tensor | None, Tensor]:
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    return (model(images) if model.num_classes else None), features
+
+
+def of_timm(model: TimmViT, path: Path) -> Reference:
+    config = small_config(
+        img_size=model.patch_embed.img_size[0], patch_size=model.patch_embed.patch_size[0]
+    )
+    return Reference(path, config, partial(timm_outputs, model), model)
+
+
+def write_timm(folder: Path, img_size: int, **arguments: object) -> Reference:
+    model = timm_model(img_size, **arguments)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return of_timm(model, folder / "model.safetensors")
+
+
+DINOV2 = {"patch_size": 14, "num_classes": 0, "init_values": 1e-5}
+CLIP = {"pre_norm": True, "norm_layer": EPS[1e-5]}
+TIMM_FAMILIES = {
+    "vit, deit, augreg": {},
+    "mean of patches": {"global_pool": "avg"},
+    "dino": {"num_classes": 0},
+    "deit3": {"no_embed_class": True, "init_values": 1e-6},
+    "dinov2": DINOV2,
+    "dinov2 with registers": {**DINOV2, "reg_tokens": 4, "no_embed_class": True},
+    "registers with positions": {"reg_tokens": 4},
+    "registers, no class token": {
+        "reg_tokens": 4, "class_token": False, "no_embed_class": True, "global_pool": "avg",
+    },
+    "clip": CLIP,
+    "clip, quick gelu": {**CLIP, "act_layer": "quick_gelu"},
+    "siglip": {"class_token": False, "global_pool": "map"},
+}  # fmt: skip
+TIMM_PROFILES = {"clip, quick gelu": "clip-quickgelu"}
+every_timm_family = pytest.mark.parametrize(
+    ("family", "img_size"),
+    [
+        (family, img_size)
+        for family, arguments in TIMM_FAMILIES.items()
+        for img_size in SIDES[arguments.get("patch_size", 16)]
+    ],
+)
+
+
+@every_timm_family
+def test_timm(tmp_path, family, img_size):
+    reference = write_timm(tmp_path, img_size, **TIMM_FAMILIES[family])
+    loaded = assert_parity(reference, TIMM_PROFILES.get(family, "auto"))
+    assert loaded.weights.layout == "timm"
+    assert loaded.report.resized == {}
+    assert loaded.report.unused == ()
+
+
+def with_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in state_dict.items()}
+
+
+FORMS = {
+    "pytorch_model.bin": lambda weights: weights,
+    "checkpoint.pth": lambda weights: {"model": weights, "epoch": 3},
+    "checkpoint.pth.tar": lambda weights: {"state_dict": with_prefix(weights, "module.")},
+    "teacher.pth": lambda weights: {"model_ema": with_prefix(weights, "module.backbone.")},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("family", ["vit, deit, augreg", "dinov2 with registers", "siglip"])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before 1.6"])
+def test_timm_in_a_torch_file(tmp_path, family, name, is_zip):
+    arguments = TIMM_FAMILIES[family]
+    model = timm_model(SIDES[arguments.get("patch_size", 16)][0], **arguments)
+    payload = FORMS[name](model.state_dict())
+    torch.save(payload, tmp_path / name, _use_new_zipfile_serialization=is_zip)
+    assert_parity(of_timm(model, tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "profile"),
+    [
+        ("vit_base_patch16_224", "google"),
+        ("vit_base_patch16_clip_224", "clip"),
+        ("vit_base_patch16_clip_quickgelu_224", "clip-quickgelu"),
+        ("vit_base_patch16_siglip_224", "siglip"),
+    ],
+)
+@patch_sides(16)
+def test_timm_as_its_hub_saves_it(tmp_path, architecture, profile, img_size):
+    # Its config.json says the rest: no profile has to be named.
+    sizes = {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": CLASSES}
+    model = create_model(architecture, pretrained=False, img_size=img_size, **sizes)
+    save_for_hf(spread(model), tmp_path, safe_serialization=True)
+    reference = of_timm(model, tmp_path / "model.safetensors")
+    loaded = assert_parity(reference)
+    assert loaded.weights.assumed == ""
+    assert loaded.weights.profile == open_pretrained(reference.path, profile).profile
+    assert loaded.weights.sizes["num_heads"] == 4
+
+
+# --- facebookresearch/dinov2 ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@patch_sides(14)
+def test_dinov2_of_facebookresearch(tmp_path, img_size, registers):
+    reference = timm_model(img_size, **DINOV2, reg_tokens=registers, no_embed_class=registers > 0)
+    theirs = dict(reference.state_dict())
+    theirs["mask_token"] = torch.randn(1, 64)
+    if registers:
+        theirs["register_tokens"] = theirs.pop("reg_token")
+        # Theirs has a position for the class token; timm adds it to the token.
+        theirs["pos_embed"] = torch.cat((0.1 * torch.randn(1, 1, 64), theirs["pos_embed"]), dim=1)
+        reference.load_state_dict(checkpoint_filter_fn(dict(theirs), reference))
+    torch.save(theirs, tmp_path / "dinov2_vits14_pretrain.pth")
+    loaded = assert_parity(of_timm(reference, tmp_path / "dinov2_vits14_pretrain.pth"))
+    assert loaded.report.unused == ("mask_token",)
+    assert loaded.weights.parts["num_registers"] == registers
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+HF_SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def write_hf(folder: Path, model: nn.Module, faint: bool = False) -> Reference:
+    spread(model, faint).save_pretrained(folder)
+    sizes = {"img_size": model.config.image_size, "patch_size": model.config.patch_size}
+    classifier = getattr(model, "classifier", None)
+    # A classifier of DINOv2 reads the class token and the mean of the patches: not one of ours.
+    is_ours = classifier is not None and classifier.in_features == 64
+
+    def outputs(images: Tensor) -> tuple[Tensor | None, Tensor]:
+        backbone = model if classifier is None else model.base_model
+        features = backbone(pixel_values=images).last_hidden_state[:, 0]
+        return (model(pixel_values=images).logits if is_ours else None), features
+
+    return Reference(folder / "model.safetensors", small_config(**sizes), outputs, model)
+
+
+def hf_vit(img_size: int, **fields: object) -> ViTConfig:
+    return ViTConfig(
+        image_size=img_size, intermediate_size=128, num_labels=CLASSES, **HF_SIZES, **fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "unused"),
+    [
+        (ViTForImageClassification, ()),
+        (ViTModel, ("pooler.dense.bias", "pooler.dense.weight")),
+    ],
+)
+@patch_sides(16)
+def test_hugging_face_vit(tmp_path, model, unused, img_size):
+    loaded = assert_parity(write_hf(tmp_path, model(hf_vit(img_size))))
+    assert loaded.weights.layout == "hf-vit"
+    assert loaded.report.unused == unused
+    assert loaded.weights.profile.layer_norm_eps == 1e-12
+    assert loaded.weights.sizes["num_heads"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hidden_act", "gelu_new"), ("hidden_act", "quick_gelu"),
+                        ("layer_norm_eps", 1e-3)],
+)  # fmt: skip
+def test_hugging_face_s_config_is_obeyed(tmp_path, name, value):
+    reference = write_hf(tmp_path, ViTForImageClassification(hf_vit(48, **{name: value})))
+    assert_parity(reference)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_parity(reference, "google")
+
+
+def test_hugging_face_with_its_image_processor_leaves_nothing_to_assume(tmp_path):
+    reference = write_hf(tmp_path, ViTForImageClassification(hf_vit(48)))
+    ViTImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(
+        tmp_path
+    )
+    weights = assert_parity(reference).weights
+    assert weights.profile.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert weights.assumed == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (Dinov2Model, Dinov2Config),
+        (Dinov2WithRegistersModel, Dinov2WithRegistersConfig),
+        (Dinov2ForImageClassification, Dinov2Config),
+        (Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig),
+    ],
+)
+@patch_sides(14)
+def test_hugging_face_dinov2(tmp_path, model, config, img_size):
+    fields = config(image_size=img_size, mlp_ratio=2, num_labels=CLASSES, **HF_SIZES)
+    reference = write_hf(tmp_path, model(fields))
+    loaded = assert_parity(reference)
+    assert loaded.weights.layout == "hf-dinov2"
+    unused = loaded.report.unused
+    assert {key.rpartition(".")[2] for key in unused} - {"bias", "weight"} == {"mask_token"}
+    assert {key for key in unused if not key.endswith("mask_token")} <= set(HEAD_KEYS)
+    if "ImageClassification" in model.__name__:
+        with pytest.raises(WeightsError, match=r"head\.weight is \(5, 128\), not \(5, 64\)"):
+            load(loaded.weights, reference.config, keep_head=True)
+
+
+# --- torchvision ----------------------------------------------------------------------------------
+
+
+def write_torchvision(folder: Path, img_size: int, faint: bool = False) -> Reference:
+    model = spread(TorchvisionViT(img_size, 16, 3, 4, 64, 128, num_classes=CLASSES), faint)
+    torch.save(model.state_dict(), folder / "vit_b_16.pth")
+
+    def outputs(images: Tensor) -> tuple[Tensor, Tensor]:
+        read = []
+        with model.heads.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])):
+            logits = model(images)
+        return logits, read[0]
+
+    return Reference(folder / "vit_b_16.pth", small_config(img_size=img_size), outputs, model)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["as now", "before 0.13"])
+@patch_sides(16)
+def test_torchvision(tmp_path, img_size, is_old):
+    reference = write_torchvision(tmp_path, img_size)
+    if is_old:
+        names = {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}
+        weights = reference.model.state_dict()
+        for new, old in names.items():
+            weights = {key.replace(new, old): value for key, value in weights.items()}
+        torch.save(weights, reference.path)
+        assert sum("mlp.linear_" in key for key in weights) == 12
+    loaded = assert_parity(reference)
+    assert loaded.weights.layout == "torchvision"
+    assert loaded.report.unused == ()
+
+
+# --- ViT-pytorch and TransFG ----------------------------------------------------------------------
+
+
+@patch_sides(16)
+def test_jeonsworld(tmp_path, img_size):
+    config = small_config(img_size=img_size)
+    theirs = paper_transfg.in_their_names(random_model(config, CLASSES, seed=1).state_dict())
+    torch.save(theirs, tmp_path / "ckpt.bin")
+    outputs = partial(paper_transfg.vit, theirs, heads=4, stride=16)
+    loaded = assert_parity(Reference(tmp_path / "ckpt.bin", config, outputs, None))
+    assert loaded.weights.layout == "jeonsworld"
+    assert loaded.report.unused == ()
+
+
+def assert_parts(loaded: Loaded, config: ConfigDict, images: Tensor, chosen: Tensor) -> None:
+    """The selected patches are `chosen` (B, H), and they are not all one patch."""
+    with torch.no_grad():
+        parts = loaded.model(images).parts
+    assert len(chosen.unique()) > 2
+    torch.testing.assert_close(parts, torch.from_numpy(patch_centers(config))[chosen])
+
+
+@pytest.mark.parametrize(
+    ("stride", "img_size"), [(16, 48), (16, 64), (12, 52), (12, 64)],
+    ids=["48", "64", "52, overlapping", "64, overlapping"],
+)  # fmt: skip
+def test_transfg(tmp_path, stride, img_size):
+    config = small_config(head="parts", img_size=img_size, patch_stride=stride)
+    theirs = paper_transfg.in_their_names(random_model(config, CLASSES, seed=1).state_dict())
+    torch.save({"model": theirs}, tmp_path / "sample_run_checkpoint.bin")
+    run = partial(paper_transfg.transfg, theirs, heads=4, stride=stride)
+    reference = Reference(
+        tmp_path / "sample_run_checkpoint.bin", config, lambda images: run(images)[:2], None
+    )
+    loaded = assert_parity(reference)
+    assert loaded.weights.layout == "transfg"
+    assert loaded.report.unused == ()
+    images = random_images(config, 5, seed=4)
+    assert_parts(loaded, config, images, run(images)[2])
+
+
+# --- Google's .npz --------------------------------------------------------------------------------
+
+
+def google_arrays(state_dict: dict[str, Tensor], heads: int) -> dict[str, np.ndarray]:
+    """Weights of a plain model of ours as flax names and arranges them."""
+    weights = {key: value.numpy() for key, value in state_dict.items()}
+    arrays = {
+        "cls": weights["cls_token"],
+        "Transformer/posembed_input/pos_embedding": weights["pos_embed"],
+        "embedding/kernel": weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),  # HWIO
+        "embedding/bias": weights["patch_embed.proj.bias"],
+    }
+
+    def write(theirs: str, ours: str) -> None:
+        weight = weights[f"{ours}.weight"]
+        arrays[f"{theirs}/{'scale' if weight.ndim == 1 else 'kernel'}"] = weight.T
+        arrays[f"{theirs}/bias"] = weights[f"{ours}.bias"]
+
+    write("Transformer/encoder_norm", "norm")
+    write("head", "head")
+    blocks = {key.split(".")[1] for key in weights if key.startswith("blocks.")}
+    for i in blocks:
+        theirs, ours = f"Transformer/encoderblock_{i}", f"blocks.{i}"
+        write(f"{theirs}/LayerNorm_0", f"{ours}.norm1")
+        write(f"{theirs}/LayerNorm_2", f"{ours}.norm2")
+        write(f"{theirs}/MlpBlock_3/Dense_0", f"{ours}.mlp.fc1")
+        write(f"{theirs}/MlpBlock_3/Dense_1", f"{ours}.mlp.fc2")
+        attention = f"{theirs}/MultiHeadDotProductAttention_1"
+        kernels, biases = (
+            np.split(weights[f"{ours}.attn.qkv.{leaf}"], 3) for leaf in ("weight", "bias")
+        )
+        for which, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True):
+            arrays[f"{attention}/{which}/kernel"] = kernel.T.reshape(len(kernel), heads, -1)
+            arrays[f"{attention}/{which}/bias"] = bias.reshape(heads, -1)
+        out = weights[f"{ours}.attn.proj.weight"]
+        arrays[f"{attention}/out/kernel"] = out.T.reshape(heads, -1, len(out))
+        arrays[f"{attention}/out/bias"] = weights[f"{ours}.attn.proj.bias"]
+    return arrays
+
+
+def write_google(
+    folder: Path, img_size: int, faint: bool = False, prefix: str = "", pre_logits: bool = False
+) -> Reference:
+    config = small_config(img_size=img_size)
+    ours = spread(random_model(config, CLASSES, seed=1), faint)
+    arrays = google_arrays(ours.state_dict(), heads=4)
+    if pre_logits:
+        arrays |= {
+            "pre_logits/kernel": np.eye(64, dtype="f4"),
+            "pre_logits/bias": np.ones(64, "f4"),
+        }
+    path = folder / "ViT-B_16.npz"
+    np.savez(path, **{f"{prefix}{key}": value for key, value in arrays.items()})
+    # Other weights than those of the file until timm has read it.
+    reader = timm_model(img_size)
+    reader.load_pretrained(str(path))
+    return Reference(path, config, partial(timm_outputs, reader), reader)
+
+
+@pytest.mark.parametrize("pre_logits", [False, True], ids=["plain", "with pre_logits"])
+@pytest.mark.parametrize("prefix", ["", "opt/target/"])
+@patch_sides(16)
+def test_google(tmp_path, img_size, prefix, pre_logits):
+    reference = write_google(tmp_path, img_size, prefix=prefix, pre_logits=pre_logits)
+    loaded = assert_parity(reference)
+    assert loaded.weights.layout == "google"
+    assert loaded.weights.sizes["num_heads"] == 4
+    unused = (f"{prefix}pre_logits/bias", f"{prefix}pre_logits/kernel") if pre_logits else ()
+    assert loaded.report.unused == unused
+
+
+# --- The constants of the layers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("write", "wrong"),
+    [
+        (partial(write_timm, img_size=48), "clip"),
+        (partial(write_timm, img_size=48, **CLIP), "imagenet"),
+        (partial(write_timm, img_size=42, **DINOV2), "clip"),
+        (partial(write_timm, img_size=48, class_token=False, global_pool="map"), "clip"),
+        (lambda folder, faint: write_hf(folder, ViTModel(hf_vit(48)), faint), "google"),
+        (lambda folder, faint: write_hf(
+            folder, Dinov2Model(Dinov2Config(image_size=42, mlp_ratio=2, **HF_SIZES)), faint), "clip"),
+        (partial(write_torchvision, img_size=48), "clip"),
+        (partial(write_google, img_size=48), "clip"),
+    ],
+    ids=["timm", "timm clip", "timm dinov2", "timm siglip", "hf vit", "hf dinov2", "torchvision",
+         "google"],
+)  # fmt: skip
+def test_the_layer_norm_eps_is_the_library_s(tmp_path, write, wrong):
+    reference = write(tmp_path, faint=True)
+    assert_parity(reference)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_parity(reference, wrong)
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"), [("clip, quick gelu", "clip"), ("clip", "clip-quickgelu")]
+)
+def test_the_activation_is_the_profile_s(tmp_path, family, wrong):
+    reference = write_timm(tmp_path, 48, **TIMM_FAMILIES[family])
+    with pytest.raises(AssertionError, match="not close"):
+        assert_parity(reference, wrong)
+
+
+# --- Our own checkpoints --------------------------------------------------------------------------
+
+NORMALIZATION = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+
+def own(config: ConfigDict) -> tuple[Backbone, Pretrained]:
+    model = random_model(config, CLASSES, seed=1).eval()
+    return model, own_pretrained(model.state_dict(), config.to_dict(), NORMALIZATION)
+
+
+@pytest.mark.parametrize("head", ["token", "parts"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_registers": 4, "layer_scale": 1e-5, "pre_norm": True, "patch_stride": 12},
+        {"layer_norm_eps": 1e-3, "activation": "quick_gelu", "pos_class_token": False},
+    ],
+    ids=["plain", "of many parts", "of other constants"],
+)
+@patch_sides(16)
+def test_our_own_weights_come_back_exactly(head, fields, img_size):
+    config = small_config(head=head, img_size=img_size, **fields)
+    model, weights = own(config)
+    # Of the config only head, sizes and stride are given: the rest the weights say.
+    asked = small_config(head=head, img_size=img_size, patch_stride=config.patch_stride)
+    loaded = load(weights, asked, keep_head=True)
+    assert loaded.report.unused == ()
+    assert weights.profile.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    images = random_images(config, 3, seed=3)
+    with torch.no_grad():
+        ours, theirs = loaded.model(images), model(images)
+    assert_same(ours.logits, theirs.logits)
+    assert torch.equal(ours.logits, theirs.logits)
+    if head == "parts":
+        assert torch.equal(ours.parts, theirs.parts)
+
+
+def assert_moved(target: dict, source: dict, modules: dict[str, str]) -> None:
+    for new, old in modules.items():
+        names = [key.removeprefix(old) for key in source if key.startswith(old)]
+        assert names
+        assert all(torch.equal(target[f"{new}{name}"], source[f"{old}{name}"]) for name in names)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@patch_sides(16)
+def test_a_part_model_starts_from_a_plain_one(pool, img_size):
+    model, weights = own(small_config(img_size=img_size, pool=pool))
+    loaded = load(weights, small_config(head="parts", img_size=img_size), keep_head=False)
+    norm = "norm." if pool == "token" else "fc_norm."
+    assert_moved(
+        loaded.model.state_dict(), model.state_dict(),
+        {"part_block.": "blocks.2.", "part_norm.": norm, "blocks.0.": "blocks.0.",
+         "blocks.1.": "blocks.1.", "cls_token": "cls_token", "pos_embed": "pos_embed"},
+    )  # fmt: skip
+    assert not any(key.startswith("blocks.2.") for key in loaded.model.state_dict())
+
+
+@patch_sides(16)
+def test_a_plain_model_starts_from_a_part_one(img_size):
+    model, weights = own(small_config(head="parts", img_size=img_size))
+    loaded = load(weights, small_config(img_size=img_size), keep_head=True)
+    assert_moved(
+        loaded.model.state_dict(), model.state_dict(),
+        {"blocks.2.": "part_block.", "norm.": "part_norm.", "blocks.0.": "blocks.0.",
+         "blocks.1.": "blocks.1.", "head.": "head."},
+    )  # fmt: skip
+    # ViT-pytorch with the part layer as its last one.
+    theirs = paper_transfg.in_their_names(model.state_dict())
+    moves = {"part_layer.": "layer.2.", "part_norm.": "encoder_norm.", "part_head.": "head."}
+    for old, new in moves.items():
+        theirs = {key.replace(old, new): value for key, value in theirs.items()}
+    images = random_images(small_config(img_size=img_size), 3, seed=3)
+    with torch.no_grad():
+        assert_same(
+            loaded.model(images).logits, paper_transfg.vit(theirs, images, heads=4, stride=16)[0]
+        )
+
+
+@pytest.mark.parametrize(("stride", "img_size"), [(16, 48), (16, 64), (12, 52), (12, 64)])
+def test_the_paper_s_part_model_starts_from_google_s_weights(tmp_path, stride, img_size):
+    # As TACJu/TransFG starts, with the last layer as part layer, positions of the file's grid.
+    reference = write_google(
+        tmp_path, 16 * grid_side(small_config(img_size=img_size, patch_stride=stride))
+    )
+    config = small_config(head="parts", img_size=img_size, patch_stride=stride)
+    loaded = load(open_pretrained(reference.path), config, keep_head=False)
+    theirs = paper_transfg.in_their_names(reference.model.state_dict())
+    moves = {"encoder.layer.2.": "encoder.part_layer.", "encoder_norm.": "part_norm."}
+    for old, new in moves.items():
+        theirs = {key.replace(old, new): value for key, value in theirs.items()}
+    head = loaded.model.head
+    theirs |= {"part_head.weight": head.weight.detach(), "part_head.bias": head.bias.detach()}
+    images = random_images(config, 5, seed=3)
+    logits, features, chosen = paper_transfg.transfg(theirs, images, heads=4, stride=stride)
+    with torch.no_grad():
+        output = loaded.model(images)
+    assert_same(output.features, features)
+    assert_same(output.logits, logits)
+    assert_parts(loaded, config, images, chosen)
+
+
+# --- Position embeddings of another grid ----------------------------------------------------------
+
+SETTINGS = settings(max_examples=50, deadline=None)
+GRID_SIDES, PREFIXES = st.integers(1, 12), st.integers(0, 1)
+
+
+def random_positions(side: int, num_prefix: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, num_prefix + side**2, 6, generator=generator)
+
+
+@given(old=GRID_SIDES, new=GRID_SIDES, num_prefix=PREFIXES, seed=SEEDS)
+@SETTINGS
+def test_bicubic_is_timm_s(old, new, num_prefix, seed):
+    positions = random_positions(old, num_prefix, seed)
+    ours = resample_positions(positions, new, num_prefix, "bicubic")
+    theirs = resample_abs_pos_embed(
+        positions, (new, new), num_prefix_tokens=num_prefix, interpolation="bicubic", antialias=True
+    )
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert torch.equal(ours[:, :num_prefix], positions[:, :num_prefix])
+
+
+@given(old=GRID_SIDES, new=GRID_SIDES, num_prefix=PREFIXES, seed=SEEDS)
+@SETTINGS
+def test_bilinear_is_the_zoom_of_the_paper_s_code(old, new, num_prefix, seed):
+    positions = random_positions(old, num_prefix, seed)
+    ours = resample_positions(positions, new, num_prefix, "bilinear")
+    grid = positions[0, num_prefix:].reshape(old, old, -1).numpy()
+    zoomed = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+    assert zoomed.shape == (new, new, 6)
+    theirs = torch.cat((positions[:, :num_prefix], torch.from_numpy(zoomed).view(1, -1, 6)), dim=1)
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(3, 5), (5, 3), (4, 1), (1, 4)], ids=str)
+@pytest.mark.parametrize("family", TIMM_FAMILIES)
+def test_timm_weights_of_another_image_size(tmp_path, family, sides):
+    arguments = TIMM_FAMILIES[family]
+    patch = arguments.get("patch_size", 16)
+    old, new = (side * patch for side in sides)
+    written = write_timm(tmp_path, old, **arguments)
+    reader = timm_model(new, **arguments)
+    reader.load_state_dict(checkpoint_filter_fn(written.model.state_dict(), reader))
+    loaded = assert_parity(of_timm(reader, written.path), TIMM_PROFILES.get(family, "auto"))
+    before, after = (f"{side}x{side}" for side in sides)
+    assert loaded.report.resized == {"pos_embed": f"{before} to {after} patches, bicubic"}
+
+
+@pytest.mark.parametrize("img_size", [52, 64])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_weights_of_another_patch_stride(tmp_path, img_size, mode):
+    written = write_timm(tmp_path, 48)
+    config = small_config(img_size=img_size, patch_stride=12)
+    side = grid_side(config)
+    assert side > 3
+    theirs = paper_transfg.in_their_names(written.model.state_dict())
+    name = "transformer.embeddings.position_embeddings"
+    if mode == "bicubic":
+        theirs[name] = resample_abs_pos_embed(theirs[name], (side, side), num_prefix_tokens=1)
+    else:
+        grid = theirs[name][0, 1:].reshape(3, 3, 64).numpy()
+        zoomed = torch.from_numpy(scipy.ndimage.zoom(grid, (side / 3, side / 3, 1), order=1))
+        theirs[name] = torch.cat((theirs[name][:, :1], zoomed.view(1, -1, 64)), dim=1)
+    outputs = partial(paper_transfg.vit, theirs, heads=4, stride=12)
+    reference = Reference(written.path, config, outputs, None)
+    loaded = assert_parity(reference, pos_resample=mode)
+    assert loaded.report.resized == {"pos_embed": f"3x3 to {side}x{side} patches, {mode}"}
+
+
+def test_hugging_face_weights_of_another_image_size(tmp_path):
+    reference = write_hf(tmp_path, ViTForImageClassification(hf_vit(48)))
+    config = small_config(img_size=80)
+    loaded = load(open_pretrained(reference.path), config, keep_head=True)
+    name = "vit.embeddings.position_embeddings"
+    positions = load_file(reference.path)[name]
+    expected = resample_abs_pos_embed(positions, (5, 5), num_prefix_tokens=1)
+    torch.testing.assert_close(loaded.model.pos_embed.data, expected, rtol=0, atol=1e-5)

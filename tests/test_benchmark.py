@@ -1,0 +1,82 @@
+"""What the benchmarks measure with: rounds, ratios, bytes, the plot, the flags."""
+
+import pytest
+import torch
+
+from scripts import benchmark, model_figures
+from scripts.paired import in_turn, peak_bytes, ratio_of
+
+
+def test_actions_take_turns_after_an_uncounted_round():
+    calls = []
+    times = in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
+
+
+def test_the_ratio_is_the_median_within_rounds():
+    # The second round is ten times slower for both: its ratio is as good as the others.
+    figure = ratio_of([2.0, 30.0, 2.0], [1.0, 10.0, 4.0])
+    assert figure["ratio"] == 2.0
+    assert figure["ratio_range"] == [0.5, 3.0]
+    assert (figure["a_seconds"], figure["b_seconds"]) == (2.0, 4.0)
+
+
+def test_peak_bytes_counts_what_is_held_at_once():
+    def one_after_another():
+        for _ in range(3):
+            torch.ones(1_000_000)
+
+    def together():
+        return [torch.ones(1_000_000) for _ in range(3)]
+
+    held = torch.ones(5_000_000)  # before: not counted
+    assert 4_000_000 <= peak_bytes(one_after_another) < 4_100_000
+    assert 12_000_000 <= peak_bytes(together) < 12_100_000
+    assert held.sum() == 5_000_000
+
+
+def test_every_promise_is_about_a_figure_that_is_measured(monkeypatch):
+    # The real contenders at a size that takes seconds; what they reach there says nothing.
+    monkeypatch.setattr(model_figures, "MODEL_TYPE", "testing")
+    monkeypatch.setattr(model_figures, "LIBRARIES_DEPTH", 1)
+    monkeypatch.setattr(model_figures, "PART_SIZE", 32)
+    monkeypatch.setattr(model_figures, "PLAIN_SIZE", 32)
+    detail, ratios = model_figures.part_figures(pairs=1)
+    detail |= model_figures.plain_figures(pairs=1)
+    measured = ratios.keys() | {name for name, figure in detail.items() if "ratio" in figure}
+    assert measured == model_figures.AT_MOST.keys() | model_figures.AT_LEAST.keys()
+    assert detail["peak_bytes"].keys() == {"part", "naive", "checkpointed"}
+
+
+def test_a_missed_promise_is_said():
+    kept = dict.fromkeys(model_figures.AT_MOST, 0.0) | dict.fromkeys(model_figures.AT_LEAST, 9.0)
+    assert model_figures.missed_promises(kept) == []
+    (said,) = model_figures.missed_promises({**kept, "part_over_timm_eval": 1.2})
+    assert "part_over_timm_eval is 1.200, over 1.150" in said
+    (said,) = model_figures.missed_promises({**kept, "naive_over_part_train": 1.5})
+    assert "naive_over_part_train is 1.500, under 1.600" in said
+
+
+def test_the_growth_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"model": name, "img_size": size, "batch_size": 1, "seconds": 1.0, "peak_bytes": 10**9}
+        for name in ("plain", "part") for size in (224, 448)
+    ]  # fmt: skip
+    model_figures.plot_growth(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("model --plot none/growth.png", "--plot none/growth.png needs the growth and an existing"),
+        ("model --no-growth --plot growth.png", "--plot growth.png needs the growth"),
+        ("startup --json none/figures.json", "--json none/figures.json: there is no folder none"),
+        ("model --pairs 0", "argument --pairs: '0' is not a whole number above 0"),
+    ],
+)
+def test_wrong_flags_are_refused_before_measuring(flags, message, capsys):
+    assert benchmark.main(flags.split()) == 2
+    assert f"error: {message}" in capsys.readouterr().err

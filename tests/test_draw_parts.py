@@ -1,0 +1,79 @@
+"""Drawing the selected parts onto the images."""
+
+import json
+
+import pytest
+from helpers import TINY_TRAIN, rows_of, train
+from PIL import Image
+
+from scripts import draw_parts
+from utils.data_utils import RunPaths
+
+
+@pytest.fixture(scope="module")
+def part_run(tmp_path_factory, drawn) -> RunPaths:
+    output = tmp_path_factory.mktemp("parts")
+    code = train(
+        f"--name run --dataset synthetic --head parts {TINY_TRAIN} "
+        "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny",
+        "--data_root", drawn, "--output_dir", output,
+    )  # fmt: skip
+    assert code == 0
+    return RunPaths(output, "run")
+
+
+def test_a_picture_of_all_rows(part_run, tmp_path):
+    out = tmp_path / "parts.png"
+    flags = ["--predictions", str(part_run.predictions), "--out", str(out), "--count", "3"]
+    assert draw_parts.main(flags) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (3 * draw_parts.TILE, draw_parts.TILE + draw_parts.CAPTION)
+
+
+def test_the_dot_of_a_head_is_where_its_keypoint_is(part_run):
+    row = rows_of(part_run)[0]
+    row["parts"]["keypoints"] = [{"_cls": "Keypoint", "label": "head 0", "points": [[0.25, 0.75]]}]
+    tile = draw_parts.draw(row)
+    with Image.open(row["filepath"]) as image:
+        scale = draw_parts.TILE / max(image.size)
+        shown = [round(side * scale) for side in image.size]
+    at = tuple(
+        (draw_parts.TILE - side) // 2 + round(share * side)
+        for side, share in zip(shown, (0.25, 0.75), strict=True)
+    )
+    assert tile.getpixel(at) == draw_parts.color_of(0, 1)
+
+
+def test_heads_have_different_colors():
+    assert len({draw_parts.color_of(head, 16) for head in range(16)}) == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no parts"), ("{}\n", "has no parts"), ("[]\n", "has no parts"),
+        ("{", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_rows_without_parts_are_refused(text, message, tmp_path, capsys):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(text)
+    out = tmp_path / "out.png"
+    assert draw_parts.main(["--predictions", str(path), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("out", ["parts.gif", "none/parts.png"])
+def test_a_wrong_target_is_refused(out, part_run, tmp_path, capsys):
+    flags = ["--predictions", str(part_run.predictions), "--out", str(tmp_path / out)]
+    assert draw_parts.main(flags) == 2
+    assert "is no .png or .jpg in an existing folder" in capsys.readouterr().err
+
+
+def test_a_damaged_image_ends_it(part_run, tmp_path, capsys):
+    row = {**rows_of(part_run)[0], "filepath": str(tmp_path / "none.jpg")}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert draw_parts.main(["--predictions", str(path), "--out", str(tmp_path / "o.png")]) == 1
+    assert "none.jpg cannot be decoded" in capsys.readouterr().err
