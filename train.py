@@ -146,7 +146,7 @@ def refused_weights_are_input_errors(config: FrozenConfigDict) -> Iterator[None]
 
     try:
         yield
-    except (WeightsError, ProfileError) as error:
+    except (WeightsError, ProfileError, OSError) as error:
         raise InputError(f"--pretrained {config.pretrained}: {error}") from error
 
 

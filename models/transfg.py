@@ -13,7 +13,6 @@ passes an argmax.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
@@ -111,9 +110,12 @@ class TransFG(Backbone):
             layers.append(queries_keys)
         row = class_token_row(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
         layers.clear()  # before the backward pass needs memory
-        # one_hot @ x and not x.gather: gather's backward adds with atomics on MPS, in any order
-        # (pytorch #161029), and this is deterministic on every device.
-        chosen = F.one_hot(row.argmax(dim=-1), row.shape[-1]).to(x.dtype)  # (B, H, P)
+        del queries_keys
+        # One-hot rows times x and not x.gather: gather's backward adds with atomics on MPS, in any
+        # order (pytorch #161029), and this is deterministic on every device. By comparing and not
+        # by F.one_hot, which scatters, and on the CPU reads its input to check the range.
+        patches = torch.arange(row.shape[-1], device=row.device)
+        chosen = (row.argmax(dim=-1, keepdim=True) == patches).to(x.dtype)  # (B, H, P)
         parts = chosen @ x[:, self.num_prefix_tokens :]  # (B, H, D)
         x = self.part_block(torch.cat((x[:, :1], parts), dim=1), query_tokens=1)
         features = self.part_norm(x[:, 0])  # (B, D)

@@ -39,6 +39,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ConfigDict, num_blocks: int) -> None:
         super().__init__()
+        if config.pool not in POOLS:
+            raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
         d = config.embed_dim
         self.depth = config.depth
         self.num_prefix_tokens = num_prefix_tokens(config)
@@ -125,8 +127,6 @@ class VisionTransformer(Backbone):
 
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         super().__init__(config, num_blocks=config.depth)
-        if config.pool not in POOLS:
-            raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
         if config.pool == "token" and not config.class_token:
             raise ValueError("pool 'token' needs a class token")
         self.pool = config.pool

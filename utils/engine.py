@@ -125,7 +125,7 @@ def train_step(
             arXiv 2101.06983, section 3.2). If None, the loss is the mean over micro-batches.
     """
     labels = [batch.labels.to(normalize.device) for batch in micro_batches]
-    if joint_forward is not None:
+    if joint_forward is not None and len(micro_batches) > 1:
         output = _joined([joint_forward(normalize(batch.images)) for batch in micro_batches])
         labels = torch.cat(labels)
         loss = loss_fn(output, labels)

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import FrozenConfigDict
 from scipy.special import log_softmax
 from small_models import SEEDS, Operators
 
-from models.losses import Objective, classification_loss, contrastive_loss
+from models.losses import Objective, build_objective, classification_loss, contrastive_loss
 from models.vit import ViTOutput
 
 SETTINGS = settings(max_examples=50, deadline=None)
@@ -268,3 +269,15 @@ def test_an_objective_is_the_sum_of_its_losses(weight, margin):
     loss = objective(output, labels)
     assert loss.item() == pytest.approx(cross_entropy.item() + weight * contrast, abs=1e-6)
     assert contrast > 0.1
+
+
+def test_the_flags_of_a_run_become_its_objective():
+    fields = {"smoothing_value": 0.1, "contrastive_weight": 0.5, "contrastive_margin": 0.3}
+    class_weights = torch.ones(3)
+    parts, plain = (
+        build_objective(FrozenConfigDict({"head": head, **fields}), class_weights)
+        for head in ("parts", "token")
+    )
+    assert parts == (0.1, class_weights, 0.5, 0.3)
+    # A plain model has no contrastive loss, whatever the flags are.
+    assert plain[:3] == (0.1, class_weights, 0)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretended_mps import PretendedMps
+from pretended_mps import pretended_mps
 from small_models import SEEDS, kept_bytes
 from torch import Tensor, nn
 
@@ -192,9 +192,14 @@ def test_the_generator_is_put_back_after_an_error_too(mps):
     mps.state = 7
     _, second = _replay_mps()
     mps.state = 20
-    with pytest.raises(RuntimeError, match="^early$"), second:
-        mps.draw()
-        raise RuntimeError("early")
+
+    def stop() -> None:
+        with second:
+            assert mps.draw() == 8
+            raise RuntimeError("early")
+
+    with pytest.raises(RuntimeError, match="early"):
+        stop()
     assert mps.state == 20
 
 
@@ -210,7 +215,7 @@ def pretended_step(mps: FakeMps, is_recomputed: bool) -> tuple[Tensor, ...]:
     """Output, gradient and the generator's state after a step of nested functions with dropout."""
     mps.state = 7
     run = recomputed if is_recomputed else lambda function, x: function(x)
-    with PretendedMps():
+    with pretended_mps():
         x = input_of().detach().to("mps").requires_grad_()
 
         def layer(x: Tensor) -> Tensor:
