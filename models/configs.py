@@ -110,7 +110,7 @@ def get_config(model_type: str, img_size: int | None = None, **fields: Any) -> C
 def types_of_size(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The model types that have these values of `SIZE_FIELDS`."""
     return tuple(
-        name for name, config in _SIZES.items() if all(config[k] == sizes[k] for k in SIZE_FIELDS)
+        name for name, config in _SIZES.items() if all(config[k] == v for k, v in sizes.items())
     )
 
 

@@ -260,7 +260,7 @@ def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
             that do not stack.
     """
     layout = _recognise(tensors)
-    if "dist_token" in tensors:
+    if any(name.endswith(("dist_token", "distillation_token")) for name in tensors):
         raise WeightsError("it is a distilled DeiT, with two class tokens; use one without")
     ours: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
@@ -280,7 +280,8 @@ def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
         raise WeightsError(f"{', '.join(sorted(strange)[:3])}: no part of a {layout.name} ViT")
     for key, parts in thirds.items():
         shapes = {tuple(part.shape) for part in parts.values()}
-        if len(parts) == 3 and len(shapes) == 1:  # else the key is missing, and said to be
+        # Else the key is missing, and said to be.
+        if len(parts) == 3 and len(shapes) == 1 and () not in shapes:
             ours[key] = torch.cat([parts[n] for n in range(3)])
     # Flax alone keeps the heads apart: (H, D/H).
     biases = [t for name, t in tensors.items() if name.endswith(f"{_GOOGLE_MHA}/query/bias")]

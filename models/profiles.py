@@ -4,7 +4,6 @@ AugReg, DeiT, DINO and MAE files have equal names and want different pixels. Imp
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +112,7 @@ def _channels(path: Path, value: object, is_std: bool) -> tuple[float, float, fl
     if value is None:
         return None
     is_right = isinstance(value, list | tuple) and len(value) == 3
-    is_right = is_right and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    is_right = is_right and all(type(v) in (int, float) and abs(v) < 1e30 for v in value)
     if not is_right or (is_std and min(value) <= 0):
         raise ProfileError(f"{path}: {value!r} is no mean or standard deviation per RGB channel")
     return tuple(float(v) for v in value)
@@ -122,7 +121,7 @@ def _channels(path: Path, value: object, is_std: bool) -> tuple[float, float, fl
 def _activation(path: Path, name: object) -> str | None:
     if name is None:
         return None
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ProfileError(f"{path}: the activation {name!r} is not one of ours")
     return _ACTIVATIONS[name]
 
@@ -145,6 +144,12 @@ def _from_hugging_face(path: Path, config: Mapping[str, Any]) -> Sidecar:
     )
 
 
+# Those of timm's SigLIP towers (some of SigLIP 2) that have the tanh approximation.
+_TIMM_SIGLIP_GELU_TANH = (
+    "base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt",
+)  # fmt: skip
+
+
 def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     """timm's config.json: statistics are there, the rest follows from the architecture's name."""
     architecture = str(config["architecture"])
@@ -156,7 +161,8 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     if "clip" in architecture:
         kind = CLIP_QUICKGELU if "quickgelu" in architecture else CLIP
     elif "siglip" in architecture:
-        kind = SIGLIP
+        is_tanh = any(name in architecture for name in _TIMM_SIGLIP_GELU_TANH)
+        kind = SIGLIP._replace(activation="gelu_tanh" if is_tanh else SIGLIP.activation)
     sizes = {key: v for key in ("embed_dim", "depth", "num_heads")
              if type(v := arguments.get(key)) is int}  # fmt: skip
     return Sidecar(

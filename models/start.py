@@ -9,8 +9,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from models.build import build_model, freeze
 from models.configs import get_config
-from models.pretrained import LoadReport, Pretrained, adapt_config, load_pretrained
+from models.pretrained import Pretrained, adapt_config
 from models.profiles import GOOGLE
+from models.transplant import LoadReport, load_pretrained
 from models.vit import Backbone
 
 

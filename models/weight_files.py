@@ -5,6 +5,7 @@ What a file is, its first bytes say, not its name: safetensors, a zip archive of
 """
 
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -34,14 +35,18 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 tensors[key] = torch.from_numpy(np.array(archive[key], order="C"))
     except TypeError as error:  # torch has no such type (text, dates)
         raise WeightsError(f"{key} holds no numbers") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: an entry that zipfile cannot open (encrypted, unknown compression).
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile,
+            zlib.error) as error:  # fmt: skip
         raise WeightsError("it is a damaged or truncated .npz archive; copy it again") from error
     return tensors
 
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # A file and not its path: a path's suffix would decide how torch reads it.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             "it holds something other than tensors and plain data, which was not loaded; save its "
@@ -49,7 +54,7 @@ def _read_torch(path: Path) -> object:
         ) from error
     # What torch.load raises for archives that are no pickle of tensors.
     except (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
-            AssertionError, OSError) as error:  # fmt: skip
+            AssertionError, OSError, struct.error) as error:  # fmt: skip
         raise WeightsError("it is damaged, truncated or no weight file; copy it again") from error
 
 
@@ -58,8 +63,22 @@ def _zip_names(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError):
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError):
         return None
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the checksums of an archive's entries are right: torch does not look at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.CRC:  # torch can be told to write none
+                    with archive.open(entry) as file:
+                        while file.read(2**20):
+                            pass
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error):
+        return False
+    return True
 
 
 def _read(path: Path) -> object:
@@ -78,6 +97,8 @@ def _read(path: Path) -> object:
             raise WeightsError("it is a damaged or truncated archive; copy it again")
         if any(name.endswith(".npy") for name in names):
             return _read_npz(path)
+        if not _is_intact(path):
+            raise WeightsError("it is a damaged or truncated archive; copy it again")
         return _read_torch(path)
     if start.startswith(b"\x80"):  # a pickle
         return _read_torch(path)
@@ -113,7 +134,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         OSError: it cannot be read.
     """
     tensors = _state_dict(_read(path))
-    odd = [key for key, value in tensors.items() if value.layout != torch.strided]
+    odd = [key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta]
     if odd:
         raise WeightsError(f"{odd[0]} is no plain tensor")
     return tensors

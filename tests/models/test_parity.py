@@ -6,6 +6,7 @@ Google's is judged by timm's reader; TransFG and ViT-pytorch by `paper_transfg`,
 their code.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,16 +42,9 @@ from transformers import (
 )
 
 from models.configs import grid_side, patch_centers
-from models.pretrained import (
-    HEAD_KEYS,
-    LoadReport,
-    Pretrained,
-    adapt_config,
-    load_pretrained,
-    open_pretrained,
-    own_pretrained,
-    resample_positions,
-)
+from models.pretrained import Pretrained, adapt_config, open_pretrained, own_pretrained
+from models.profiles import CLIP, CLIP_QUICKGELU, GOOGLE, IMAGENET, SIGLIP
+from models.transplant import HEAD_KEYS, LoadReport, load_pretrained, resample_positions
 from models.vit import Backbone
 from models.weight_files import WeightsError
 
@@ -74,6 +68,11 @@ def spread(model: nn.Module, faint: bool = False) -> nn.Module:
     return model.eval()
 
 
+def random_positions(side: int, num_prefix: int, seed: int, width: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, num_prefix + side**2, width, generator=generator)
+
+
 class Loaded(NamedTuple):
     model: Backbone
     weights: Pretrained
@@ -86,7 +85,7 @@ def load(weights: Pretrained, config: ConfigDict, keep_head: bool, **options: st
     report = load_pretrained(model, weights, keep_head=keep_head, **options)
     fates = [*report.loaded, *report.resized, *report.new]
     assert sorted(fates) == sorted(model.state_dict())
-    assert not set(HEAD_KEYS) & {*(report.loaded if not keep_head else report.new)}
+    assert set(HEAD_KEYS) <= set(report.loaded if keep_head else report.new)
     assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
     return Loaded(model, weights, report)
 
@@ -147,21 +146,21 @@ def write_timm(folder: Path, img_size: int, **arguments: object) -> Reference:
     return of_timm(model, folder / "model.safetensors")
 
 
-DINOV2 = {"patch_size": 14, "num_classes": 0, "init_values": 1e-5}
-CLIP = {"pre_norm": True, "norm_layer": EPS[1e-5]}
+DINOV2 = {"patch_size": 14, "num_classes": 0, "init_values": 0.5}
+CLIP_TOWER = {"pre_norm": True, "norm_layer": EPS[1e-5]}
 TIMM_FAMILIES = {
     "vit, deit, augreg": {},
     "mean of patches": {"global_pool": "avg"},
     "dino": {"num_classes": 0},
-    "deit3": {"no_embed_class": True, "init_values": 1e-6},
+    "deit3": {"no_embed_class": True, "init_values": 0.5},
     "dinov2": DINOV2,
     "dinov2 with registers": {**DINOV2, "reg_tokens": 4, "no_embed_class": True},
     "registers with positions": {"reg_tokens": 4},
     "registers, no class token": {
         "reg_tokens": 4, "class_token": False, "no_embed_class": True, "global_pool": "avg",
     },
-    "clip": CLIP,
-    "clip, quick gelu": {**CLIP, "act_layer": "quick_gelu"},
+    "clip": CLIP_TOWER,
+    "clip, quick gelu": {**CLIP_TOWER, "act_layer": "quick_gelu"},
     "siglip": {"class_token": False, "global_pool": "map"},
 }  # fmt: skip
 TIMM_PROFILES = {"clip, quick gelu": "clip-quickgelu"}
@@ -207,26 +206,66 @@ def test_timm_in_a_torch_file(tmp_path, family, name, is_zip):
     assert_parity(of_timm(model, tmp_path / name))
 
 
+HUB_SIZES = {
+    "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": CLASSES,
+}  # fmt: skip
+
+
+def as_the_hub_saves_it(folder: Path, architecture: str, img_size: int) -> Reference:
+    """A small model of that name, with the `config.json` that timm writes beside it."""
+    model = create_model(architecture, img_size=img_size, **HUB_SIZES)
+    save_for_hf(spread(model), folder, safe_serialization=True)
+    return of_timm(model, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("architecture", "profile"),
     [
-        ("vit_base_patch16_224", "google"),
-        ("vit_base_patch16_clip_224", "clip"),
-        ("vit_base_patch16_clip_quickgelu_224", "clip-quickgelu"),
-        ("vit_base_patch16_siglip_224", "siglip"),
+        ("vit_base_patch16_224", GOOGLE),
+        ("deit_small_patch16_224", IMAGENET),
+        ("deit3_small_patch16_224", IMAGENET),
+        ("vit_small_patch14_dinov2", IMAGENET),
+        ("vit_small_patch14_reg4_dinov2", IMAGENET),
+        ("vit_base_patch16_clip_224", CLIP),
+        ("vit_base_patch16_clip_quickgelu_224", CLIP_QUICKGELU),
+        ("vit_base_patch16_siglip_224", SIGLIP),
+        ("vit_base_patch32_siglip_256", SIGLIP._replace(activation="gelu_tanh")),
+        ("vit_large_patch16_siglip_512", SIGLIP._replace(activation="gelu_tanh")),
     ],
 )
-@patch_sides(16)
-def test_timm_as_its_hub_saves_it(tmp_path, architecture, profile, img_size):
-    # Its config.json says the rest: no profile has to be named.
-    sizes = {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": CLASSES}
-    model = create_model(architecture, pretrained=False, img_size=img_size, **sizes)
-    save_for_hf(spread(model), tmp_path, safe_serialization=True)
-    reference = of_timm(model, tmp_path / "model.safetensors")
-    loaded = assert_parity(reference)
-    assert loaded.weights.assumed == ""
-    assert loaded.weights.profile == open_pretrained(reference.path, profile).profile
-    assert loaded.weights.sizes["num_heads"] == 4
+@pytest.mark.parametrize("side", [3, 4])
+def test_timm_as_its_hub_saves_it(tmp_path, architecture, profile, side):
+    patch = int(re.search(r"patch(\d+)", architecture)[1])
+    weights = assert_parity(as_the_hub_saves_it(tmp_path, architecture, side * patch)).weights
+    # The config.json says it all: no profile has to be named.
+    assert weights.profile == profile
+    assert weights.assumed == ""
+    assert weights.sizes["num_heads"] == 4
+
+
+@pytest.mark.parametrize(
+    ("architecture", "match"),
+    [
+        ("deit_tiny_distilled_patch16_224", "distilled DeiT"),
+        ("beit_base_patch16_224", "no part of a timm ViT"),
+        ("cait_xs24_384", "no part of a timm ViT"),
+        ("eva02_base_patch14_224", "layout is none of"),
+        ("samvit_base_patch16", "no part of a timm ViT"),
+        ("vit_relpos_small_patch16_224", "no part of a timm ViT"),
+        ("vit_base_patch16_rope_224", "no part of a timm ViT"),
+        ("vit_base_patch16_rope_ape_224", "no part of a timm ViT"),
+        ("vit_base_patch16_dinov3", "no part of a timm ViT"),
+        ("vit_base_patch16_siglip_gap_224", "neither class token nor attention pooling"),
+        # Rotary positions leave no trace among the names, but no other tower has pre-norm,
+        # class token and attention pooling.
+        ("vit_pe_core_small_patch16_384", r"\w"),
+    ],
+)
+def test_timm_models_that_are_no_plain_vit_are_refused(tmp_path, architecture, match):
+    model = create_model(architecture, **HUB_SIZES)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=match):
+        open_pretrained(tmp_path / "model.safetensors")
 
 
 # --- facebookresearch/dinov2 ----------------------------------------------------------------------
@@ -236,12 +275,13 @@ def test_timm_as_its_hub_saves_it(tmp_path, architecture, profile, img_size):
 @patch_sides(14)
 def test_dinov2_of_facebookresearch(tmp_path, img_size, registers):
     reference = timm_model(img_size, **DINOV2, reg_tokens=registers, no_embed_class=registers > 0)
-    theirs = dict(reference.state_dict())
-    theirs["mask_token"] = torch.randn(1, 64)
+    theirs = {key: value.clone() for key, value in reference.state_dict().items()}
+    theirs["mask_token"] = torch.ones(1, 64)
     if registers:
         theirs["register_tokens"] = theirs.pop("reg_token")
         # Theirs has a position for the class token; timm adds it to the token.
-        theirs["pos_embed"] = torch.cat((0.1 * torch.randn(1, 1, 64), theirs["pos_embed"]), dim=1)
+        cls_position = 0.1 * random_positions(1, 0, seed=5, width=64)
+        theirs["pos_embed"] = torch.cat((cls_position, theirs["pos_embed"]), dim=1)
         reference.load_state_dict(checkpoint_filter_fn(dict(theirs), reference))
     torch.save(theirs, tmp_path / "dinov2_vits14_pretrain.pth")
     loaded = assert_parity(of_timm(reference, tmp_path / "dinov2_vits14_pretrain.pth"))
@@ -252,6 +292,7 @@ def test_dinov2_of_facebookresearch(tmp_path, img_size, registers):
 # --- Hugging Face ---------------------------------------------------------------------------------
 
 HF_SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+HF_DINOV2 = {**HF_SIZES, "mlp_ratio": 2, "patch_size": 14, "num_labels": CLASSES}
 
 
 def write_hf(folder: Path, model: nn.Module, faint: bool = False) -> Reference:
@@ -323,8 +364,7 @@ def test_hugging_face_with_its_image_processor_leaves_nothing_to_assume(tmp_path
 )
 @patch_sides(14)
 def test_hugging_face_dinov2(tmp_path, model, config, img_size):
-    fields = config(image_size=img_size, mlp_ratio=2, num_labels=CLASSES, **HF_SIZES)
-    reference = write_hf(tmp_path, model(fields))
+    reference = write_hf(tmp_path, model(config(image_size=img_size, **HF_DINOV2)))
     loaded = assert_parity(reference)
     assert loaded.weights.layout == "hf-dinov2"
     unused = loaded.report.unused
@@ -482,21 +522,29 @@ def test_google(tmp_path, img_size, prefix, pre_logits):
 # --- The constants of the layers ------------------------------------------------------------------
 
 
+def write_hf_vit(folder: Path, faint: bool) -> Reference:
+    return write_hf(folder, ViTModel(hf_vit(48)), faint)
+
+
+def write_hf_dinov2(folder: Path, faint: bool) -> Reference:
+    return write_hf(folder, Dinov2Model(Dinov2Config(image_size=42, **HF_DINOV2)), faint)
+
+
 @pytest.mark.parametrize(
     ("write", "wrong"),
     [
-        (partial(write_timm, img_size=48), "clip"),
-        (partial(write_timm, img_size=48, **CLIP), "imagenet"),
-        (partial(write_timm, img_size=42, **DINOV2), "clip"),
-        (partial(write_timm, img_size=48, class_token=False, global_pool="map"), "clip"),
-        (lambda folder, faint: write_hf(folder, ViTModel(hf_vit(48)), faint), "google"),
-        (lambda folder, faint: write_hf(
-            folder, Dinov2Model(Dinov2Config(image_size=42, mlp_ratio=2, **HF_SIZES)), faint), "clip"),
-        (partial(write_torchvision, img_size=48), "clip"),
-        (partial(write_google, img_size=48), "clip"),
+        pytest.param(partial(write_timm, img_size=48), "clip", id="timm"),
+        pytest.param(partial(write_timm, img_size=48, **CLIP_TOWER), "imagenet", id="timm clip"),
+        pytest.param(partial(write_timm, img_size=42, **DINOV2), "clip", id="timm dinov2"),
+        pytest.param(
+            partial(write_timm, img_size=48, class_token=False, global_pool="map"), "clip",
+            id="timm siglip",
+        ),
+        pytest.param(write_hf_vit, "google", id="hf vit"),
+        pytest.param(write_hf_dinov2, "clip", id="hf dinov2"),
+        pytest.param(partial(write_torchvision, img_size=48), "clip", id="torchvision"),
+        pytest.param(partial(write_google, img_size=48), "clip", id="google"),
     ],
-    ids=["timm", "timm clip", "timm dinov2", "timm siglip", "hf vit", "hf dinov2", "torchvision",
-         "google"],
 )  # fmt: skip
 def test_the_layer_norm_eps_is_the_library_s(tmp_path, write, wrong):
     reference = write(tmp_path, faint=True)
@@ -621,11 +669,6 @@ def test_the_paper_s_part_model_starts_from_google_s_weights(tmp_path, stride, i
 
 SETTINGS = settings(max_examples=50, deadline=None)
 GRID_SIDES, PREFIXES = st.integers(1, 12), st.integers(0, 1)
-
-
-def random_positions(side: int, num_prefix: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, num_prefix + side**2, 6, generator=generator)
 
 
 @given(old=GRID_SIDES, new=GRID_SIDES, num_prefix=PREFIXES, seed=SEEDS)

@@ -1,136 +1,342 @@
 """Weights from elsewhere: what is taken, what is new, what is refused."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from small_models import randomize, small_config
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from paper_transfg import in_their_names
+from small_models import SEEDS, random_images, random_model, small_config, small_configs
+from torch import Tensor
 
-from models.build import build_model
-from models.pretrained import HEAD_KEYS, LoadReport, load_pretrained
+from models.configs import SIZE_FIELDS, get_config
+from models.pretrained import Pretrained, adapt_config, open_pretrained, own_pretrained
+from models.transplant import HEAD_KEYS, PART_INIT, POS_RESAMPLE, LoadReport, load_pretrained
+from models.vit import Backbone
+from models.weight_files import WeightsError
 
-HEAD = ("head.bias", "head.weight")
-
-
-def model_of(num_classes: int = 5, seed: int = 0, **sizes: int | str) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    model = build_model(small_config(**sizes), num_classes)
-    randomize(model, seed)
-    return model
-
-
-def weights_of(num_classes: int = 5, **sizes: int | str) -> dict[str, torch.Tensor]:
-    return model_of(num_classes, seed=1, **sizes).state_dict()
+SETTINGS = settings(max_examples=40, deadline=None)
+NORMALIZATION = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
-def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def model_of(num_classes: int = 5, seed: int = 0, **fields: object) -> Backbone:
+    return random_model(small_config(**fields), num_classes, seed)
+
+
+def weights_of(num_classes: int = 5, **fields: object) -> Pretrained:
+    """As from one of our checkpoints."""
+    config = small_config(**fields)
+    state_dict = random_model(config, num_classes, seed=1).state_dict()
+    return own_pretrained(state_dict, config.to_dict(), NORMALIZATION)
+
+
+def without(weights: Pretrained, *keys: str) -> Pretrained:
+    left = {key: value for key, value in weights.tensors.items() if key not in keys}
+    return weights._replace(tensors=left)
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def assert_equal(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    torch.testing.assert_close(given, expected, rtol=0, atol=0)
+def assert_equal(given_tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(given_tensors, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_everything_is_kept_with_the_head(pool):
-    model, weights = model_of(pool=pool), weights_of(pool=pool)
+# --- What is taken --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"pool": "avg"}, {"head": "parts"}], ids=str)
+def test_everything_is_kept_with_the_head(fields):
+    model, weights = model_of(**fields), weights_of(**fields)
     report = load_pretrained(model, weights, keep_head=True)
-    assert_equal(model.state_dict(), weights)
-    assert report == LoadReport(loaded=tuple(sorted(weights)), new=(), unused=())
+    assert_equal({**model.state_dict()}, weights.tensors)
+    assert report == LoadReport(
+        loaded=tuple(sorted(weights.tensors)), resized={}, new=(), unused=()
+    )
 
 
 @pytest.mark.parametrize("num_classes", [5, 3])
-def test_a_new_head_keeps_its_initial_values(num_classes):
-    model, weights = model_of(num_classes), weights_of(num_classes=5)
+@pytest.mark.parametrize("head", ["token", "parts"])
+def test_a_new_head_keeps_its_initial_values(head, num_classes):
+    model, weights = model_of(num_classes, head=head), weights_of(num_classes=5, head=head)
     before = snapshot(model)
-    report = load_pretrained(model, weights, keep_head=False)
-    backbone = tuple(sorted(weights.keys() - HEAD_KEYS))
-    assert report == LoadReport(loaded=backbone, new=HEAD, unused=HEAD)
+    report = load_pretrained(model, weights)
+    backbone = tuple(sorted(weights.tensors.keys() - set(HEAD_KEYS)))
+    assert report == LoadReport(loaded=backbone, resized={}, new=HEAD_KEYS, unused=HEAD_KEYS)
     after = model.state_dict()
-    assert_equal({key: after[key] for key in backbone}, {key: weights[key] for key in backbone})
-    assert_equal({key: after[key] for key in HEAD}, {key: before[key] for key in HEAD})
+    assert_equal(
+        {key: after[key] for key in backbone}, {key: weights.tensors[key] for key in backbone}
+    )
+    assert_equal({key: after[key] for key in HEAD_KEYS}, {key: before[key] for key in HEAD_KEYS})
 
 
 def test_weights_without_a_head_do_for_a_new_one():
-    weights = weights_of()
-    backbone = {key: value for key, value in weights.items() if key not in HEAD_KEYS}
-    report = load_pretrained(model_of(num_classes=3), backbone, keep_head=False)
-    assert report == LoadReport(loaded=tuple(sorted(backbone)), new=HEAD, unused=())
+    weights = without(weights_of(), *HEAD_KEYS)
+    report = load_pretrained(model_of(num_classes=3), weights)
+    backbone = tuple(sorted(weights.tensors))
+    assert report == LoadReport(loaded=backbone, resized={}, new=HEAD_KEYS, unused=())
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
-def test_every_key_has_one_fate(keep_head):
-    model, weights = model_of(), weights_of()
+@pytest.mark.parametrize("img_size", [32, 64])
+def test_every_key_has_one_fate(keep_head, img_size):
+    model, weights = model_of(img_size=img_size), weights_of()
+    weights = weights._replace(
+        tensors={**weights.tensors, "mask_token": torch.zeros(1)}, unused=("zebra",)
+    )
     report = load_pretrained(model, weights, keep_head)
-    assert sorted((*report.loaded, *report.new)) == sorted(model.state_dict())
-    assert sorted((*report.loaded, *report.unused)) == sorted(weights)
+    fates = [*report.loaded, *report.resized, *report.new]
+    assert sorted(fates) == sorted(model.state_dict())
+    fates = [*report.loaded, *report.resized, *report.unused]
+    assert sorted(fates) == sorted([*weights.tensors, "zebra"])
+
+
+def test_what_has_no_place_is_unused():
+    weights = weights_of()
+    extra = {"blocks.3.norm1.weight": torch.zeros(64), "part_norm.bias": torch.zeros(64)}
+    weights = weights._replace(tensors={**weights.tensors, **extra}, unused=("zebra", "mask_token"))
+    report = load_pretrained(model_of(), weights, keep_head=True)
+    assert report.unused == ("blocks.3.norm1.weight", "mask_token", "part_norm.bias", "zebra")
 
 
 def test_the_parameters_are_written_in_place_and_share_nothing():
     model, weights = model_of(), weights_of()
     parameters = dict(model.named_parameters())
+    storages = {name: parameter.data_ptr() for name, parameter in parameters.items()}
     load_pretrained(model, weights, keep_head=True)
     assert all(parameters[name] is value for name, value in model.named_parameters())
+    assert storages == {name: value.data_ptr() for name, value in model.named_parameters()}
+    assert all(value.requires_grad and value.is_leaf for value in model.parameters())
     taken = snapshot(model)
-    for value in weights.values():
+    for value in weights.tensors.values():
         value.zero_()
-    assert_equal(model.state_dict(), taken)
+    assert_equal({**model.state_dict()}, taken)
 
 
-def test_strided_and_other_float_weights_end_float32_and_contiguous():
-    # MPS computes wrong with parameters that are not contiguous (pytorch #192212).
+@pytest.mark.parametrize("img_size", [32, 64])
+@pytest.mark.parametrize("head", ["token", "parts"])
+def test_the_weights_are_left_as_they_are(img_size, head):
     weights = weights_of()
-    strided = {k: v.mT.contiguous().mT if v.ndim > 1 else v for k, v in weights.items()}
-    assert not strided["blocks.0.mlp.fc1.weight"].is_contiguous()
-    model = model_of()
-    load_pretrained(model, {k: v.double() for k, v in strided.items()}, keep_head=True)
-    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
-    assert_equal(model.state_dict(), weights)
+    before = {key: value.clone() for key, value in weights.tensors.items()}
+    load_pretrained(model_of(img_size=img_size, head=head), weights)
+    assert_equal(weights.tensors, before)
 
 
-# --- Refused --------------------------------------------------------------------------------------
+def test_frozen_parameters_take_weights_too():
+    model, weights = model_of().requires_grad_(False), weights_of()
+    load_pretrained(model, weights, keep_head=True)
+    assert_equal({**model.state_dict()}, weights.tensors)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def assert_refused(weights: dict, keep_head: bool, message: str, num_classes: int = 5) -> None:
-    """Refused with `message`, and the model is as it was."""
-    model = model_of(num_classes)
+# --- Of any of our models -------------------------------------------------------------------------
+
+
+@given(config=small_configs(), head=st.sampled_from(("token", "parts")), seed=SEEDS)
+@SETTINGS
+def test_any_of_our_models_is_recognised_by_its_weights(config, head, seed):
+    if head == "parts":
+        assume(config.depth > 1 and config.class_token and config.pool == "token")
+        config = config.copy_and_resolve_references()
+        config.head = head
+    model = random_model(config, 3, seed).eval()
+    weights = own_pretrained(model.state_dict(), config.to_dict(), NORMALIZATION)
+    assert weights.sizes == {key: config[key] for key in (*SIZE_FIELDS, "num_heads")}
+    asked = small_config(
+        head=head, patch_stride=config.patch_stride, img_size=config.img_size, **weights.sizes
+    )
+    adapted = adapt_config(asked, weights)
+    again = random_model(adapted, 3, seed=seed + 1).eval()
+    load_pretrained(again, weights, keep_head=True)
+    images = random_images(config, 2, seed)
+    with torch.no_grad():
+        assert torch.equal(again(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize("fields", [{"num_heads": 4}, {"num_heads": 2, "layer_norm_eps": 1e-3}])
+def test_our_checkpoint_says_its_heads_and_profile(fields):
+    weights = weights_of(activation="quick_gelu", **fields)
+    assert weights.layout == "ours"
+    assert weights.sizes["num_heads"] == fields["num_heads"]
+    assert weights.profile.mean == (0.1, 0.2, 0.3)
+    assert weights.profile.std == (0.4, 0.5, 0.6)
+    assert weights.profile.layer_norm_eps == fields.get("layer_norm_eps", 1e-6)
+    assert weights.profile.activation == "quick_gelu"
+    assert (weights.unused, weights.notes, weights.assumed) == ((), (), "")
+
+
+def test_a_checkpoint_from_before_a_config_field_is_of_a_plain_model():
+    config = small_config()
+    old = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "img_size", "pool")
+    state_dict = random_model(config, 5, seed=1).state_dict()
+    weights = own_pretrained(state_dict, {key: config[key] for key in old}, NORMALIZATION)
+    assert adapt_config(small_config(), weights) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": None}, "model config has no depth"),
+        ({"heads": 3}, "model config has unknown heads"),
+    ],
+)
+def test_a_checkpoint_of_an_unknown_config(change, message):
+    config = small_config()
+    fields = {key: value for key, value in {**config.to_dict(), **change}.items()
+              if key not in change or value is not None}  # fmt: skip
+    state_dict = random_model(config, 5, seed=1).state_dict()
+    with pytest.raises(WeightsError, match=f"^{message}$"):
+        own_pretrained(state_dict, fields, NORMALIZATION)
+
+
+# --- Plain model and part model -------------------------------------------------------------------
+
+
+def part_keys(model: Backbone) -> set[str]:
+    return {key for key in model.state_dict() if key.startswith("part_block.")}
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_the_part_block_starts_from_the_last_block(pool):
+    model, weights = model_of(head="parts"), weights_of(pool=pool)
+    report = load_pretrained(model, weights)
+    assert report.new == HEAD_KEYS
+    norm = "norm" if pool == "token" else "fc_norm"
+    after = model.state_dict()
+    for key, value in weights.tensors.items():
+        if key not in HEAD_KEYS:
+            ours = key.replace("blocks.2.", "part_block.").replace(f"{norm}.", "part_norm.")
+            assert torch.equal(after[ours if key.startswith(("blocks.2.", norm)) else key], value)
+
+
+@pytest.mark.parametrize("source", ["token", "parts"])
+def test_the_part_block_may_stay_random(source):
+    model, weights = model_of(head="parts"), weights_of(head=source)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    report = load_pretrained(model, weights, part_init="random")
+    left = part_keys(model)
+    assert set(report.new) == left | set(HEAD_KEYS)
+    assert {key for key in report.unused if key not in HEAD_KEYS} == left
+    assert_equal({key: model.state_dict()[key] for key in left}, {key: before[key] for key in left})
+    assert "part_norm.weight" in report.loaded
+
+
+@pytest.mark.parametrize("part_init", PART_INIT)
+def test_a_plain_model_has_no_part_to_leave_random(part_init):
+    model, weights = model_of(), weights_of()
+    report = load_pretrained(model, weights, keep_head=True, part_init=part_init)
+    assert report.new == ()
+    assert_equal({**model.state_dict()}, weights.tensors)
+
+
+@pytest.mark.parametrize("part_init", PART_INIT)
+def test_a_part_model_s_weights_are_a_plain_model_s(part_init):
+    model, weights = model_of(), weights_of(head="parts")
+    report = load_pretrained(model, weights, keep_head=True, part_init=part_init)
+    assert (report.new, report.unused) == ((), ())
+    after = model.state_dict()
+    for key, value in weights.tensors.items():
+        ours = key.replace("part_block.", "blocks.2.").replace("part_norm.", "norm.")
+        assert torch.equal(after[ours], value)
+
+
+def test_a_part_model_needs_a_class_token():
+    weights = weights_of(class_token=False, pool="map")
+    with pytest.raises(WeightsError, match=r"^it has no class token, which --head parts needs$"):
+        adapt_config(small_config(head="parts"), weights)
+
+
+def test_a_part_model_reads_the_class_token_whatever_the_weights_did():
+    config = adapt_config(small_config(head="parts"), weights_of(pool="avg"))
+    assert (config.head, config.pool) == ("parts", "token")
+
+
+# --- Positions of another grid --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", POS_RESAMPLE)
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ({"img_size": 32}, {"img_size": 64}, "2x2 to 4x4"),
+        ({"img_size": 64}, {"img_size": 32}, "4x4 to 2x2"),
+        ({"img_size": 64}, {"img_size": 64, "patch_stride": 12}, "4x4 to 5x5"),
+        ({"img_size": 64, "patch_stride": 12}, {"img_size": 64}, "5x5 to 4x4"),
+        ({"img_size": 16}, {"img_size": 32}, "1x1 to 2x2"),
+    ],
+)
+def test_positions_are_resampled_and_that_is_said(old, new, words, mode):
+    model, weights = model_of(**new), weights_of(**old)
+    report = load_pretrained(model, weights, keep_head=True, pos_resample=mode)
+    assert report.resized == {"pos_embed": f"{words} patches, {mode}"}
+    assert report.loaded == tuple(sorted(weights.tensors.keys() - {"pos_embed"}))
+    assert (report.new, report.unused) == ((), ())
+    assert model.pos_embed.is_contiguous()
+    assert torch.equal(model.pos_embed[:, 0], weights.tensors["pos_embed"][:, 0])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"pos_class_token": False}, {"class_token": False, "pool": "map"}]
+)
+def test_positions_of_patches_alone_are_resampled(fields):
+    constant = weights_of(img_size=32, **fields)
+    constant.tensors["pos_embed"].fill_(0.25)
+    model = model_of(img_size=64, **fields)
+    report = load_pretrained(model, constant, keep_head=True)
+    assert report.resized == {"pos_embed": "2x2 to 4x4 patches, bicubic"}
+    torch.testing.assert_close(model.pos_embed.data, torch.full((1, 16, 64), 0.25))
+
+
+@pytest.mark.parametrize("mode", POS_RESAMPLE)
+def test_positions_of_the_same_grid_are_taken_bit_by_bit(mode):
+    model, weights = model_of(img_size=64), weights_of(img_size=64)
+    report = load_pretrained(model, weights, pos_resample=mode)
+    assert report.resized == {}
+    assert torch.equal(model.pos_embed.data, weights.tensors["pos_embed"])
+
+
+# --- Refused on the way into a model --------------------------------------------------------------
+
+
+def assert_refused(
+    weights: Pretrained, keep_head: bool, message: str, num_classes: int = 5, **fields: object
+) -> None:
+    """Refused with `message`, and the model is as it was."""
+    model = model_of(num_classes, **fields)
+    before = snapshot(model)
+    with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
         load_pretrained(model, weights, keep_head)
-    assert_equal(model.state_dict(), before)
+    assert_equal({**model.state_dict()}, before)
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
-@pytest.mark.parametrize("key", ["cls_token", "blocks.2.norm1.weight", "norm.bias"])
+@pytest.mark.parametrize("key", ["cls_token", "pos_embed", "blocks.2.norm1.weight", "norm.bias"])
 def test_a_missing_key_is_listed(key, keep_head):
-    weights = weights_of()
-    del weights[key]
-    assert_refused(weights, keep_head, f"missing {key}")
+    assert_refused(without(weights_of(), key), keep_head, f"missing {key}")
 
 
 def test_a_head_that_is_to_be_kept_must_be_there():
-    weights = {key: value for key, value in weights_of().items() if key not in HEAD_KEYS}
+    weights = without(weights_of(), *HEAD_KEYS)
     assert_refused(weights, True, "missing head.bias, missing head.weight")
 
 
-@pytest.mark.parametrize("keep_head", [True, False])
-@pytest.mark.parametrize("key", ["blocks.3.norm1.weight", "fc_norm.weight", "head.extra"])
-def test_an_unexpected_key_is_listed(key, keep_head):
-    weights = {**weights_of(), key: torch.zeros(1)}
-    assert_refused(weights, keep_head, f"unexpected {key}")
-
-
-@pytest.mark.parametrize("keep_head", [True, False])
-def test_another_shape_is_listed(keep_head):
-    weights = weights_of(img_size=64)
-    assert_refused(weights, keep_head, "pos_embed is (1, 17, 64), not (1, 5, 64)")
+def test_a_missing_key_of_the_part_block_is_listed():
+    weights = without(weights_of(head="parts"), "part_block.norm1.bias", "part_norm.bias")
+    assert_refused(
+        weights, False, "missing part_block.norm1.bias, missing part_norm.bias", head="parts"
+    )
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
 def test_another_shape_of_as_many_numbers_is_listed(keep_head):
     key = "blocks.1.mlp.fc1.weight"
     weights = weights_of()
-    weights[key] = weights[key].T
+    weights.tensors[key] = weights.tensors[key].T.contiguous()
     assert_refused(weights, keep_head, f"{key} is (64, 128), not (128, 64)")
 
 
@@ -139,8 +345,332 @@ def test_a_head_of_other_classes_cannot_be_kept():
     assert_refused(weights_of(num_classes=5), True, message, num_classes=3)
 
 
+@pytest.mark.parametrize(("count", "shape"), [(7, (1, 7, 64)), (3, (1, 3, 64))])
+def test_positions_of_no_square_grid(count, shape):
+    weights = weights_of()
+    weights.tensors["pos_embed"] = torch.zeros(1, count, 64)
+    assert_refused(weights, False, f"pos_embed is {shape}: no square grid of patches")
+
+
 def test_all_problems_are_listed_at_once():
-    weights = {**weights_of(img_size=64), "pos": torch.zeros(1)}
-    del weights["norm.bias"]
-    message = "missing norm.bias, unexpected pos, pos_embed is (1, 17, 64), not (1, 5, 64)"
+    weights = without(weights_of(), "norm.bias", "cls_token")
+    weights.tensors["norm.weight"] = torch.zeros(3)
+    weights.tensors["blocks.0.norm1.bias"] = torch.zeros(2, 2)
+    message = (
+        "missing cls_token, missing norm.bias, blocks.0.norm1.bias is (2, 2), not (64,), "
+        "norm.weight is (3,), not (64,)"
+    )
     assert_refused(weights, True, message)
+
+
+# --- Weights of another size ----------------------------------------------------------------------
+
+
+def weights_of_type(name: str, **sizes: int) -> Pretrained:
+    """What is known of weights of that size; they hold nothing."""
+    config = get_config(name)
+    known = {**{key: config[key] for key in SIZE_FIELDS}, **sizes}
+    weights = weights_of()
+    return weights._replace(tensors={}, sizes=known)
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti_16", "ViT-B_16", "ViT-B_32", "ViT-L_14", "ViT-H_14"])
+@pytest.mark.parametrize("asked", ["testing", "ViT-S_16"])
+def test_another_size_names_the_model_type_that_fits(name, asked):
+    message = rf"^it has .*not .*; use --model_type {name}$"
+    with pytest.raises(WeightsError, match=message):
+        adapt_config(get_config(asked), weights_of_type(name))
+
+
+def test_every_size_that_differs_is_named():
+    message = (
+        "it has patch_size 16, not 32, embed_dim 384, not 768, mlp_dim 1536, not 3072; "
+        "use --model_type ViT-S_16"
+    )
+    with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
+        adapt_config(get_config("ViT-B_32"), weights_of_type("ViT-S_16"))
+
+
+def test_a_size_that_no_model_type_has():
+    weights = weights_of_type("ViT-B_16", depth=13)
+    message = "it has depth 13, not 12, which no --model_type has"
+    with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
+        adapt_config(get_config("ViT-B_16"), weights)
+
+
+@pytest.mark.parametrize("asked", ["ViT-B_16", "ViT-S_16"])
+def test_a_number_of_heads_that_no_model_type_has(asked):
+    # The advice must not name the type of the same size, whose heads are others.
+    weights = weights_of_type("ViT-B_16", num_heads=16)
+    with pytest.raises(WeightsError, match=r"num_heads 16, not \d+, which no --model_type has$"):
+        adapt_config(get_config(asked), weights)
+
+
+def test_the_config_takes_parts_and_constants_from_the_weights_and_keeps_the_rest():
+    weights = weights_of(
+        num_registers=4, pre_norm=True, layer_scale=0.5, activation="gelu_tanh",
+        layer_norm_eps=1e-3, img_size=64, dropout=0.5,
+    )  # fmt: skip
+    asked = small_config(img_size=48, patch_stride=12, dropout=0.1, drop_path=0.2)
+    expected = {
+        **asked.to_dict(), "num_registers": 4, "pre_norm": True, "layer_scale": 1e-5,
+        "activation": "gelu_tanh", "layer_norm_eps": 1e-3,
+    }  # fmt: skip
+    before = asked.to_json()
+    adapted = adapt_config(asked, weights)
+    assert adapted.to_dict() == expected
+    assert adapted.is_locked
+    assert asked.to_json() == before
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+SIZES = {
+    "img_size": 4, "patch_size": 2, "embed_dim": 8, "num_heads": 2, "depth": 2, "mlp_dim": 6,
+}  # fmt: skip
+
+
+def tiny(**fields: object) -> ConfigDict:
+    return small_config(**SIZES, **fields)
+
+
+def tiny_tensors(**fields: object) -> dict[str, Tensor]:
+    """In timm's layout, which is ours."""
+    return {**random_model(tiny(**fields), 3, seed=1).state_dict()}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("weights") / "weights.pth"
+
+
+def opened(path: Path, tensors: dict[str, Tensor]) -> Pretrained:
+    torch.save(tensors, path)
+    return open_pretrained(path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float8_e4m3fn"])
+def test_other_floats_are_converted_and_that_is_said(path, dtype):
+    tensors = tiny_tensors()
+    converted = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()}
+    weights = opened(path, converted)
+    assert weights.notes == (f"{len(tensors)} tensors converted from {dtype}",)
+    assert all(value.dtype == torch.float32 for value in weights.tensors.values())
+    assert_equal(weights.tensors, {key: value.float() for key, value in converted.items()})
+
+
+def test_types_may_be_mixed(path):
+    tensors = tiny_tensors()
+    tensors["norm.weight"] = tensors["norm.weight"].half()
+    tensors["norm.bias"] = tensors["norm.bias"].half()
+    tensors["cls_token"] = tensors["cls_token"].double()
+    notes = opened(path, tensors).notes
+    assert sorted(re.sub("tensors?", "tensors", note) for note in notes) == [
+        "1 tensors converted from float64", "2 tensors converted from float16",
+    ]  # fmt: skip
+    assert opened(path, tiny_tensors()).notes == ()
+
+
+def test_strided_weights_end_contiguous(path):
+    # MPS computes wrong with parameters that are not contiguous (pytorch #192212).
+    tensors = tiny_tensors()
+    strided = {k: v.mT.contiguous().mT if v.ndim > 1 else v for k, v in tensors.items()}
+    assert not strided["blocks.0.mlp.fc1.weight"].is_contiguous()
+    weights = opened(path, strided)
+    assert all(value.is_contiguous() for value in weights.tensors.values())
+    model = random_model(tiny(), 3, seed=2)
+    load_pretrained(model, weights, keep_head=True)
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in model.parameters())
+    assert_equal({**model.state_dict()}, tensors)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64"])
+@pytest.mark.parametrize("key", ["norm.weight", "blocks.1.mlp.fc1.weight"])
+def test_a_weight_that_is_no_float(path, key, dtype):
+    tensors = tiny_tensors()
+    tensors[key] = tensors[key].to(getattr(torch, dtype))
+    with pytest.raises(WeightsError, match=rf"^{re.escape(key)} is {dtype}, no weight$"):
+        opened(path, tensors)
+
+
+def test_what_is_not_needed_may_be_of_any_type(path):
+    weights = opened(path, {**tiny_tensors(), "position_ids": torch.arange(5)})
+    assert weights.unused == ("position_ids",)
+    assert weights.notes == ()
+
+
+def test_float4_is_refused(path):
+    packed = torch.zeros(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(WeightsError, match=r"^norm\.weight is float4_e2m1fn_x2, no weight$"):
+        opened(path, {**tiny_tensors(), "norm.weight": packed})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("keys", [["pos_embed"], ["blocks.1.attn.qkv.weight", "head.bias"]])
+def test_numbers_that_are_not_finite_are_named(path, value, keys):
+    tensors = tiny_tensors()
+    for key in keys:
+        tensors[key].view(-1)[-1] = value
+    with pytest.raises(WeightsError, match=r"^not finite: .*; the file is damaged") as error:
+        opened(path, tensors)
+    named = str(error.value).removeprefix("not finite: ").partition(";")[0]
+    assert sorted(named.split(", ")) == sorted(keys)
+
+
+def test_a_double_that_overflows_a_float_is_named(path):
+    tensors = {key: value.double() for key, value in tiny_tensors().items()}
+    tensors["norm.bias"][0] = 1e300
+    with pytest.raises(WeightsError, match=r"^not finite: norm\.bias; the file is damaged or over"):
+        opened(path, tensors)
+
+
+def test_our_own_weights_are_looked_at_as_well():
+    config = small_config()
+    state_dict = {**random_model(config, 5, seed=1).state_dict()}
+    state_dict["norm.bias"] = torch.full((64,), float("nan"))
+    with pytest.raises(WeightsError, match=r"^not finite: norm\.bias;"):
+        own_pretrained(state_dict, config.to_dict(), NORMALIZATION)
+
+
+@pytest.mark.parametrize(
+    "keys", [["pos_embed"], ["patch_embed.proj.weight"], ["blocks.0.mlp.fc1.weight", "pos_embed"]]
+)
+def test_what_a_vit_cannot_be_without(path, keys):
+    tensors = {key: value for key, value in tiny_tensors().items() if key not in keys}
+    given_keys = sorted(keys, reverse=True)
+    with pytest.raises(WeightsError, match=rf"^missing {', '.join(map(re.escape, given_keys))}$"):
+        opened(path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("patch_embed.proj.weight", (8, 12)),
+        ("patch_embed.proj.weight", (8, 1, 2, 2)),
+        ("patch_embed.proj.weight", (8, 3, 2, 2, 2)),
+        ("pos_embed", (5, 8)),
+        ("blocks.0.mlp.fc1.weight", (48,)),
+    ],
+)
+def test_no_vit_for_rgb_images(path, key, shape):
+    with pytest.raises(WeightsError, match=r"no ViT for RGB images$"):
+        opened(path, {**tiny_tensors(), key: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("pos_embed", (1, 0, 8)), ("reg_token", ()), ("reg_token", (8,)), ("reg_token", (4, 8))],
+)
+def test_tokens_of_no_token_s_shape(path, key, shape):
+    tensors = {**tiny_tensors(num_registers=4), key: torch.zeros(shape)}
+    with pytest.raises(WeightsError, match=r"reg_token|pos_embed"):
+        load_pretrained(random_model(tiny(num_registers=4), 3, seed=2), opened(path, tensors))
+
+
+def test_a_model_that_pools_in_a_way_of_its_own(path):
+    # As timm's `siglip_gap`: a mean of patches after `norm`, which no name tells.
+    tensors = tiny_tensors(class_token=False, pool="map")
+    tensors = {key: value for key, value in tensors.items() if "attn_pool" not in key}
+    message = "^it has neither class token nor attention pooling nor fc_norm$"
+    with pytest.raises(WeightsError, match=message):
+        opened(path, tensors)
+
+
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+def test_a_missing_third_of_an_attention_is_a_missing_key(path, which):
+    theirs = in_their_names(tiny_tensors())
+    del theirs[f"transformer.encoder.layer.1.attn.{which}.weight"]
+    weights = opened(path, theirs)
+    with pytest.raises(WeightsError, match=r"^missing blocks\.1\.attn\.qkv\.weight$"):
+        load_pretrained(random_model(tiny(), 3, seed=2), weights)
+
+
+def test_a_patch_that_is_no_square_is_listed(path):
+    weights = opened(path, {**tiny_tensors(), "patch_embed.proj.weight": torch.zeros(8, 3, 4, 2)})
+    message = r"^patch_embed\.proj\.weight is \(8, 3, 4, 2\), not \(8, 3, 2, 2\)$"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained(random_model(tiny(), 3, seed=2), weights)
+
+
+def test_google_s_heads_must_be_the_config_s(path):
+    block = "Transformer/encoderblock_0"
+    arrays = {
+        "embedding/kernel": np.zeros((2, 2, 3, 8), "f4"),
+        "Transformer/posembed_input/pos_embedding": np.zeros((1, 5, 8), "f4"),
+        "cls": np.zeros((1, 1, 8), "f4"),
+        f"{block}/MlpBlock_3/Dense_0/kernel": np.zeros((8, 6), "f4"),
+        f"{block}/MultiHeadDotProductAttention_1/query/bias": np.zeros((2, 4), "f4"),
+    }
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    weights = open_pretrained(path)
+    assert weights.sizes["num_heads"] == 2
+    config = small_config(**{**SIZES, "num_heads": 4, "depth": 1})
+    message = r"^it has num_heads 2, not 4, which no --model_type has$"
+    with pytest.raises(WeightsError, match=message):
+        adapt_config(config, weights)
+
+
+# --- Positions of registers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [3, 4, 7])
+def test_positions_of_registers_are_added_to_them(path, side):
+    config = {**SIZES, "img_size": 2 * side, "num_registers": 2}
+    tensors = {**random_model(small_config(**config), 3, seed=1).state_dict()}
+    positions = torch.arange(float((1 + 2 + side**2) * 8)).view(1, -1, 8)
+    weights = opened(path, {**tensors, "pos_embed": positions})
+    expected = torch.cat((positions[:, :1], positions[:, 3:]), dim=1)
+    assert torch.equal(weights.tensors["pos_embed"], expected)
+    assert torch.equal(weights.tensors["reg_token"], tensors["reg_token"] + positions[:, 1:3])
+    assert weights.parts["num_registers"] == 2
+    assert weights.parts["pos_class_token"]
+
+
+@pytest.mark.parametrize("pos_class_token", [True, False])
+def test_registers_without_positions_are_left_alone(path, pos_class_token):
+    tensors = tiny_tensors(num_registers=4, pos_class_token=pos_class_token)
+    weights = opened(path, tensors)
+    assert_equal(weights.tensors, tensors)
+    assert weights.parts["pos_class_token"] is pos_class_token
+
+
+# --- Whatever a file holds ------------------------------------------------------------------------
+
+KINDS = {
+    "plain": {},
+    "dinov2": {"num_registers": 2, "layer_scale": 0.5},
+    "clip": {"pre_norm": True, "pos_class_token": False},
+    "siglip": {"class_token": False, "pool": "map"},
+    "avg": {"pool": "avg"},
+    "parts": {"head": "parts"},
+}
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)), is_theirs=st.booleans(), data=st.data(),
+    keep_head=st.booleans(),
+)  # fmt: skip
+@settings(SETTINGS, max_examples=300)
+def test_weights_of_any_shape_are_taken_as_they_are_or_refused(
+    path, kind, is_theirs, data, keep_head
+):
+    tensors = tiny_tensors(**KINDS[kind])
+    if is_theirs:
+        assume(kind in ("plain", "parts"))
+        tensors = in_their_names(tensors)
+    key = data.draw(st.sampled_from(sorted(tensors)))
+    shape = data.draw(st.lists(st.integers(0, 9), max_size=5).map(tuple))
+    tensors[key] = torch.ones(shape)
+    config = tiny(head=KINDS[kind].get("head", "token"))
+    try:
+        weights = opened(path, tensors)
+        model = random_model(adapt_config(config, weights), 3, seed=2)
+        report = load_pretrained(model, weights, keep_head)
+    except WeightsError as error:
+        message = str(error)
+    else:
+        message = ""
+        fates = [*report.loaded, *report.resized, *report.new]
+        assert sorted(fates) == sorted(model.state_dict())
+    assert "\n" not in message

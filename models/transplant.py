@@ -1,0 +1,143 @@
+"""The tensors of a weight file into one of our models, with an account of what went where.
+
+D width.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.pretrained import Pretrained
+from models.transfg import TransFG
+from models.vit import Backbone
+from models.weight_files import WeightsError
+
+HEAD_KEYS = ("head.bias", "head.weight")
+POS_RESAMPLE = ("bicubic", "bilinear")
+PART_INIT = ("pretrained", "random")
+
+
+class LoadReport(NamedTuple):
+    """Keys by fate."""
+
+    loaded: tuple[str, ...]  # taken over
+    resized: dict[str, str]  # taken over in another size: from what to what
+    new: tuple[str, ...]  # left at their initial values
+    unused: tuple[str, ...]  # in the file and not needed
+
+    def summary(self) -> dict[str, str]:
+        """The fates in words, for a table."""
+        resized = [f"{key} ({how})" for key, how in self.resized.items()]
+        return {
+            "loaded": f"{len(self.loaded)} tensors",
+            "resized": ", ".join(resized) or "none",
+            "new": _some(self.new),
+            "unused": _some(self.unused),
+        }
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    """Names, as many as fit a line."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "none"
+
+
+def resample_positions(positions: Tensor, side: int, num_prefix: int, mode: str) -> Tensor:
+    """Position embeddings of a square grid for another one.
+
+    Args:
+        positions: (1, prefix + old side squared, D), of the prefix tokens first.
+        side: of the new grid, patches.
+        num_prefix: tokens before the patches that have a position; theirs stay as they are.
+        mode: `bicubic` (with antialias, as timm's `resample_abs_pos_embed`) or `bilinear` (corners
+            aligned, which is what the paper's `scipy.ndimage.zoom(order=1)` computes).
+    """
+    prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
+    old = math.isqrt(grid.shape[1])
+    grid = grid.unflatten(1, (old, old)).permute(0, 3, 1, 2)  # (1, D, old, old)
+    options = {"antialias": True} if mode == "bicubic" else {"align_corners": True}
+    grid = F.interpolate(grid, size=(side, side), mode=mode, **options)
+    return torch.cat((prefix, grid.flatten(2).transpose(1, 2)), dim=1).contiguous()
+
+
+def _fit_positions(positions: Tensor, model: Backbone, mode: str) -> tuple[Tensor, str]:
+    """Positions for the grid of `model`, and from what to what they were resampled."""
+    num_prefix = int(model.pos_class_token)
+    old, new = (math.isqrt(p.shape[1] - num_prefix) for p in (positions, model.pos_embed))
+    if old**2 + num_prefix != positions.shape[1]:
+        raise WeightsError(f"pos_embed is {tuple(positions.shape)}: no square grid of patches")
+    resampled = resample_positions(positions, new, num_prefix, mode)
+    return resampled, f"{old}x{old} to {new}x{new} patches, {mode}"
+
+
+def _rename_last_block(
+    tensors: dict[str, Tensor], model: Backbone, part_init: str
+) -> tuple[dict[str, Tensor], set[str]]:
+    """The last block and final norm under the names that `model` has for them.
+
+    Returns:
+        The renamed tensors, and the names among them that are not to be loaded.
+    """
+    last = f"blocks.{model.depth - 1}."
+    has_part_block = any(key.startswith("part_block.") for key in tensors)
+    if not isinstance(model, TransFG):
+        renames = {"part_block.": last, "part_norm.": "norm."} if has_part_block else {}
+    elif has_part_block:
+        renames = {}
+    else:
+        renames = {last: "part_block.", "norm.": "part_norm.", "fc_norm.": "part_norm."}
+    renamed = {}
+    for key, tensor in tensors.items():
+        prefix = next((old for old in renames if key.startswith(old)), None)
+        renamed[key if prefix is None else renames[prefix] + key.removeprefix(prefix)] = tensor
+    is_random = isinstance(model, TransFG) and part_init == "random"
+    return renamed, {key for key in renamed if is_random and key.startswith("part_block.")}
+
+
+def load_pretrained(
+    model: Backbone,
+    weights: Pretrained,
+    keep_head: bool = False,
+    pos_resample: str = "bicubic",
+    part_init: str = "pretrained",
+) -> LoadReport:
+    """Copy `weights` into `model`, whose config `adapt_config` gave.
+
+    Args:
+        model: on the CPU; its parameters are overwritten in place.
+        weights: of the same sizes; positions may be of another grid.
+        keep_head: the classes are the same, in the same order, so the head means the same.
+        pos_resample: of `POS_RESAMPLE`.
+        part_init: whether TransFG's part block starts from the last block ("pretrained") or stays
+            as it was drawn ("random", as the paper's code has it).
+
+    Raises:
+        WeightsError: keys missing besides the head's, or shapes that differ; lists them.
+    """
+    own = model.state_dict()
+    given, skipped = _rename_last_block(weights.tensors, model, part_init)
+    if not keep_head:
+        skipped |= set(HEAD_KEYS)
+    resized = {}
+    if "pos_embed" in given and given["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
+        given["pos_embed"], how = _fit_positions(given["pos_embed"], model, pos_resample)
+        resized["pos_embed"] = how
+    taken = {key: given[key] for key in given.keys() & own.keys() - skipped}
+    problems = [f"missing {key}" for key in sorted(own.keys() - taken.keys() - skipped)]
+    problems += [
+        f"{key} is {tuple(tensor.shape)}, not {tuple(own[key].shape)}"
+        for key, tensor in sorted(taken.items()) if tensor.shape != own[key].shape
+    ]  # fmt: skip
+    if problems:
+        raise WeightsError(", ".join(problems))
+    model.load_state_dict({**own, **taken})
+    return LoadReport(
+        loaded=tuple(sorted(taken.keys() - resized.keys())),
+        resized=resized,
+        new=tuple(sorted(own.keys() - taken.keys())),
+        unused=tuple(sorted((given.keys() - taken.keys()) | set(weights.unused))),
+    )

@@ -1,0 +1,372 @@
+"""What the zoos call their tensors, and what becomes of each."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.layouts import LAYOUTS, Named, to_our_names
+from models.weight_files import WeightsError
+
+SETTINGS = settings(max_examples=50, deadline=None)
+
+# A name that only this layout has, and others of it with ours. "|" and a number: that third.
+GOOGLE = "Transformer/encoderblock_11"
+JEONSWORLD = "transformer.encoder.layer.11"
+HF = "encoder.layer.11"
+TORCHVISION = "encoder.layers.encoder_layer_11"
+EXAMPLES = {
+    "google": (
+        "Transformer/encoderblock_0/LayerNorm_0/scale",
+        {
+            "cls": "cls_token",
+            "Transformer/posembed_input/pos_embedding": "pos_embed",
+            "embedding/kernel": "patch_embed.proj.weight",
+            "embedding/bias": "patch_embed.proj.bias",
+            "Transformer/encoder_norm/scale": "norm.weight",
+            "Transformer/encoder_norm/bias": "norm.bias",
+            "head/kernel": "head.weight",
+            "head/bias": "head.bias",
+            f"{GOOGLE}/LayerNorm_0/bias": "blocks.11.norm1.bias",
+            f"{GOOGLE}/LayerNorm_2/scale": "blocks.11.norm2.weight",
+            f"{GOOGLE}/MlpBlock_3/Dense_0/kernel": "blocks.11.mlp.fc1.weight",
+            f"{GOOGLE}/MlpBlock_3/Dense_1/bias": "blocks.11.mlp.fc2.bias",
+            f"{GOOGLE}/MultiHeadDotProductAttention_1/out/bias": "blocks.11.attn.proj.bias",
+        },
+    ),
+    "timm": (
+        "blocks.0.attn.qkv.weight",
+        {
+            key: key
+            for key in (
+                "cls_token",
+                "reg_token",
+                "pos_embed",
+                "patch_embed.proj.weight",
+                "norm_pre.bias",
+                "norm.weight",
+                "fc_norm.bias",
+                "head.weight",
+                "blocks.11.norm1.weight",
+                "blocks.11.attn.qkv.bias",
+                "blocks.11.attn.proj.weight",
+                "blocks.11.ls1.gamma",
+                "blocks.11.norm2.bias",
+                "blocks.11.mlp.fc1.weight",
+                "blocks.11.mlp.fc2.bias",
+                "blocks.11.ls2.gamma",
+                "part_block.attn.qkv.weight",
+                "part_block.ls2.gamma",
+                "part_norm.weight",
+                "attn_pool.latent",
+                "attn_pool.q.weight",
+                "attn_pool.kv.bias",
+                "attn_pool.proj.weight",
+                "attn_pool.norm.bias",
+                "attn_pool.mlp.fc1.weight",
+            )
+        }
+        | {"register_tokens": "reg_token"},
+    ),
+    "jeonsworld": (
+        "transformer.encoder.layer.0.attention_norm.weight",
+        {
+            "transformer.embeddings.cls_token": "cls_token",
+            "transformer.embeddings.position_embeddings": "pos_embed",
+            "transformer.embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
+            "transformer.encoder.encoder_norm.bias": "norm.bias",
+            "head.weight": "head.weight",
+            f"{JEONSWORLD}.attention_norm.bias": "blocks.11.norm1.bias",
+            f"{JEONSWORLD}.ffn_norm.weight": "blocks.11.norm2.weight",
+            f"{JEONSWORLD}.ffn.fc1.bias": "blocks.11.mlp.fc1.bias",
+            f"{JEONSWORLD}.attn.out.weight": "blocks.11.attn.proj.weight",
+        },
+    ),
+    "transfg": (
+        "transformer.encoder.part_layer.attention_norm.weight",
+        {
+            "transformer.embeddings.cls_token": "cls_token",
+            "transformer.encoder.part_norm.weight": "part_norm.weight",
+            "transformer.encoder.part_layer.ffn.fc2.weight": "part_block.mlp.fc2.weight",
+            "transformer.encoder.part_layer.attn.out.bias": "part_block.attn.proj.bias",
+            "part_head.bias": "head.bias",
+            f"{JEONSWORLD}.ffn_norm.weight": "blocks.11.norm2.weight",
+        },
+    ),
+    "hf-vit": (
+        "vit.encoder.layer.0.intermediate.dense.weight",
+        {
+            "vit.embeddings.cls_token": "cls_token",
+            "embeddings.position_embeddings": "pos_embed",
+            "vit.embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+            "layernorm.weight": "norm.weight",
+            "classifier.bias": "head.bias",
+            f"{HF}.layernorm_before.weight": "blocks.11.norm1.weight",
+            f"vit.{HF}.layernorm_after.bias": "blocks.11.norm2.bias",
+            f"{HF}.attention.output.dense.weight": "blocks.11.attn.proj.weight",
+            f"{HF}.intermediate.dense.bias": "blocks.11.mlp.fc1.bias",
+            f"vit.{HF}.output.dense.weight": "blocks.11.mlp.fc2.weight",
+        },
+    ),
+    "hf-dinov2": (
+        "encoder.layer.0.layer_scale1.lambda1",
+        {
+            "dinov2.embeddings.cls_token": "cls_token",
+            "dinov2_with_registers.embeddings.register_tokens": "reg_token",
+            "layernorm.bias": "norm.bias",
+            f"dinov2.{HF}.norm1.weight": "blocks.11.norm1.weight",
+            f"{HF}.layer_scale2.lambda1": "blocks.11.ls2.gamma",
+            f"dinov2_with_registers.{HF}.mlp.fc1.bias": "blocks.11.mlp.fc1.bias",
+            f"{HF}.attention.output.dense.bias": "blocks.11.attn.proj.bias",
+        },
+    ),
+    "torchvision": (
+        "encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
+        {
+            "class_token": "cls_token",
+            "encoder.pos_embedding": "pos_embed",
+            "conv_proj.weight": "patch_embed.proj.weight",
+            "encoder.ln.bias": "norm.bias",
+            "heads.head.weight": "head.weight",
+            f"{TORCHVISION}.ln_1.weight": "blocks.11.norm1.weight",
+            f"{TORCHVISION}.ln_2.bias": "blocks.11.norm2.bias",
+            f"{TORCHVISION}.self_attention.in_proj_bias": "blocks.11.attn.qkv.bias",
+            f"{TORCHVISION}.self_attention.out_proj.weight": "blocks.11.attn.proj.weight",
+            f"{TORCHVISION}.mlp.0.weight": "blocks.11.mlp.fc1.weight",
+            f"{TORCHVISION}.mlp.linear_2.bias": "blocks.11.mlp.fc2.bias",
+        },
+    ),
+}
+every_layout = pytest.mark.parametrize("layout", EXAMPLES)
+
+
+def named(layout: str, tensors: dict[str, Tensor]) -> Named:
+    """`tensors` under our names, in a file that is of `layout` by one more tensor."""
+    return to_our_names({EXAMPLES[layout][0]: torch.zeros(1), **tensors})
+
+
+def test_every_layout_has_examples():
+    assert {layout.name for layout in LAYOUTS} == set(EXAMPLES)
+
+
+@every_layout
+def test_a_layout_is_known_by_one_name(layout):
+    marker, _ = EXAMPLES[layout]
+    result = to_our_names({"something": torch.zeros(1), marker: torch.zeros(1)})
+    assert result.layout == layout
+    assert len(result.tensors) == 1
+    assert result.unused == ("something",)
+
+
+@pytest.mark.parametrize(
+    ("layout", "theirs", "ours"),
+    [(layout, *pair) for layout, (_, names) in EXAMPLES.items() for pair in names.items()],
+)
+def test_a_name_becomes_ours(layout, theirs, ours):
+    value = torch.arange(3.0)
+    result = named(layout, {theirs: value})
+    assert result.layout == layout
+    assert torch.equal(result.tensors[ours], value)
+    assert result.unused == ()
+
+
+@pytest.mark.parametrize("theirs", EXAMPLES["google"][1])
+def test_google_s_names_under_an_optimizer(theirs):
+    marker, names = EXAMPLES["google"]
+    value = torch.arange(3.0)
+    result = to_our_names({f"opt/target/{name}": value for name in (marker, theirs)})
+    assert torch.equal(result.tensors[names[theirs]], value)
+    assert result.unused == ()
+
+
+@every_layout
+def test_what_is_in_no_block_and_unknown_is_unused(layout):
+    extra = ("zebra", "pre_logits.fc.weight", "mask_token", "position_ids", "decoder.0.weight")
+    result = named(layout, {key: torch.zeros(1) for key in extra})
+    assert result.unused == tuple(sorted(extra))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["zebra"],
+        ["conv1.weight", "layer1.0.conv1.weight", "fc.bias"],
+        ["encoder.weight", "blocks.1.attn.qkv.weight", "blocks.0.attn.qkv.weights"],
+        ["text_model.embeddings.position_embedding.weight"],
+    ],
+)
+def test_an_unknown_layout_names_the_known_and_some_of_its_names(names):
+    known = "google, timm, transfg, jeonsworld, hf-vit, hf-dinov2, torchvision"
+    held = ", ".join(sorted(names)[:3])
+    message = rf"^its layout is none of {known}; it holds {held}, \.\.\.$"
+    with pytest.raises(WeightsError, match=message):
+        to_our_names({name: torch.zeros(1) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("google", f"{GOOGLE}/MultiHeadDotProductAttention_1/gate/kernel"),
+        ("google", "opt/target/Transformer/encoderblock_0/LayerNorm_7/scale"),
+        ("timm", "blocks.0.attn.q_norm.weight"),  # query and key normalised
+        ("timm", "blocks.0.gamma_1"),  # the first DeiT III files
+        ("timm", "blocks.0.mlp.w12.weight"),  # SwiGLU of DINOv2 giant
+        ("timm", "blocks.0.attn.relative_position_bias_table"),  # BEiT
+        ("timm", "part_block.attn.q_norm.weight"),
+        ("timm", "attn_pool.q_norm.weight"),
+        ("jeonsworld", f"{JEONSWORLD}.attn.scale"),
+        ("transfg", "transformer.encoder.part_layer.gate.weight"),
+        ("hf-vit", f"vit.{HF}.attention.attention.relative_position_bias.table"),
+        ("hf-dinov2", f"{HF}.mlp.weights_in.weight"),  # SwiGLU
+        ("torchvision", f"{TORCHVISION}.self_attention.bias_k"),
+    ],
+)
+def test_an_unknown_part_of_a_block_is_refused(layout, name):
+    message = f"^{name}: no part of a {layout} ViT$"
+    with pytest.raises(WeightsError, match=message):
+        named(layout, {name: torch.zeros(1)})
+
+
+def test_three_unknown_parts_are_named_and_no_more():
+    names = [f"blocks.{i}.gamma_1" for i in range(5)]
+    message = r"^blocks\.0\.gamma_1, blocks\.1\.gamma_1, blocks\.2\.gamma_1: no part of a timm ViT$"
+    with pytest.raises(WeightsError, match=message):
+        named("timm", {name: torch.zeros(1) for name in reversed(names)})
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"), [("timm", "dist_token"), ("hf-vit", "embeddings.distillation_token")]
+)
+def test_a_distilled_deit_is_refused(layout, name):
+    message = "^it is a distilled DeiT, with two class tokens; use one without$"
+    with pytest.raises(WeightsError, match=message):
+        named(layout, {name: torch.zeros(1)})
+
+
+# --- Query, key and value -------------------------------------------------------------------------
+
+# Where a layout has them apart, with our name of the three stacked.
+APART = {
+    "google": (f"{GOOGLE}/MultiHeadDotProductAttention_1/{{}}/bias", "blocks.11.attn.qkv.bias"),
+    "jeonsworld": (f"{JEONSWORLD}.attn.{{}}.weight", "blocks.11.attn.qkv.weight"),
+    "transfg": ("transformer.encoder.part_layer.attn.{}.bias", "part_block.attn.qkv.bias"),
+    "hf-vit": (f"vit.{HF}.attention.attention.{{}}.weight", "blocks.11.attn.qkv.weight"),
+    "hf-dinov2": (f"{HF}.attention.attention.{{}}.bias", "blocks.11.attn.qkv.bias"),
+}
+QKV = ("query", "key", "value")
+
+
+def thirds(layout: str) -> dict[str, Tensor]:
+    theirs, _ = APART[layout]
+    shape = (2, 2) if theirs.endswith("weight") or layout == "google" else (4,)
+    return {theirs.format(which): torch.full(shape, i) for i, which in enumerate(QKV)}
+
+
+@given(layout=st.sampled_from(sorted(APART)), data=st.data())
+@SETTINGS
+def test_they_are_stacked_in_this_order_whatever_the_file_s(layout, data):
+    separate = thirds(layout)
+    shuffled = data.draw(st.permutations(sorted(separate)))
+    result = named(layout, {key: separate[key] for key in shuffled})
+    stacked = result.tensors[APART[layout][1]]
+    expected = [value.flatten() if layout == "google" else value for value in separate.values()]
+    assert torch.equal(stacked, torch.cat(expected))
+    assert result.unused == ()
+
+
+@pytest.mark.parametrize("which", QKV)
+@pytest.mark.parametrize("layout", APART)
+def test_without_one_of_them_the_stack_is_missing(layout, which):
+    separate = thirds(layout)
+    del separate[APART[layout][0].format(which)]
+    assert APART[layout][1] not in named(layout, separate).tensors
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(3, 2), torch.zeros(()), torch.zeros(2, 2, 2)])
+@pytest.mark.parametrize("layout", APART)
+def test_of_different_shapes_they_make_no_stack(layout, odd):
+    separate = thirds(layout)
+    separate[APART[layout][0].format("key")] = odd
+    assert APART[layout][1] not in named(layout, separate).tensors
+
+
+def test_single_numbers_make_no_stack():
+    separate = {key: torch.tensor(1.0) for key in thirds("jeonsworld")}
+    assert named("jeonsworld", separate).tensors.keys() == {"blocks.0.norm1.weight"}
+
+
+# --- Flax's arrangement ---------------------------------------------------------------------------
+
+
+def test_a_convolution_of_flax():
+    kernel = torch.arange(2 * 2 * 3 * 5.0).view(2, 2, 3, 5)  # height, width, in, out
+    weight = named("google", {"embedding/kernel": kernel}).tensors["patch_embed.proj.weight"]
+    assert weight.shape == (5, 3, 2, 2)
+    assert weight[4, 2, 0, 1] == kernel[0, 1, 2, 4]
+
+
+def test_a_dense_layer_of_flax():
+    kernel = torch.arange(6.0).view(2, 3)  # in, out
+    assert torch.equal(named("google", {"head/kernel": kernel}).tensors["head.weight"], kernel.T)
+
+
+def test_the_heads_of_flax_are_merged_and_counted():
+    width, heads = 6, 3
+    generator = torch.Generator().manual_seed(0)
+    attention = f"{GOOGLE}/MultiHeadDotProductAttention_1"
+    kernels = [torch.randn(width, heads, 2, generator=generator) for _ in QKV]
+    biases = [torch.randn(heads, 2, generator=generator) for _ in QKV]
+    out = torch.randn(heads, 2, width, generator=generator)
+    result = named(
+        "google",
+        {f"{attention}/{which}/kernel": k for which, k in zip(QKV, kernels, strict=True)}
+        | {f"{attention}/{which}/bias": b for which, b in zip(QKV, biases, strict=True)}
+        | {f"{attention}/out/kernel": out},
+    )
+    assert result.num_heads == heads
+    x = torch.randn(4, width, generator=generator)
+    weight, bias = (result.tensors[f"blocks.11.attn.qkv.{leaf}"] for leaf in ("weight", "bias"))
+    projected = (x @ weight.T + bias).view(4, 3, heads, 2)  # query, key, value by heads
+    expected = [torch.einsum("nd,dhe->nhe", x, k) + b for k, b in zip(kernels, biases, strict=True)]
+    torch.testing.assert_close(projected, torch.stack(expected, dim=1))
+    attended = torch.randn(4, heads, 2, generator=generator)
+    torch.testing.assert_close(
+        attended.flatten(1) @ result.tensors["blocks.11.attn.proj.weight"].T,
+        torch.einsum("nhe,hed->nd", attended, out),
+    )
+
+
+@pytest.mark.parametrize("layout", [layout for layout in EXAMPLES if layout != "google"])
+def test_no_other_layout_says_how_many_heads(layout):
+    assert named(layout, {}).num_heads is None
+
+
+def test_a_flat_bias_of_google_s_says_nothing_of_heads():
+    name = f"{GOOGLE}/MultiHeadDotProductAttention_1/query/bias"
+    assert named("google", {name: torch.zeros(6)}).num_heads is None
+
+
+# --- Whatever a file holds ------------------------------------------------------------------------
+
+ANY_SHAPE = st.lists(st.integers(0, 3), max_size=5).map(tuple)
+
+
+@st.composite
+def files(draw) -> dict[str, Tensor]:
+    """Some names of one layout, with tensors of any shapes."""
+    layout = draw(st.sampled_from(sorted(EXAMPLES)))
+    marker, names = EXAMPLES[layout]
+    names = [*names, *(thirds(layout) if layout in APART else ()), "zebra"]
+    chosen = [marker, *draw(st.lists(st.sampled_from(names), unique=True))]
+    return {name: torch.zeros(draw(ANY_SHAPE)) for name in chosen}
+
+
+@given(tensors=files())
+@settings(SETTINGS, max_examples=300)
+def test_tensors_of_any_shape_are_renamed(tensors):
+    result = to_our_names(tensors)
+    assert len(result.tensors) + len(result.unused) <= len(tensors)
+    assert "zebra" not in tensors or "zebra" in result.unused
+    total = sum(tensor.numel() for tensor in result.tensors.values())
+    assert total <= sum(tensor.numel() for tensor in tensors.values())

@@ -1,0 +1,469 @@
+"""Pixel statistics, LayerNorm eps and activation: what the files beside the weights say of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from small_models import random_model, small_config
+
+from models.layers import ACTIVATIONS
+from models.layouts import LAYOUTS
+from models.pretrained import Pretrained, open_pretrained
+from models.profiles import (
+    AUTO,
+    CLIP,
+    CLIP_QUICKGELU,
+    GOOGLE,
+    IMAGENET,
+    PROFILES,
+    SIGLIP,
+    Profile,
+    ProfileError,
+    Sidecar,
+    complete,
+    default_profile,
+    read_sidecar,
+)
+
+REPO = Path(__file__).resolve().parents[2]
+SETTINGS = settings(max_examples=200, deadline=None)
+NAMES = ("config.json", "preprocessor_config.json")
+
+HF_VIT = {
+    "model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_size": 64,
+    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 224,
+}  # fmt: skip
+PROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_resize": True}
+TIMM = {
+    "architecture": "vit_small_patch16_224",
+    "num_classes": 1000,
+    "pretrained_cfg": {
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "input_size": [3, 224, 224],
+    },
+}
+
+
+def write(folder: Path, config: object = None, processor: object = None) -> Path:
+    for name, value in zip(NAMES, (config, processor), strict=True):
+        path = folder / name
+        path.unlink(missing_ok=True)
+        if value is not None:
+            text = value if isinstance(value, bytes) else json.dumps(value).encode()
+            path.write_bytes(text)
+    return folder
+
+
+# --- The profiles ---------------------------------------------------------------------------------
+
+
+def test_the_profiles_by_name():
+    half, mean, std = (0.5,) * 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    clip_mean = (0.48145466, 0.4578275, 0.40821073)
+    clip_std = (0.26862954, 0.26130258, 0.27577711)
+    expected = {
+        "google": (half, half, 1e-6, "gelu"),
+        "imagenet": (mean, std, 1e-6, "gelu"),
+        "clip": (clip_mean, clip_std, 1e-5, "gelu"),
+        "clip-quickgelu": (clip_mean, clip_std, 1e-5, "quick_gelu"),
+        "siglip": (half, half, 1e-6, "gelu"),
+    }
+    assert expected == PROFILES
+    assert AUTO not in PROFILES
+
+
+def test_the_statistics_are_timm_s():
+    data = pytest.importorskip("timm.data")
+    assert IMAGENET[:2] == (data.IMAGENET_DEFAULT_MEAN, data.IMAGENET_DEFAULT_STD)
+    assert GOOGLE[:2] == (data.IMAGENET_INCEPTION_MEAN, data.IMAGENET_INCEPTION_STD)
+    assert CLIP[:2] == (data.OPENAI_CLIP_MEAN, data.OPENAI_CLIP_STD)
+
+
+def test_a_profile_in_words_and_as_normalization():
+    assert CLIP_QUICKGELU.describe() == (
+        "mean 0.4815 0.4578 0.4082, std 0.2686 0.2613 0.2758, LayerNorm eps 1e-05, quick_gelu"
+    )
+    assert GOOGLE.normalization == {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "profile"),
+    [
+        ("google", GOOGLE), ("jeonsworld", GOOGLE), ("transfg", IMAGENET), ("timm", IMAGENET),
+        ("torchvision", IMAGENET), ("hf-dinov2", IMAGENET),
+        ("hf-vit", GOOGLE._replace(layer_norm_eps=1e-12)),
+    ],
+)  # fmt: skip
+def test_the_default_of_a_layout(layout, profile):
+    assert default_profile(layout, has_pre_norm=False, has_attention_pool=False) == profile
+
+
+def test_the_default_of_timm_s_towers():
+    assert default_profile("timm", has_pre_norm=True, has_attention_pool=False) == CLIP
+    assert default_profile("timm", has_pre_norm=False, has_attention_pool=True) == SIGLIP
+
+
+@pytest.mark.parametrize("layout", [layout.name for layout in LAYOUTS])
+def test_every_layout_has_a_default_that_can_be_built(layout):
+    profile = default_profile(layout, has_pre_norm=False, has_attention_pool=False)
+    assert profile.activation in ACTIVATIONS
+
+
+def test_profiles_cost_no_torch():
+    code = "import sys; from models.profiles import PROFILES; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
+
+
+# --- What is beside the weights -------------------------------------------------------------------
+
+
+def test_no_file_says_nothing(tmp_path):
+    assert read_sidecar(tmp_path) == Sidecar()
+    assert read_sidecar(tmp_path / "no folder") == Sidecar()
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2", "dinov2_with_registers"])
+def test_hugging_face_s_config(tmp_path, model_type):
+    said = read_sidecar(write(tmp_path, {**HF_VIT, "model_type": model_type}))
+    assert said == Sidecar(
+        sources=("config.json",), layer_norm_eps=1e-12, activation="gelu",
+        sizes={"embed_dim": 64, "depth": 3, "num_heads": 4},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("gelu", "gelu"), ("gelu_python", "gelu"), ("quick_gelu", "quick_gelu"),
+        ("gelu_new", "gelu_tanh"), ("gelu_fast", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"),
+    ],
+)  # fmt: skip
+def test_an_activation_of_hugging_face(tmp_path, theirs, ours):
+    said = read_sidecar(write(tmp_path, {**HF_VIT, "hidden_act": theirs}))
+    assert said.activation == ours
+    assert ours in ACTIVATIONS
+
+
+def test_hugging_face_s_config_may_leave_things_out(tmp_path):
+    said = read_sidecar(write(tmp_path, {"model_type": "vit", "hidden_size": None}))
+    assert said == Sidecar(sources=("config.json",))
+
+
+def test_hugging_face_s_config_and_image_processor(tmp_path):
+    said = read_sidecar(write(tmp_path, HF_VIT, PROCESSOR))
+    assert said.sources == NAMES
+    assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert said.layer_norm_eps == 1e-12
+
+
+def test_an_image_processor_alone(tmp_path):
+    said = read_sidecar(write(tmp_path, processor=PROCESSOR))
+    assert said == Sidecar(("preprocessor_config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize("left_out", ["image_mean", "image_std"])
+def test_half_a_normalization_says_nothing(tmp_path, left_out):
+    processor = {key: value for key, value in PROCESSOR.items() if key != left_out}
+    assert read_sidecar(write(tmp_path, processor=processor)) == Sidecar()
+    processor[left_out] = None
+    assert read_sidecar(write(tmp_path, processor=processor)) == Sidecar()
+
+
+@pytest.mark.parametrize(
+    "config", [TIMM, {**TIMM, **TIMM["pretrained_cfg"], "pretrained_cfg": None}]
+)
+def test_timm_s_config_of_now_and_before(tmp_path, config):
+    assert read_sidecar(write(tmp_path, config)) == Sidecar(
+        ("config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-6, "gelu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "eps", "activation"),
+    [
+        ("vit_base_patch16_224", 1e-6, "gelu"),
+        ("vit_small_patch14_reg4_dinov2", 1e-6, "gelu"),
+        ("vit_base_patch16_siglip_224", 1e-6, "gelu"),
+        ("vit_base_patch32_siglip_256", 1e-6, "gelu_tanh"),
+        ("vit_large_patch16_siglip_512", 1e-6, "gelu_tanh"),
+        ("vit_base_patch16_clip_224", 1e-5, "gelu"),
+        ("vit_base_patch32_clip_quickgelu_224", 1e-5, "quick_gelu"),
+    ],
+)
+def test_timm_s_architecture_says_eps_and_activation(tmp_path, architecture, eps, activation):
+    said = read_sidecar(write(tmp_path, {**TIMM, "architecture": architecture}))
+    assert (said.layer_norm_eps, said.activation) == (eps, activation)
+
+
+def test_timm_s_arguments_go_before_its_architecture(tmp_path):
+    arguments = {
+        "act_layer": "gelu_tanh",
+        "embed_dim": 64,
+        "depth": 3,
+        "num_heads": 4,
+        "qk_norm": 1,
+    }
+    said = read_sidecar(write(tmp_path, {**TIMM, "model_args": arguments}))
+    assert said.activation == "gelu_tanh"
+    assert said.sizes == {"embed_dim": 64, "depth": 3, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"model_type": "clip_vision_model", "layer_norm_eps": "?"}, {"model_type": ["vit"]},
+     {"name": "mine", "mean": "no"}, {"model_type": None}],
+)  # fmt: skip
+def test_a_config_of_another_library_says_nothing(tmp_path, config):
+    assert read_sidecar(write(tmp_path, config)) == Sidecar()
+
+
+# --- Files that cannot be used --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"a": 1', b"nothing", b"\xff\xfe", b"\x00" * 9, b'{"a":' * 100_000,
+     b'{"a": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "open", "cut", "text", "not UTF-8", "zeros", "deep", "long"],
+)  # fmt: skip
+def test_a_malformed_file(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ProfileError, match=rf"{name} is no readable JSON; mend or remove it$"):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [[], 3, "vit", None, True])
+def test_a_file_of_no_object(tmp_path, name, value):
+    (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(ProfileError, match=rf"{name} is no JSON object; mend or remove it$"):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_that_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ProfileError, match=rf"{name} is no readable JSON"):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.5, "0.5", [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, "0.5"], [0.5, 0.5, None], [True] * 3, {},
+     [0.5, 0.5, float("nan")], [0.5, 0.5, float("inf")], [[0.5] * 3] * 3, [0.5, 0.5, 10**400]],
+    ids=lambda value: str(value)[:30],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_a_normalization_that_is_none(tmp_path, field, value):
+    message = "is no mean or standard deviation per RGB channel$"
+    write(tmp_path, processor={**PROCESSOR, f"image_{field}": value})
+    with pytest.raises(ProfileError, match=rf"preprocessor_config\.json: .* {message}"):
+        read_sidecar(tmp_path)
+    write(tmp_path, {"architecture": "vit_base_patch16_224", "mean": None, field: value})
+    with pytest.raises(ProfileError, match=rf"[/\\]config\.json: .* {message}"):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.5])
+def test_a_standard_deviation_is_above_0_and_a_mean_need_not_be(tmp_path, value):
+    values = [0.5, 0.5, value]
+    write(tmp_path, processor={**PROCESSOR, "image_std": values})
+    with pytest.raises(ProfileError, match=r"is no mean or standard deviation per RGB channel$"):
+        read_sidecar(tmp_path)
+    write(tmp_path, processor={**PROCESSOR, "image_mean": values})
+    assert read_sidecar(tmp_path).mean == tuple(values)
+
+
+@pytest.mark.parametrize("value", [0, 1, -1e-6, 1.5, "1e-6", True, [1e-6], float("nan"), 10**400])
+def test_an_eps_that_is_none(tmp_path, value):
+    write(tmp_path, {**HF_VIT, "layer_norm_eps": value})
+    with pytest.raises(ProfileError, match=r"config\.json: .* is no LayerNorm eps$"):
+        read_sidecar(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["relu", "silu", "", 3, True, ["gelu"], {"name": "gelu"}], ids=str
+)
+@pytest.mark.parametrize(
+    "config_with", [lambda value: {**HF_VIT, "hidden_act": value},
+                    lambda value: {**TIMM, "model_args": {"act_layer": value}}],
+    ids=["hugging face", "timm"],
+)  # fmt: skip
+def test_an_activation_that_we_have_not(tmp_path, config_with, value):
+    write(tmp_path, config_with(value))
+    with pytest.raises(ProfileError, match=r"config\.json: the activation .* is not one of ours$"):
+        read_sidecar(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)  # fmt: skip
+FIELDS = (
+    *HF_VIT, *TIMM, *PROCESSOR, "model_args", "mean", "std", "act_layer", "embed_dim", "depth",
+)  # fmt: skip
+
+
+@st.composite
+def odd_configs(draw) -> object:
+    """A right config or none of ours, with fields replaced by anything."""
+    config = dict(draw(st.sampled_from((HF_VIT, TIMM, PROCESSOR, {}))))
+    return config | draw(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("odd")
+
+
+@given(config=odd_configs(), processor=odd_configs())
+@SETTINGS
+def test_whatever_the_files_hold_it_is_a_sidecar_or_a_profile_error(folder, config, processor):
+    write(folder, config, processor)
+    try:
+        said = read_sidecar(folder)
+    except ProfileError:
+        return
+    assert said.activation is None or said.activation in ACTIVATIONS
+    assert said.layer_norm_eps is None or 0 < said.layer_norm_eps < 1
+    assert all(type(value) is int for value in said.sizes.values())
+    for values in (said.mean, said.std):
+        assert values is None or [type(value) for value in values] == [float] * 3
+    assert said.std is None or min(said.std) > 0
+
+
+# --- What is said and what is assumed -------------------------------------------------------------
+
+SAID = {
+    "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "layer_norm_eps": 1e-3,
+    "activation": "quick_gelu",
+}  # fmt: skip
+
+
+@given(fields=st.sets(st.sampled_from(sorted(SAID))))
+@SETTINGS
+def test_what_is_not_said_is_the_default_s(fields):
+    said = {field: SAID[field] for field in fields}
+    profile, assumed = complete(Sidecar(**said), CLIP)
+    assert profile == CLIP._replace(**said)
+    assert assumed == [field for field in Profile._fields if field not in fields]
+
+
+# The weights of one of our models are a file of timm's layout.
+PARTS = {
+    "plain": {},
+    "clip": {"pre_norm": True},
+    "siglip": {"class_token": False, "pool": "map"},
+}
+
+
+def open_beside(
+    folder: Path, config: object = None, processor: object = None, profile: str = AUTO,
+    kind: str = "plain",
+) -> Pretrained:  # fmt: skip
+    """The profile of a file with those files beside it."""
+    model = random_model(small_config(**PARTS[kind]), 2, seed=0)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    write(folder, config, processor)
+    return open_pretrained(folder / "model.safetensors", profile)
+
+
+EVERYTHING = "mean, std, layer_norm_eps, activation"
+
+
+@pytest.mark.parametrize(
+    ("kind", "profile"), [("plain", IMAGENET), ("clip", CLIP), ("siglip", SIGLIP)]
+)
+def test_alone_everything_is_assumed_and_said_so(tmp_path, kind, profile):
+    weights = open_beside(tmp_path, kind=kind)
+    assert weights.profile == profile
+    assert weights.assumed == f"no file beside says {EVERYTHING}: assumed {profile.describe()}"
+    assert "num_heads" not in weights.sizes
+
+
+def test_beside_a_config_the_rest_is_assumed(tmp_path):
+    weights = open_beside(tmp_path, HF_VIT)
+    profile = IMAGENET._replace(layer_norm_eps=1e-12)
+    assert weights.profile == profile
+    assert weights.assumed.startswith("config.json ")
+    assert weights.assumed.endswith(f" not say mean, std: assumed {profile.describe()}")
+    assert weights.sizes["num_heads"] == 4
+
+
+def test_beside_an_image_processor_the_rest_is_assumed(tmp_path):
+    weights = open_beside(tmp_path, processor=PROCESSOR, kind="clip")
+    assert weights.profile.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert weights.assumed.startswith("preprocessor_config.json ")
+    assert " not say layer_norm_eps, activation: assumed mean 0.1 0.2 0.3" in weights.assumed
+
+
+@pytest.mark.parametrize("files", [(HF_VIT, PROCESSOR), (TIMM, None)], ids=["hf", "timm"])
+def test_beside_files_that_say_everything_nothing_is_assumed(tmp_path, files):
+    weights = open_beside(tmp_path, *files)
+    assert weights.assumed == ""
+    assert weights.profile.mean == (0.1, 0.2, 0.3)
+
+
+def test_two_files_that_leave_something_out(tmp_path):
+    config = {key: value for key, value in HF_VIT.items() if key != "hidden_act"}
+    weights = open_beside(tmp_path, config, PROCESSOR)
+    assert weights.assumed.startswith(
+        "config.json and preprocessor_config.json do not say activation: assumed mean 0.1 0.2 0.3"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, HF_VIT, TIMM, b"{", {**HF_VIT, "hidden_size": 768}, {**HF_VIT, "hidden_act": "?"}],
+    ids=["none", "hf", "timm", "malformed", "of another model", "wrong"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_named_profile_wins_and_no_file_is_read(tmp_path, name, config):
+    weights = open_beside(tmp_path, config, b"{", profile=name)
+    assert weights.profile == PROFILES[name]
+    assert weights.assumed == ""
+    assert "num_heads" not in weights.sizes
+
+
+@pytest.mark.parametrize(
+    ("config", "differing"),
+    [
+        ({**HF_VIT, "hidden_size": 768}, "embed_dim 768 where the weights have 64"),
+        ({**HF_VIT, "num_hidden_layers": 12}, "depth 12 where the weights have 3"),
+        ({**TIMM, "model_args": {"depth": 12}}, "depth 12 where the weights have 3"),
+        (
+            {**HF_VIT, "hidden_size": 768, "num_hidden_layers": 12},
+            "embed_dim 768 where the weights have 64, depth 12 where the weights have 3",
+        ),
+    ],
+)
+def test_a_config_of_other_sizes_contradicts(tmp_path, config, differing):
+    message = (
+        rf"config\.json describes another model \({differing}\); remove it, or name a "
+        r"--pretrained_profile$"
+    )
+    with pytest.raises(ProfileError, match=message):
+        open_beside(tmp_path, config)
+
+
+def test_an_unusable_file_beside_the_weights(tmp_path):
+    with pytest.raises(ProfileError, match=r"config\.json is no readable JSON; mend or remove it$"):
+        open_beside(tmp_path, b"{")
+    with pytest.raises(ProfileError, match=r"preprocessor_config\.json is no JSON object"):
+        open_beside(tmp_path, HF_VIT, [])
+
+
+def test_the_folder_may_be_the_current_one(tmp_path, monkeypatch):
+    open_beside(tmp_path, HF_VIT, PROCESSOR)
+    monkeypatch.chdir(tmp_path)
+    assert open_pretrained(Path("model.safetensors")).profile.layer_norm_eps == 1e-12
