@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
 
 
 class QueriesKeys(NamedTuple):
-    """What attention weights are made of: (B, H, N, D/H) each, without gradient."""
+    """What attention weights are made of: (B, H, N, D/H) each."""
 
     queries: Tensor
     keys: Tensor
@@ -98,16 +98,19 @@ class Attention(nn.Module):
             k, v = F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1)  # (B, N, D) each
         return self._attend(self._split_heads(q), self._split_heads(k), self._split_heads(v))
 
+    def queries_keys(self, x: Tensor) -> QueriesKeys:
+        """What the attention weights of all tokens (B, N, D) are made of."""
+        # In memory of their own: the values must not live as long as they do.
+        d = x.shape[-1]
+        q, k = F.linear(x, self.qkv.weight[: 2 * d], self.qkv.bias[: 2 * d]).chunk(2, dim=-1)
+        return QueriesKeys(self._split_heads(q), self._split_heads(k))
+
     def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
         """The same for all tokens, (B, N, D) to (B, N, D), and its queries and keys."""
-        # Queries and keys in memory of their own: the values must not live as long as they do.
         d = x.shape[-1]
-        weight_qk, weight_v = self.qkv.weight.split((2 * d, d))
-        bias_qk, bias_v = self.qkv.bias.split((2 * d, d))
-        q, k = F.linear(x, weight_qk, bias_qk).chunk(2, dim=-1)  # (B, N, D) each
-        q, k = self._split_heads(q), self._split_heads(k)
-        attended = self._attend(q, k, self._split_heads(F.linear(x, weight_v, bias_v)))
-        return attended, QueriesKeys(q.detach(), k.detach())
+        q, k = self.queries_keys(x)
+        v = self._split_heads(F.linear(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
+        return self._attend(q, k, v), QueriesKeys(q.detach(), k.detach())
 
 
 class AttentionPool(nn.Module):
@@ -200,8 +203,12 @@ class Block(nn.Module):
         attended = self.attn(self.norm1(x), query_tokens)
         return self._add_mlp(self._add_attended(x[:, :query_tokens], attended))
 
+    def queries_keys(self, x: Tensor) -> QueriesKeys:
+        """Queries and keys of the block's attention over tokens (B, N, D), and nothing else."""
+        return self.attn.queries_keys(self.norm1(x))
+
     def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
-        """The same for all tokens, and the queries and keys of the block's attention."""
+        """The same for all tokens, and its queries and keys, without gradient."""
         attended, queries_keys = self.attn.with_queries_keys(self.norm1(x))
         x = self._add_attended(x, attended)
         del attended  # the MLP is where a block needs the most memory

@@ -10,7 +10,7 @@ product of two is formed. The paper's code does the full product inside autograd
 passes an argmax.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.configs import patch_centers
 from models.layers import Block, QueriesKeys
+from models.recompute import recomputed
 from models.vit import Backbone, ViTOutput
 
 # Bound of the transient attention weights, bytes: one slice of queries of one block, for all heads
@@ -50,29 +51,29 @@ def _row_times_attention(
 
 
 @torch.no_grad()
-def class_token_row(layers: Sequence[QueriesKeys], max_slice_bytes: int | None = None) -> Tensor:
+def class_token_row(layers: Iterable[QueriesKeys], max_slice_bytes: int | None = None) -> Tensor:
     """The class token's row of A_{L-2} ... A_0, the product of attention matrices.
 
     Args:
-        layers: queries and keys of the blocks, first block first; (B, H, N, D/H) each.
+        layers: queries and keys of the blocks, last block first; (B, H, N, D/H) each.
         max_slice_bytes: bound of the attention weights that exist at a time, twice; None: the
             device's.
 
     Returns:
         (B, H, N), rows summing to 1: how much of each token reaches the class token.
     """
-    if max_slice_bytes is None:
-        device = layers[-1].queries.device.type
-        max_slice_bytes = MAX_SLICE_BYTES.get(device, MAX_SLICE_BYTES_ELSEWHERE)
     row = None
-    for layer in reversed(layers):
+    for layer in layers:
+        samples = layer.queries.shape[0]
         queries, keys = (part.flatten(0, 1) for part in layer)  # (B*H, N, D/H)
         if row is None:  # the last block: of its matrix, only the class token's row
             scores = torch.bmm(queries[:, :1], keys.transpose(1, 2)) * keys.shape[-1] ** -0.5
             row = scores.softmax(dim=-1)  # (B*H, 1, N)
+            if max_slice_bytes is None:
+                max_slice_bytes = MAX_SLICE_BYTES.get(row.device.type, MAX_SLICE_BYTES_ELSEWHERE)
         else:
             row = _row_times_attention(row, queries, keys, max_slice_bytes)
-    return row.view(*layers[-1].queries.shape[:3])
+    return row.squeeze(1).unflatten(0, (samples, -1))
 
 
 class TransFG(Backbone):
@@ -104,13 +105,20 @@ class TransFG(Backbone):
     def forward(self, images: Tensor) -> ViTOutput:
         """(B, 3, S, S) normalised float32 images to logits, features and selected parts."""
         x = self._tokens(images)  # (B, N, D)
-        layers = []
+        kept = []  # of each block: queries and keys, or what they are computed from again
         for block in self.blocks:
-            x, queries_keys = self._run_with_queries_keys(block, x)
-            layers.append(queries_keys)
+            if self.grad_checkpointing:
+                kept.append((block, x))
+                x, _ = recomputed(block.with_queries_keys, x)
+            else:
+                x, queries_keys = block.with_queries_keys(x)
+                kept.append(queries_keys)
+                del queries_keys
+        layers = reversed(kept)
+        if self.grad_checkpointing:
+            layers = (block.queries_keys(tokens) for block, tokens in layers)
         row = class_token_row(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
-        layers.clear()  # before the backward pass needs memory
-        del queries_keys
+        kept.clear()  # before the backward pass needs memory
         # One-hot rows times x and not x.gather: gather's backward adds with atomics on MPS, in any
         # order (pytorch #161029), and this is deterministic on every device. By comparing and not
         # by F.one_hot, which scatters, and on the CPU reads its input to check the range.

@@ -15,7 +15,6 @@ from models.layers import (
     AttentionPool,
     Block,
     PatchEmbed,
-    QueriesKeys,
     init_patch_projection,
     init_weights,
 )
@@ -114,12 +113,6 @@ class Backbone(nn.Module):
     def _run(self, block: Block, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D) through a block."""
         return recomputed(block, x) if self.grad_checkpointing else block(x)
-
-    def _run_with_queries_keys(self, block: Block, x: Tensor) -> tuple[Tensor, QueriesKeys]:
-        """(B, N, D) to (B, N, D) through a block, and its queries and keys."""
-        if self.grad_checkpointing:
-            return recomputed(block.with_queries_keys, x)
-        return block.with_queries_keys(x)
 
 
 class VisionTransformer(Backbone):

@@ -89,7 +89,7 @@ def test_the_row_is_that_of_the_full_product(tokens, batch, heads, depth, querie
     expected = rows[depth]
     assert (expected.amax(dim=-1) > 5 / tokens).all()  # it is not a row of equal weights
     bound = EVERYTHING if queries is None else queries * batch * heads * tokens * 4
-    row = class_token_row(layers[:depth], bound)
+    row = class_token_row(layers[:depth][::-1], bound)
     assert row.shape == (batch, heads, tokens)
     # The largest error is of one query at a time: 12 sums of 1370 numbers, one after another.
     torch.testing.assert_close(row.double(), expected, rtol=2e-5, atol=0)
@@ -111,14 +111,14 @@ def test_the_row_of_any_sizes_and_any_bound(depth, batch, heads, tokens, width, 
     product = torch.eye(tokens, dtype=torch.float64)
     for queries, keys in made:
         product = (queries @ keys.mT / width**0.5).softmax(dim=-1) @ product
-    row = class_token_row([QueriesKeys(*pair) for pair in made], bound)
+    row = class_token_row([QueriesKeys(*pair) for pair in reversed(made)], bound)
     torch.testing.assert_close(row, product[:, :, 0], atol=1e-12, rtol=0)
 
 
 def test_the_row_leaves_queries_and_keys_alone():
     layers = random_layers(3, 2, 2, 9)
     before = [QueriesKeys(*(part.clone() for part in layer)) for layer in layers]
-    class_token_row(layers, 200)
+    class_token_row(layers[::-1], 200)
     torch.testing.assert_close(layers, before, rtol=0, atol=0)
 
 
@@ -126,7 +126,7 @@ def test_no_gradient_passes_the_row():
     layers = random_layers(2, 1, 2, 9)
     for part in layers[0]:
         part.requires_grad_()
-    assert not class_token_row(layers).requires_grad
+    assert not class_token_row(layers[::-1]).requires_grad
 
 
 # --- The model is the paper's ---------------------------------------------------------------------
@@ -353,28 +353,33 @@ def test_no_value_is_read_and_nothing_is_indexed(fields, grad_checkpointing):
     assert operators.unwanted == set()
 
 
-def test_queries_and_keys_are_gone_once_the_parts_are_selected(monkeypatch):
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_queries_and_keys_live_no_longer_than_they_must(grad_checkpointing, monkeypatch):
     config = parts_config(depth=6)
     model, images = random_model(config, 5, seed=0), random_images(config, 1, seed=0)
-    model.grad_checkpointing = True
-    references, alive = [], []
+    model.grad_checkpointing = grad_checkpointing
+    references, selecting, afterwards = [], [], []
 
-    def count(*_: object) -> None:
-        alive.append(len([reference for reference in references if reference() is not None]))
+    def count() -> int:
+        return len([reference for reference in references if reference() is not None])
 
     def watched(layers):
-        references.extend(weakref.ref(part) for layer in layers for part in layer)
-        count()
-        return class_token_row(layers)
+        def each():
+            for layer in layers:
+                references.extend(weakref.ref(part) for part in layer)
+                selecting.append(count())
+                yield layer
+
+        return class_token_row(each())
 
     monkeypatch.setattr("models.transfg.class_token_row", watched)
-    model.part_block.register_forward_pre_hook(count)
+    model.part_block.register_forward_pre_hook(lambda *_: afterwards.append(count()))
     output = model(images)
-    count()
     assert output.logits.requires_grad  # the backward pass is yet to come
-    selecting, in_part_block, afterwards = alive
-    assert (selecting, afterwards) == (10, 0)
-    assert in_part_block <= 2  # of one block
+    assert len(references) == 10
+    # Recomputed: of the block at hand and the one before it. Else all that were kept.
+    assert max(selecting) == (4 if grad_checkpointing else 10)
+    assert afterwards == [0]
 
 
 def test_recomputation_keeps_less_memory():
