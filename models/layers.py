@@ -98,19 +98,26 @@ class Attention(nn.Module):
             k, v = F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1)  # (B, N, D) each
         return self._attend(self._split_heads(q), self._split_heads(k), self._split_heads(v))
 
+    def _queries_keys(self, x: Tensor, weight: Tensor, bias: Tensor) -> QueriesKeys:
+        """(B, N, D) times the first two thirds of `qkv`, heads apart."""
+        # In memory of their own: the values must not live as long as they do.
+        q, k = F.linear(x, weight, bias).chunk(2, dim=-1)
+        return QueriesKeys(self._split_heads(q), self._split_heads(k))
+
     def queries_keys(self, x: Tensor) -> QueriesKeys:
         """What the attention weights of all tokens (B, N, D) are made of."""
-        # In memory of their own: the values must not live as long as they do.
         d = x.shape[-1]
-        q, k = F.linear(x, self.qkv.weight[: 2 * d], self.qkv.bias[: 2 * d]).chunk(2, dim=-1)
-        return QueriesKeys(self._split_heads(q), self._split_heads(k))
+        return self._queries_keys(x, self.qkv.weight[: 2 * d], self.qkv.bias[: 2 * d])
 
     def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
         """The same for all tokens, (B, N, D) to (B, N, D), and its queries and keys."""
+        # One split of the weights and not a slice for each: its gradient is one concatenation.
         d = x.shape[-1]
-        q, k = self.queries_keys(x)
-        v = self._split_heads(F.linear(x, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
-        return self._attend(q, k, v), QueriesKeys(q.detach(), k.detach())
+        weight_qk, weight_v = self.qkv.weight.split((2 * d, d))
+        bias_qk, bias_v = self.qkv.bias.split((2 * d, d))
+        q, k = self._queries_keys(x, weight_qk, bias_qk)
+        attended = self._attend(q, k, self._split_heads(F.linear(x, weight_v, bias_v)))
+        return attended, QueriesKeys(q.detach(), k.detach())
 
 
 class AttentionPool(nn.Module):
