@@ -6,6 +6,7 @@ What a file is, its first bytes say, not its name: safetensors, a zip archive of
 
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -45,7 +46,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> object:
     try:
         # A file and not its path: a path's suffix would decide how torch reads it.
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd pickle protocols, then refused
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(

@@ -1,6 +1,7 @@
 """Fixtures that several rooms share: drawn flowers, real flowers, one finished training run."""
 
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,31 @@ def real_flowers() -> Path:
     if REAL_FLOWERS is None:
         pytest.skip("the real Flowers-102 is not here: export DATA_ROOT=/path/to/its/parent")
     return REAL_FLOWERS
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Calls a main with bad input and checks the whole promise; returns the error line."""
+
+    def check(main, flags, *more) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        output = tmp_path / "output"
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            for hidden in (DeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", hidden)
+            code = main(flags, "--output_dir", output, *more)
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert [str(warning.message) for warning in shown] == []  # more lines on stderr
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        assert sorted(tmp_path.rglob("*")) == before
+        return error
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 It refuses what MPS refuses (float64, tensors of two devices in one operation, `.numpy()`), what
 corrupts data there (`non_blocking` copies), and records every operator and every read, that is
 every value that a program waits for. Autograd and the optimizers take the routes they take on MPS:
-no foreach kernels, attention by its mathematical formula.
+no foreach kernels, attention by its mathematical formula. What is drawn on it at random comes from
+a generator of its own, as on MPS, which torch's checkpointing does not know of.
 
 What it cannot show: whether the Metal kernels compute the right thing.
 """
@@ -89,6 +90,7 @@ class PretendedMps(TorchDispatchMode):
         operators: how often each operator ran on the device.
         reads: how often each way of reading a value of the device was taken.
         dtypes: of every tensor that was on the device.
+        generator: of what is drawn on the device.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,7 @@ class PretendedMps(TorchDispatchMode):
         self.operators: Counter[torch._ops.OpOverload] = Counter()
         self.reads: Counter[str] = Counter()
         self.dtypes: set[torch.dtype] = set()
+        self.generator = torch.Generator()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -107,6 +110,8 @@ class PretendedMps(TorchDispatchMode):
             return func(*args, **kwargs)
 
         self.operators[func] += 1
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            kwargs["generator"] = self.generator
         is_copy = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         if goes_there:
             kwargs["device"] = CPU
@@ -178,17 +183,21 @@ def _grouped_on_mps(grouped: Callable[..., dict]) -> Callable[..., dict]:
 def pretended_mps() -> Iterator[PretendedMps]:
     """Offer the pretended device, and have `torch.backends.mps` say that it is there."""
     grouped = torch._C._group_tensors_by_device_and_dtype
+    device = PretendedMps()
     with (
         mock.patch.object(torch.backends.mps, "is_available", return_value=True),
         mock.patch.object(torch.backends.mps, "get_name", return_value="Pretended M1"),
+        # With it, torch.mps.get_rng_state and set_rng_state do as on a Mac.
+        mock.patch.object(torch.mps, "_default_mps_generator", device.generator),
+        mock.patch.object(torch.mps, "manual_seed", device.generator.manual_seed),
         # `module.to` puts the new tensor in the parameter's place; it cannot write into its memory.
         mock.patch.object(torch.__future__, "_swap_module_params_on_conversion", True),
         mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped_on_mps(grouped)),
         attention_as_on_mps(),
         _NumberedDevice(),
-        PretendedMps() as mps,
+        device,
     ):
-        yield mps
+        yield device
 
 
 def attention_as_on_mps() -> Any:

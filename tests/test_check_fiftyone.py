@@ -15,7 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import TINY_TRAIN, rows_of, train
 from PIL import Image
+
+from utils.data_utils import RunPaths
 
 REPO = Path(__file__).resolve().parents[1]
 WAIT = 240  # seconds; more than the check gives itself, so only a broken one takes so long
@@ -255,6 +258,20 @@ def check_rows(tmp_path_factory):
         yield check_rows
 
 
+def add_parts(rows):
+    """To rows of a model that selects parts: a keypoint for each of its two heads."""
+    for index, row in enumerate(rows):
+        points = [[0.25, 0.5 + index / 10], [1.0, 0.0]]
+        row["parts"] = {
+            "_cls": "Keypoints",
+            "keypoints": [
+                {"_cls": "Keypoint", "label": f"head {head}", "points": [point]}
+                for head, point in enumerate(points)
+            ],
+        }
+    return rows
+
+
 def set_field(name, value):
     return lambda row: row.update({name: value})
 
@@ -265,6 +282,10 @@ def set_label(field, **fields):
 
 def set_top5(name, value):
     return lambda row: row["predictions_top5"]["classifications"][1].update({name: value})
+
+
+def set_part(**fields):
+    return lambda row: row["parts"]["keypoints"][1].update(fields)
 
 
 def drop(*path):
@@ -330,6 +351,61 @@ def test_a_bad_row_is_named_with_its_line(check_rows, tmp_path, damage, message)
     assert [sample["sample_id"] for sample in samples] == ["image_00000", "image_00002"]
 
 
+# The same, of the parts of a row.
+BAD_PARTS = [
+    (drop("parts", "_cls"), "parts loads as dict, not as Keypoints: see its _cls"),
+    (set_field("parts", None), "parts loads as NoneType"),
+    (set_field("parts", [0.5, 0.5]), "parts loads as list"),
+    (set_field("parts", {"_cls": "Keypoint", "points": [[0.5, 0.5]]}), "parts loads as Keypoint,"),
+    (set_label("parts", keypoints=[]), "parts has no keypoints"),
+    (set_label("parts", keypoints={}), "FiftyOne does not load it"),
+    (drop("parts", "keypoints"), "parts has no keypoints"),
+    (set_part(_cls="Detection"), "FiftyOne does not load it"),
+    (set_part(label=""), "parts.keypoints[1] has no label text: ''"),
+    (set_part(label=None), "parts.keypoints[1] has no label text: None"),
+    (set_part(label=1), "only accepts string values"),
+    (drop("parts", "keypoints", 1, "label"), "parts.keypoints[1] has no label text: None"),
+    (set_part(points=[]), "parts.keypoints[1] has no points"),
+    (drop("parts", "keypoints", 1, "points"), "parts.keypoints[1] has no points"),
+    (set_part(points=[[0.5, 1.01]]), "parts.keypoints[1]: [0.5, 1.01] is not x and y as floats"),
+    (set_part(points=[[-1e-9, 0.5]]), "parts.keypoints[1]: [-1e-09, 0.5] is not x and y"),
+    (set_part(points=[[float("nan"), 0.5]]), "parts.keypoints[1]: [nan, 0.5] is not x and y"),
+    (set_part(points=[[0.5, float("inf")]]), "parts.keypoints[1]: [0.5, inf] is not x and y"),
+    (set_part(points=[[0.5, 0.5], [0.5, 2.0]]), "parts.keypoints[1]: [0.5, 2.0] is not x and y"),
+    (set_part(points=[[1, 0]]), "parts.keypoints[1]: [1, 0] is not x and y as floats in 0..1"),
+    (set_part(points=[["a", 0.5]]), "parts.keypoints[1]: ['a', 0.5] is not x and y"),
+    (set_part(points=[[0.5, 0.5, 0.5]]), "must contain a list of (x, y) pairs"),
+    (set_part(points=[0.5, 0.5]), "must contain a list of (x, y) pairs"),
+]
+
+
+@needs_fiftyone
+@pytest.mark.parametrize(("damage", "message"), BAD_PARTS)
+def test_bad_parts_are_named_with_their_line(check_rows, tmp_path, damage, message):
+    rows = add_parts(make_rows(tmp_path, 3))
+    damage(rows[1])
+    samples, (problem,) = check_rows(lines_of(rows))
+    assert problem.startswith("line 2: ")
+    assert message in problem
+    assert "\n" not in problem
+    assert [sample["sample_id"] for sample in samples] == ["image_00000", "image_00002"]
+
+
+@needs_fiftyone
+def test_good_rows_load_with_and_without_parts(check_rows, tmp_path):
+    rows = add_parts(make_rows(tmp_path, 2))
+    del rows[1]["parts"]
+    samples, problems = check_rows(lines_of(rows))
+    assert problems == []
+    keypoints = samples[0]["parts"].keypoints
+    assert [keypoint.label for keypoint in keypoints] == ["head 0", "head 1"]
+    assert [list(map(list, keypoint.points)) for keypoint in keypoints] == [
+        [[0.25, 0.5]],
+        [[1.0, 0.0]],
+    ]
+    assert not samples[1].has_field("parts")
+
+
 @needs_fiftyone
 @pytest.mark.parametrize("line", [b'{"filepath": "/a', b"\n", b"[1]\n", b'"x"\n', b"\xff\xfe\n"])
 def test_a_broken_line_is_named(check_rows, tmp_path, line):
@@ -369,9 +445,29 @@ def test_the_rows_of_a_real_run_are_right(check_rows, finished_run):
 
 
 @needs_fiftyone
-def test_a_ready_machine_with_good_rows(machine):
+def test_the_rows_of_a_real_run_with_parts_are_right(check_rows, tmp_path, drawn):
+    code = train(
+        f"--name parts --dataset synthetic {TINY_TRAIN} --head parts "
+        "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny",
+        "--data_root", drawn, "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0
+    paths = RunPaths(tmp_path, "parts")
+    with paths.predictions.open("rb") as file:
+        samples, problems = check_rows(file)
+    assert problems == []
+    for sample, row in zip(samples, rows_of(paths), strict=True):
+        loaded = [[list(p) for p in keypoint.points] for keypoint in sample["parts"].keypoints]
+        assert loaded == [keypoint["points"] for keypoint in row["parts"]["keypoints"]]
+        assert len(loaded) == 4
+
+
+@needs_fiftyone
+@pytest.mark.parametrize("with_parts", [False, True])
+def test_a_ready_machine_with_good_rows(machine, with_parts):
     path = machine.folder / "predictions.jsonl"
-    path.write_bytes(b"".join(lines_of(make_rows(machine.folder, 5))))
+    rows = make_rows(machine.folder, 5)
+    path.write_bytes(b"".join(lines_of(add_parts(rows) if with_parts else rows)))
     report_file = machine.folder / "report.json"
     code, report, err = machine.run("--predictions", path, "--report", report_file)
     assert (code, err) == (0, "")

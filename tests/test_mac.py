@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.dataset import get_spec, open_split
-from utils.dist_util import check_mps_batch, choose_device
+from utils.dist_util import choose_device, fit_micro_batches
 from utils.errors import InputError
 from utils.pipeline import eval_loader, train_loader
 
@@ -110,28 +110,43 @@ def test_memory_is_pinned_for_cuda_alone(split, device, pinned):
 
 
 class TestMicroBatchesOnMps:
-    """Weight gradients are wrong there once batch x tokens reaches 32,767."""
+    """Weight gradients are wrong there once batch x tokens reaches 32,767.
+
+    448 px are 785 tokens, and 1370 where patches overlap (`--slide_step 12`).
+    """
 
     @pytest.mark.parametrize(
-        ("batch_size", "micro_batches", "num_tokens"), [(41, 1, 785), (82, 2, 785), (1, 1, 32766)]
+        ("batch_size", "micro_batches", "num_tokens"),
+        [(41, 1, 785), (82, 2, 785), (1, 1, 32766), (23, 1, 1370), (46, 2, 1370), (64, 8, 785)],
     )
-    def test_up_to_the_limit_nothing_is_said(self, batch_size, micro_batches, num_tokens):
-        check_mps_batch(torch.device("mps"), batch_size, micro_batches, num_tokens)
+    @pytest.mark.parametrize("may_split", [True, False])
+    def test_up_to_the_limit_it_is_as_asked(self, batch_size, micro_batches, num_tokens, may_split):
+        given = fit_micro_batches(MPS, batch_size, micro_batches, num_tokens, may_split)
+        assert given == micro_batches
 
     @pytest.mark.parametrize(
-        ("batch_size", "micro_batches", "num_tokens", "advice"),
+        ("batch_size", "micro_batches", "num_tokens", "fits"),
         [
-            (42, 1, 785, "--gradient_accumulation_steps 2"),
-            (43, 1, 785, "--gradient_accumulation_steps 43"),  # a prime
-            (512, 2, 785, "--gradient_accumulation_steps 16"),
-            (4, 4, 32767, "a smaller --img_size"),
+            (42, 1, 785, 2),
+            (43, 1, 785, 43),  # a prime
+            (512, 2, 785, 16),
+            (24, 1, 1370, 2),
+            (90, 3, 1370, 5),  # not a multiple of what was asked
         ],
     )
-    def test_beyond_it_the_flag_that_fits_is_named(
-        self, batch_size, micro_batches, num_tokens, advice
+    def test_beyond_it_is_cut_or_the_flag_that_fits_is_named(
+        self, batch_size, micro_batches, num_tokens, fits
     ):
+        assert fit_micro_batches(MPS, batch_size, micro_batches, num_tokens, True) == fits
+        advice = f"--gradient_accumulation_steps {fits} or --contrastive_scope effective"
         with pytest.raises(InputError, match=f"wrong gradients; use {advice}$"):
-            check_mps_batch(torch.device("mps"), batch_size, micro_batches, num_tokens)
+            fit_micro_batches(MPS, batch_size, micro_batches, num_tokens, False)
 
-    def test_other_devices_have_no_limit(self):
-        check_mps_batch(torch.device("cpu"), 10_000, 1, 10_000)
+    @pytest.mark.parametrize("may_split", [True, False])
+    def test_one_image_beyond_it_is_too_large(self, may_split):
+        with pytest.raises(InputError, match=r"wrong gradients; use a smaller --img_size$"):
+            fit_micro_batches(MPS, 4, 4, 32767, may_split)
+
+    @pytest.mark.parametrize("may_split", [True, False])
+    def test_other_devices_have_no_limit(self, may_split):
+        assert fit_micro_batches(CPU, 10_000, 1, 10_000, may_split) == 1

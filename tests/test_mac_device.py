@@ -5,7 +5,9 @@ numbers, and how fast.
 """
 
 import functools
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from helpers import TINY_TRAIN, evaluate, read_json, train
 from ml_collections import FrozenConfigDict
 from pretended_mps import CPU, MPS, MpsTensor, attention_as_on_mps, pretended_mps
 
-from models.build import build_model
+from models import recompute
+from models.build import build_model, freeze
 from models.configs import get_config
-from models.losses import classification_loss
+from models.losses import Objective
 from utils import engine
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
@@ -27,6 +30,38 @@ from utils.scheduler import build_optimizer
 
 IMG_SIZE = 32
 OPTIMIZERS = ("sgd", "adamw")
+
+
+class Kind(NamedTuple):
+    """A model, and how it is trained."""
+
+    fields: dict[str, Any]  # of the `testing` config
+    is_joint: bool = False  # the loss is over all micro-batches together
+    grad_checkpointing: bool = False
+    class_weights: bool = False
+    layer_decay: float | None = None  # with AdamW
+    frozen: str = "none"
+
+
+PARTS, OVERLAP = {"head": "parts"}, {"head": "parts", "patch_stride": 8}
+RANDOM = {"dropout": 0.2, "drop_path": 0.4}
+KINDS = {
+    "token": Kind({}),
+    "avg": Kind({"pool": "avg"}),
+    "map": Kind({"pool": "map", "class_token": False, "activation": "gelu_tanh"}),
+    "clip": Kind({"pre_norm": True, "activation": "quick_gelu"}, class_weights=True),
+    "dinov2": Kind({"num_registers": 2, "layer_scale": 0.5}, layer_decay=0.7, frozen="1"),
+    "random": Kind(RANDOM, grad_checkpointing=True),
+    "parts": Kind(PARTS, class_weights=True),
+    "parts, frozen": Kind(PARTS, frozen="backbone", layer_decay=0.7),
+    "overlap": Kind(OVERLAP, is_joint=True),
+    "everything": Kind(
+        {**OVERLAP, **RANDOM, "num_registers": 2, "layer_scale": 0.5, "pre_norm": True,
+         "activation": "quick_gelu"},
+        is_joint=True, grad_checkpointing=True, class_weights=True, layer_decay=0.7,
+    ),
+}  # fmt: skip
+of_every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -40,39 +75,57 @@ def split(drawn):
 class Trained:
     """The model, two batches of data and all that training needs, on one device."""
 
-    def __init__(self, split, device: torch.device, optimizer: str, pool: str = "token") -> None:
+    def __init__(
+        self, split, device: torch.device, optimizer: str = "sgd", kind: Kind = KINDS["token"]
+    ) -> None:
         torch.manual_seed(0)
-        config = get_config("testing", IMG_SIZE)
-        config.pool = pool
-        self.model = build_model(config, len(split.classes)).to(device)
-        flags = {"learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.1}
+        config = get_config("testing", IMG_SIZE, **kind.fields)
+        self.model = build_model(config, len(split.classes))
+        self.model.grad_checkpointing = kind.grad_checkpointing
+        freeze(self.model, kind.frozen)
+        self.model.to(device).train()
+        torch.manual_seed(1)  # what is drawn from here on, is drawn on the device
+        flags = {
+            "optimizer": optimizer, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.1,
+            "layer_decay": kind.layer_decay if optimizer == "adamw" else None,
+        }  # fmt: skip
         self.optimizer = build_optimizer(
             self.model,
-            FrozenConfigDict({"optimizer": optimizer, **flags}),
+            FrozenConfigDict(flags),
             self.model.no_weight_decay(),
+            self.model.layer_of,
+        )
+        weights = torch.linspace(0.5, 1.5, len(split.classes)).to(device)
+        self.objective = Objective(
+            0.1,
+            weights if kind.class_weights else None,
+            1.0 if config.head == "parts" else 0.0,
+        )
+        self.joint_forward = (
+            functools.partial(recompute.recomputed, self.model) if kind.is_joint else None
         )
         self.normalize = engine.Normalizer(NORMALIZATION, device)
         self.micro_batches = list(train_loader(split, IMG_SIZE, 4, 2, 0, 0, device))
         self.eval_loader = eval_loader(split.select(range(10)), IMG_SIZE, 4, 0, device)
 
     def step(self) -> engine.StepResult:
-        loss_fn = functools.partial(classification_loss, smoothing=0.1)
         return engine.train_step(
-            self.model, loss_fn, self.optimizer, self.micro_batches, self.normalize, 1.0
-        )
+            self.model, self.objective, self.optimizer, self.micro_batches, self.normalize, 1.0,
+            self.joint_forward,
+        )  # fmt: skip
 
     def evaluate(self) -> engine.Evaluation:
         return engine.evaluate(self.model, self.eval_loader, self.normalize)
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@of_every_kind
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, pool):
+def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind):
     with attention_as_on_mps():
-        here = Trained(split, CPU, optimizer, pool)
+        here = Trained(split, CPU, optimizer, kind)
         expected = [here.step() for _ in range(3)], here.evaluate()
     with pretended_mps() as mps:
-        there = Trained(split, torch.device("mps"), optimizer, pool)
+        there = Trained(split, torch.device("mps"), optimizer, kind)
         given = [there.step() for _ in range(3)], there.evaluate()
         assert all(isinstance(p, MpsTensor) for p in there.model.parameters())
         assert all(isinstance(value, MpsTensor) for result in given[0] for value in result)
@@ -84,12 +137,49 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, pool
     assert np.array_equal(given[1].logits, expected[1].logits)
     assert np.array_equal(given[1].labels, expected[1].labels)
     assert given[1].logits.std() > 0
+    if kind.fields.get("head") == "parts":
+        assert np.array_equal(given[1].parts, expected[1].parts)
+        assert given[1].parts.shape == (10, 4, 2)
+    else:
+        assert given[1].parts is expected[1].parts is None
 
 
-def test_both_entrypoints_on_the_device_give_the_files_of_the_cpu(drawn, tmp_path):
+@pytest.mark.parametrize("head", [{}, PARTS, OVERLAP], ids=["token", "parts", "overlap"])
+@pytest.mark.parametrize("is_joint", [False, True], ids=["micro", "joint"])
+def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_joint, monkeypatch):
+    """The generator is the device's own: torch alone would not put it back."""
+
+    def weights(grad_checkpointing: bool, is_joint: bool, forward: str = "recomputed"):
+        with pretended_mps():
+            kind = Kind({**head, **RANDOM}, is_joint, grad_checkpointing)
+            trained = Trained(split, torch.device("mps"), kind=kind)
+            if forward == "remembered":
+                trained.joint_forward = trained.model
+            for _ in range(2):
+                trained.step()
+            return torch.cat([p.detach().cpu().flatten() for p in trained.model.parameters()])
+
+    expected = weights(False, is_joint, "remembered" if is_joint else "recomputed")
+    kinds = [(True, is_joint)] + ([(False, True)] if is_joint else [])
+    for grad_checkpointing, joint in kinds:
+        assert torch.equal(weights(grad_checkpointing, joint), expected)
+    monkeypatch.setattr(recompute, "_replay_mps", lambda: (nullcontext(), nullcontext()))
+    assert not torch.equal(weights(True, is_joint), expected)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "--head parts --split overlap --contrastive_scope effective --grad_checkpointing "
+        "--optimizer adamw --layer_decay 0.7 --class_weights balanced --freeze 1",
+    ],
+    ids=["token", "parts"],
+)
+def test_both_entrypoints_on_the_device_give_the_files_of_the_cpu(drawn, tmp_path, more):
     cpu, mps, again = (RunPaths(tmp_path, name) for name in ("cpu", "mps", "again"))
     data = "--data_root", drawn, "--output_dir", tmp_path, "--tiny_infer_subset", "synthetic_tiny"
-    flags = f"--dataset synthetic {TINY_TRAIN} --gradient_accumulation_steps 2"
+    flags = f"--dataset synthetic {TINY_TRAIN} --gradient_accumulation_steps 2 {more}"
     with attention_as_on_mps():
         assert train(f"--name cpu {flags}", *data) == 0
     with pretended_mps() as device:
@@ -105,6 +195,7 @@ def test_both_entrypoints_on_the_device_give_the_files_of_the_cpu(drawn, tmp_pat
     assert [stamp["device"] for stamp in stamps] == ["cpu", "mps", "mps"]
     assert [stamp["gpu_count"] for stamp in stamps] == [0, 1, 1]
     assert len({stamp["predictions_digest"] for stamp in stamps}) == 1
+    assert [stamp["micro_batches"] for stamp in stamps[:2]] == [2, 2]
     assert stamps[0]["config_hash"] == stamps[1]["config_hash"]
 
 
@@ -163,20 +254,39 @@ def without_mps_route(operators) -> set[str]:
     return {name for name in names if not has_mps_route(name)}
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@of_every_kind
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_operator_of_training_and_evaluation_runs_on_mps(split, optimizer, pool):
+def test_every_operator_of_training_and_evaluation_runs_on_mps(split, optimizer, kind):
     with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), optimizer, pool)
+        trained = Trained(split, torch.device("mps"), optimizer, kind)
         meter = engine.TrainMeter(0, batch_size=8)
         meter.add(trained.step())
         meter.add(trained.step())
         meter.read()
         trained.evaluate()
     names = {operator.name() for operator in mps.operators}
-    assert {f"aten::_fused_{optimizer}_", "aten::convolution_backward", "aten::bmm"} <= names
+    expected = {f"aten::_fused_{optimizer}_", "aten::bmm"}
+    if kind.frozen == "none":
+        expected |= {"aten::convolution_backward"}
+    if kind.fields.get("head") == "parts":
+        expected |= {"aten::bmm.out", "aten::softmax.int_out", "aten::baddbmm_"}
+    if kind.fields.get("dropout"):
+        expected |= {"aten::bernoulli_.float"}
+    assert expected <= names
     assert without_mps_route(mps.operators) == set()
     assert mps.dtypes == {torch.float32, torch.int64, torch.uint8, torch.bool}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_scaled_dot_product_attention_math_for_mps", "native_dropout", "native_dropout_backward",
+        "_softmax.out",
+    ],
+)  # fmt: skip
+def test_what_runs_there_in_the_place_of_the_recorded_has_a_route(name):
+    """Where C++ takes another way on MPS than for the pretended device."""
+    assert has_mps_route(name)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +317,11 @@ def test_an_operator_that_is_not_in_the_table_has_no_route():
 # --- Reads: the program waits for the device ------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_reads_the_device_only_when_the_meter_is_read(split, optimizer):
+@of_every_kind
+def test_training_reads_the_device_only_when_the_meter_is_read(split, kind):
+    optimizer = "adamw" if kind.layer_decay else "sgd"
     with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), optimizer)
+        trained = Trained(split, torch.device("mps"), optimizer, kind)
         meter = engine.TrainMeter(0, batch_size=8)
         for _ in range(3):
             meter.add(trained.step())
@@ -220,13 +331,14 @@ def test_training_reads_the_device_only_when_the_meter_is_read(split, optimizer)
     assert scalars["loss"] > 0
 
 
+@pytest.mark.parametrize(("head", "reads"), [("token", 1), ("parts", 2)])  # logits, and parts
 @pytest.mark.parametrize("samples", [3, 10])
-def test_an_evaluation_reads_the_device_once(split, samples):
+def test_an_evaluation_reads_the_device_once(split, samples, head, reads):
     with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), "sgd")
+        trained = Trained(split, torch.device("mps"), kind=KINDS[head])
         loader = eval_loader(split.select(range(samples)), IMG_SIZE, 2, 0, MPS)
         result = engine.evaluate(trained.model, loader, trained.normalize)
-        assert mps.reads == {"cpu": 1}
+        assert mps.reads == {"cpu": reads}
     assert len(result.logits) == samples
 
 

@@ -44,6 +44,9 @@ STAMP_KEYS = {
     "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
     "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization", "predictions_digest",
 }  # fmt: skip
+OF_TRAINING, OF_EVALUATION = (
+    {"micro_batches"}, {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
+)  # fmt: skip
 EVAL_TAGS = {
     "eval/loss", "eval/accuracy", "eval/top5", "eval/mean_per_class_accuracy", "eval/macro_f1",
 }  # fmt: skip
@@ -164,8 +167,9 @@ class TestTrain:
 
     def test_env_stamp_is_complete(self, trained):
         stamp = read_json(trained.env_stamp)
-        assert set(stamp) == STAMP_KEYS
+        assert set(stamp) == STAMP_KEYS | OF_TRAINING
         assert_no_nulls(stamp)
+        assert stamp["micro_batches"] == 1
         assert stamp["fp16"] is False
         assert stamp["tiny_train_subset_path"] == "flower102_tiny"
         assert stamp["tiny_train_subset"]["count"] == 8
@@ -179,7 +183,7 @@ def test_default_model_leaves_a_full_stamp(data_root, tmp_path):
     """US3: the default ViT-B_16."""
     assert train(US3, "--data_root", data_root, "--output_dir", tmp_path) == 0
     stamp = read_json(RunPaths(tmp_path, "meta_test").env_stamp)
-    assert set(stamp) == STAMP_KEYS
+    assert set(stamp) == STAMP_KEYS | OF_TRAINING
     assert_no_nulls(stamp)
     assert stamp["config"]["model_type"] == "ViT-B_16"
 
@@ -207,7 +211,7 @@ class TestEval:
 
     def test_env_stamp_names_the_checkpoint(self, evaluated, trained):
         stamp = read_json(evaluated.env_stamp)
-        assert set(stamp) == STAMP_KEYS | {"checkpoint", "checkpoint_sha256", "checkpoint_id"}
+        assert set(stamp) == STAMP_KEYS | OF_EVALUATION
         assert_no_nulls(stamp)
         data = trained.checkpoint.read_bytes()
         assert stamp["checkpoint"] == str(trained.checkpoint.resolve())

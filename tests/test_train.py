@@ -159,13 +159,25 @@ def test_a_list_of_ids_is_a_subset(drawn, tmp_path, finished_run):
     assert stamp["tiny_infer_subset"] == {**named, "name": "mistakes.txt"}
 
 
+def fates(out: str) -> dict[str, str]:
+    """The table that says what became of the tensors of --pretrained."""
+    fields = r"\n  loaded +(.*)\n  resized +(.*)\n  new +(.*)\n  unused +(.*)\n  notes +(.*)\n"
+    (found,) = re.findall(fields, out)
+    return dict(zip(("loaded", "resized", "new", "unused", "notes"), found, strict=True))
+
+
 class TestPretrained:
     def test_own_checkpoint_gives_its_weights(self, drawn, tmp_path, finished_run, capsys):
         """With a learning rate that moves nothing, the weights are the checkpoint's."""
         paths = tiny(
             drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--learning_rate", "1e-30"
         )
-        assert "44 loaded, 0 new, 0 unused" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert f"pretrained {finished_run.checkpoint}: layout ours\n" in out
+        assert fates(out) == {
+            "loaded": "44 tensors", "resized": "none", "new": "none", "unused": "none",
+            "notes": "none",
+        }  # fmt: skip
         ids = [read_json(run.metrics)["checkpoint_id"] for run in (paths, finished_run)]
         assert ids[0] == ids[1]
 
@@ -175,17 +187,43 @@ class TestPretrained:
             drawn, tmp_path, "--dataset", "flower102", "--pretrained", finished_run.checkpoint,
             flags=flags,
         )  # fmt: skip
-        assert "42 loaded, 2 new, 2 unused" in capsys.readouterr().out
+        head = "head.bias, head.weight"
+        assert fates(capsys.readouterr().out) == {
+            "loaded": "42 tensors", "resized": "none", "new": head, "unused": head, "notes": "none",
+        }  # fmt: skip
 
-    @pytest.mark.parametrize("flags", [("--img_size", "64"), ("--model_type", "ViT-Ti_16")])
-    def test_another_shape_is_refused(self, drawn, tmp_path, finished_run, capsys, flags):
+    def test_another_image_size_resamples_the_positions(
+        self, drawn, tmp_path, finished_run, capsys
+    ):
+        paths = tiny(
+            drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--img_size", "64",
+            "--learning_rate", "1e-30",
+        )  # fmt: skip
+        assert fates(capsys.readouterr().out) == {
+            "loaded": "43 tensors", "resized": "pos_embed (2x2 to 4x4 patches, bicubic)",
+            "new": "none", "unused": "none", "notes": "none",
+        }  # fmt: skip
+        before, after = (
+            torch.load(run.checkpoint, weights_only=True)["state_dict"]
+            for run in (finished_run, paths)
+        )
+        assert after["pos_embed"].shape == (1, 17, 64)
+        assert torch.equal(after["pos_embed"][:, 0], before["pos_embed"][:, 0])
+        rest = before.keys() - {"pos_embed"}
+        assert all(torch.equal(after[key], before[key]) for key in rest)
+
+    def test_another_size_of_model_is_refused(self, drawn, tmp_path, finished_run, capsys):
         code = train(
             f"--name a --dataset synthetic {TINY_TRAIN} {SUBSETS}", "--data_root", drawn,
-            "--output_dir", tmp_path / "out", "--pretrained", finished_run.checkpoint, *flags,
+            "--output_dir", tmp_path / "out", "--pretrained", finished_run.checkpoint,
+            "--model_type", "ViT-Ti_16",
         )  # fmt: skip
         error = capsys.readouterr().err
         assert code == 2
-        assert f"{finished_run.checkpoint} is testing at 32 px, not " in error
+        assert error == (
+            f"error: --pretrained {finished_run.checkpoint}: it has embed_dim 64, not 192, "
+            "depth 3, not 12, mlp_dim 128, not 768, num_heads 4, not 3; use --model_type testing\n"
+        )
         assert not (tmp_path / "out").exists()
 
 

@@ -106,7 +106,7 @@ def check_img_size(img_size: int, patch_size: int, slide_step: int | None = None
     Raises:
         InputError: names the values and what fits.
     """
-    if slide_step is None:
+    if slide_step is None or slide_step == patch_size:
         if img_size % patch_size:
             nearest = max(1, round(img_size / patch_size)) * patch_size
             raise InputError(

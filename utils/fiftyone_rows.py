@@ -84,6 +84,27 @@ def _check_labels(sample: "fo.Sample") -> None:
             raise CheckFailed(f"{name}: confidence is {label.confidence!r}, not a float in 0..1")
     if sample["correct"] != (truth.label == predicted.label):
         raise CheckFailed("correct contradicts the labels")
+    if sample.has_field("parts"):  # only models that select parts have them
+        _check_parts(sample["parts"])
+
+
+def _check_parts(parts: object) -> None:
+    """Check the selected parts as FiftyOne understood them: it takes points that lie anywhere."""
+    import fiftyone as fo
+
+    if not isinstance(parts, fo.Keypoints):
+        raise CheckFailed(f"parts loads as {type(parts).__name__}, not as Keypoints: see its _cls")
+    if not parts.keypoints:
+        raise CheckFailed("parts has no keypoints")
+    for number, keypoint in enumerate(parts.keypoints):
+        name = f"parts.keypoints[{number}]"
+        if not _is_text(keypoint.label):
+            raise CheckFailed(f"{name} has no label text: {keypoint.label!r}")
+        if not keypoint.points:
+            raise CheckFailed(f"{name} has no points")
+        for point in keypoint.points:
+            if not all(map(_is_share, point)):
+                raise CheckFailed(f"{name}: {point!r} is not x and y as floats in 0..1")
 
 
 def load_errors() -> tuple[type[Exception], ...]:

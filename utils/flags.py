@@ -62,7 +62,7 @@ _cosine = _number(float, lambda x: -1 <= x <= 1, "a number from -1 to 1")
 
 
 def _frozen_part(text: str) -> str:
-    if text not in ("none", "backbone") and not re.fullmatch(r"[1-9]\d{0,3}", text):
+    if text not in ("none", "backbone") and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither none, backbone nor a whole number")
     return text
 

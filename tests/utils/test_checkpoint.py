@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 
 from models.build import build_model
 from models.configs import get_config
-from utils.checkpoint import Checkpoint, checkpoint_id, load_checkpoint, save_checkpoint
+from utils.checkpoint import (
+    Checkpoint,
+    checkpoint_id,
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from utils.errors import InputError
 
 
@@ -376,6 +382,53 @@ class TestFields:
     def test_that_nobody_could_use(self, tmp_path, changes):
         """Found while loading, or it would be found after the first write, as a traceback."""
         self.refuse(tmp_path, r"checkpoint .*ckpt.bin", **changes)
+
+
+class TestIsCheckpoint:
+    """What is ours and damaged must be refused as ours, not be taken for somebody else's."""
+
+    def test_knows_its_own(self, tmp_path, whole):
+        assert is_checkpoint(whole)
+        save_checkpoint(tmp_path / "any name.pth", small())
+        assert is_checkpoint(tmp_path / "any name.pth")
+        long = small(classes=["x" * 50] * 500, metrics={"more": "y" * 10_000})
+        save_checkpoint(tmp_path / "long", long)
+        assert is_checkpoint(tmp_path / "long")
+
+    @pytest.mark.parametrize("keep", [200, 1000, 0.5, -1, -64, -86])
+    def test_knows_its_own_cut_short(self, tmp_path, whole, keep):
+        data = whole.read_bytes()
+        (tmp_path / "cut").write_bytes(data[: int(keep * len(data)) if keep == 0.5 else keep])
+        assert is_checkpoint(tmp_path / "cut")
+
+    def test_knows_its_own_with_a_bit_flipped(self, tmp_path, whole):
+        """Anywhere but where it says so: what says nothing is refused for its checksums."""
+        data = whole.read_bytes()
+        generator = np.random.default_rng(0)
+        positions = generator.integers(200, len(data), size=20).tolist()
+        for position in [0, *positions, *range(len(data) - 86, len(data), 5)]:
+            damaged = bytearray(data)
+            damaged[position] ^= 4
+            (tmp_path / "flipped").write_bytes(damaged)
+            assert is_checkpoint(tmp_path / "flipped"), position
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"", b"text", torch_bytes({"w": torch.zeros(3)}), b"PK\x05\x06" + bytes(18),
+            torch_bytes({"state_dict": {"w": torch.zeros(2000)}, "classes": ["a"]}),
+            torch_bytes({"format": "other checkpoint", "version": 1}),
+        ],
+        ids=["empty", "text", "state dict", "empty zip", "wrapped", "other format"],
+    )  # fmt: skip
+    def test_does_not_claim_what_others_wrote(self, tmp_path, content):
+        (tmp_path / "other").write_bytes(content)
+        assert not is_checkpoint(tmp_path / "other")
+
+    def test_names_what_cannot_be_read(self, tmp_path):
+        for path in (tmp_path / "absent", tmp_path):
+            with pytest.raises(InputError, match=f"^{path} cannot be read "):
+                is_checkpoint(path)
 
 
 class TestCheckpointId:

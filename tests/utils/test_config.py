@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
-from models.configs import model_names, patch_sizes
+from models.build import build_model
+from models.configs import get_config, model_names, patch_sizes
 from utils.config import (
+    check_freeze,
     check_img_size,
     parse_eval_args,
     parse_train_args,
     resolve_from_checkpoint,
     resolve_length,
+    resolve_model,
 )
 from utils.errors import InputError
-from utils.flags import MAX_WARMUP_STEPS
+from utils.flags import DEPENDENT, MAX_WARMUP_STEPS
 
 PATCHES = patch_sizes()
 TOO_LONG = "x" * 300  # longer than a file name may be
@@ -136,6 +139,146 @@ class TestImgSize:
             train_config(tmp_path, "--img_size", "100", "--model_type", "ViT-B_32")
         config = train_config(tmp_path, "--img_size", "224", "--model_type", "ViT-H_14")
         assert config.img_size == 224
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        img_size=st.integers(1, 300),
+        patch=st.sampled_from([14, 16, 32]),
+        slide_step=st.integers(1, 40),
+    )
+    def test_of_overlapping_patches_need_only_hold_one(self, img_size, patch, slide_step):
+        if slide_step > patch:
+            with pytest.raises(InputError, match=f"--slide_step {slide_step} is over .*{patch}: "):
+                check_img_size(img_size, patch, slide_step)
+        elif img_size < patch and slide_step < patch:
+            with pytest.raises(InputError, match=f"--img_size {img_size} is under .*{patch}$"):
+                check_img_size(img_size, patch, slide_step)
+        elif slide_step < patch or img_size % patch == 0:
+            check_img_size(img_size, patch, slide_step)
+
+    @settings(max_examples=60, deadline=None)
+    @given(img_size=st.integers(1, 70), slide_step=st.integers(1, 20))
+    def test_that_is_taken_makes_a_model(self, img_size, slide_step):
+        """What the check lets through must not fail later, when the model is built."""
+        with contextlib.suppress(InputError):
+            check_img_size(img_size, 16, slide_step)
+            build_model(get_config("testing", img_size, patch_stride=slide_step), 2)
+
+    def test_of_overlapping_patches_is_checked_by_train(self, tmp_path):
+        overlap = ["--split", "overlap"]
+        assert train_config(tmp_path, *overlap, "--img_size", "65").img_size == 65
+        with pytest.raises(InputError, match=r"--img_size 15 is under the patch, 16"):
+            train_config(tmp_path, *overlap, "--img_size", "15")
+        with pytest.raises(InputError, match=r"--slide_step 17 is over the patch, 16"):
+            train_config(tmp_path, *overlap, "--slide_step", "17")
+        with pytest.raises(InputError, match=r"--slide_step 15 is over the patch, 14"):
+            train_config(
+                tmp_path, *overlap, "--model_type", "ViT-S_14", "--img_size", "56",
+                "--slide_step", "15",
+            )  # fmt: skip
+
+
+# A value of each dependent flag that is not its default, and argv that gives it a meaning.
+DEPENDENT_ARGV = {
+    "slide_step": (["--slide_step", "8"], ["--split", "overlap"], 8),
+    "contrastive_weight": (["--contrastive_weight", "0"], ["--head", "parts"], 0.0),
+    "contrastive_margin": (["--contrastive_margin", "-0.5"], ["--head", "parts"], -0.5),
+    "contrastive_scope": (["--contrastive_scope", "effective"], ["--head", "parts"], "effective"),
+    "layer_decay": (["--layer_decay", "0.75"], ["--optimizer", "adamw"], 0.75),
+    "pretrained_profile": (["--pretrained_profile", "clip"], ["--pretrained", "WEIGHTS"], "clip"),
+    "pos_resample": (["--pos_resample", "bilinear"], ["--pretrained", "WEIGHTS"], "bilinear"),
+    "part_init": (
+        ["--part_init", "random"], ["--pretrained", "WEIGHTS", "--head", "parts"], "random",
+    ),
+}  # fmt: skip
+
+
+class TestDependentFlags:
+    @pytest.fixture
+    def parse(self, tmp_path):
+        (tmp_path / "weights").touch()
+
+        def run(*argv: str) -> FrozenConfigDict:
+            given = [str(tmp_path / "weights") if a == "WEIGHTS" else a for a in argv]
+            return train_config(tmp_path / "out", *given)
+
+        return run
+
+    def test_are_all_in_the_table_above(self):
+        assert DEPENDENT_ARGV.keys() == DEPENDENT.keys()
+
+    @pytest.mark.parametrize("flag", DEPENDENT)
+    def test_without_the_other_are_refused(self, parse, flag):
+        argv, (needed, *_), _ = DEPENDENT_ARGV[flag]
+        with pytest.raises(InputError, match=f"^--{flag} means nothing without {needed}"):
+            parse(*argv)
+
+    @pytest.mark.parametrize("flag", DEPENDENT)
+    def test_that_repeat_their_default_are_refused_too(self, parse, flag):
+        """What was typed and has no effect is said, whatever its value."""
+        _, (needed, *_), _ = DEPENDENT_ARGV[flag]
+        default = DEPENDENT[flag][2]
+        with pytest.raises(InputError, match=f"^--{flag} means nothing without {needed}"):
+            parse(f"--{flag}={default}")
+
+    @pytest.mark.parametrize("flag", DEPENDENT)
+    def test_with_the_other_are_taken(self, parse, flag):
+        argv, needed, value = DEPENDENT_ARGV[flag]
+        assert parse(*argv, *needed)[flag] == value
+        assert value != DEPENDENT[flag][2]
+
+    @pytest.mark.parametrize("flag", DEPENDENT)
+    def test_have_a_default_only_with_the_other(self, parse, flag):
+        _, needed, _ = DEPENDENT_ARGV[flag]
+        assert parse(*needed)[flag] == DEPENDENT[flag][2]
+        assert parse()[flag] is None
+
+    def test_part_init_needs_both(self, parse):
+        random = ["--part_init", "random"]
+        with pytest.raises(InputError, match=r"^--part_init means nothing without --head parts$"):
+            parse(*random, "--pretrained", "WEIGHTS")
+        with pytest.raises(InputError, match=r"^--part_init means nothing without --pretrained$"):
+            parse(*random, "--head", "parts")
+        assert parse("--pretrained", "WEIGHTS").part_init is None
+
+    def test_with_the_wrong_value_of_the_other_are_refused(self, parse):
+        with pytest.raises(
+            InputError, match=r"^--slide_step means nothing without --split overlap"
+        ):
+            parse("--slide_step", "8", "--split", "non-overlap")
+        with pytest.raises(InputError, match=r"without --optimizer adamw$"):
+            parse("--layer_decay", "0.5", "--optimizer", "sgd")
+        with pytest.raises(InputError, match=r"without --head parts$"):
+            parse("--contrastive_weight", "1", "--head", "token")
+
+
+class TestFreeze:
+    @pytest.mark.parametrize("freeze", ["none", "backbone", "1", "3"])
+    def test_of_what_is_there_is_taken(self, tmp_path, freeze):
+        config = train_config(tmp_path, "--freeze", freeze)
+        assert config.freeze == freeze
+        check_freeze(config, depth=3)
+
+    @pytest.mark.parametrize("freeze", ["4", "9999"])
+    def test_of_more_blocks_than_there_are_names_both(self, tmp_path, freeze):
+        config = train_config(tmp_path, "--freeze", freeze)
+        with pytest.raises(InputError, match=f"^--freeze {freeze}: testing has 3 blocks$"):
+            check_freeze(config, depth=3)
+
+
+class TestModel:
+    def test_is_recorded_with_its_normalisation(self, tmp_path):
+        config = train_config(tmp_path)
+        model = get_config("testing", 64, head="parts", dropout=0.1).to_dict()
+        normalization = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        resolved = resolve_model(config, model, normalization)
+        assert resolved.model.to_dict() == model
+        assert resolved.normalization.to_dict() == normalization
+        rest = {k: v for k, v in resolved.items() if k not in ("model", "normalization")}
+        assert rest == config.to_dict()
+        with pytest.raises(AttributeError, match="immutable"):
+            resolved.model.depth = 1
+        assert json.loads(resolved.to_json())["model"] == model
 
 
 class TestAccumulation:

@@ -1,6 +1,7 @@
 """utils/dist_util.py: config hash, environment hash and check, the env stamp.
 
-Device choice is tested with the other Mac matters, in tests/test_mac*.py.
+Device choice is tested with the other Mac matters, in tests/test_mac*.py; here, how a batch is cut
+to what MPS computes right.
 """
 
 import hashlib
@@ -16,30 +17,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
-from models.configs import model_names, patch_sizes
-from utils.config import parse_eval_args, parse_train_args, resolve_from_checkpoint, resolve_length
+from models.configs import get_config, model_names, num_tokens, patch_sizes
+from utils.config import (
+    parse_eval_args,
+    parse_train_args,
+    resolve_from_checkpoint,
+    resolve_length,
+    resolve_model,
+)
 from utils.dist_util import (
     CONTENT_KEYS,
     build_env_stamp,
     check_env,
     config_hash,
     env_hash,
+    fit_micro_batches,
     installed_versions,
     new_run_id,
 )
 from utils.errors import InputError
 from utils.files import sha256_file, write_json
+from utils.pipeline import NORMALIZATION
 
-CPU = torch.device("cpu")
+CPU, MPS = torch.device("cpu"), torch.device("mps")
 
-# What says only where things live, how fast they load or how often they are printed.
-NOT_HASHED = ("name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every")
+# What says only where things live, how fast they load, how often they are printed, and what memory
+# they take.
+NOT_HASHED = (
+    "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
+    "grad_checkpointing",
+)  # fmt: skip
 
 TRAIN = parse_train_args(
     ["--name", "a", "--dataset", "synthetic", "--model_type", "testing", "--img_size", "64"],
     patch_sizes(),
 )
 TRAIN = resolve_length(TRAIN, 200)
+TRAIN = resolve_model(TRAIN, get_config("testing", 64).to_dict(), NORMALIZATION)
 
 
 def changed(config: FrozenConfigDict, **changes) -> FrozenConfigDict:
@@ -60,6 +74,17 @@ class TestConfigHash:
     def test_changes_with_every_field_of_the_experiment_alone(self, key):
         other = changed(TRAIN, **{key: another(TRAIN[key])})
         assert (config_hash(other) == config_hash(TRAIN)) is (key in NOT_HASHED)
+
+    @pytest.mark.parametrize("key", sorted(TRAIN.model))
+    def test_changes_with_every_field_of_the_model(self, key):
+        model = TRAIN.model.to_dict()
+        other = changed(TRAIN, model={**model, key: another(model[key])})
+        assert config_hash(other) != config_hash(TRAIN)
+
+    @pytest.mark.parametrize("key", ["mean", "std"])
+    def test_changes_with_the_normalisation(self, key):
+        normalization = {**NORMALIZATION, key: (0.5, 0.5, 0.51)}
+        assert config_hash(changed(TRAIN, normalization=normalization)) != config_hash(TRAIN)
 
     def test_is_a_sha256_that_knows_no_order(self):
         assert re.fullmatch(r"[0-9a-f]{64}", config_hash(TRAIN))
@@ -115,6 +140,71 @@ class TestConfigHash:
                 assert config_hash(changed(config, **{key: another(config[key])})) != first, key
         checkpoint.write_bytes(b"other weights")
         assert config_hash(config) != first
+
+
+ROWS = 32_766  # batch x tokens up to which weight gradients are right on MPS
+
+
+class TestFitMicroBatches:
+    @settings(max_examples=500, deadline=None)
+    @given(data=st.data(), batch=st.integers(1, 400), tokens=st.integers(1, 33_000))
+    def test_cuts_as_little_as_fits(self, data, batch, tokens):
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        asked = data.draw(st.sampled_from(divisors))
+        fitting = [n for n in divisors if batch // n * tokens <= ROWS]
+        if not fitting:
+            with pytest.raises(InputError, match=r"wrong gradients; use a smaller --img_size$"):
+                fit_micro_batches(MPS, batch, asked, tokens, may_split=True)
+            return
+        found = fit_micro_batches(MPS, batch, asked, tokens, may_split=True)
+        assert found == (asked if asked in fitting else min(fitting))
+        assert found >= asked
+        assert batch % found == 0
+
+    @settings(max_examples=500, deadline=None)
+    @given(data=st.data(), batch=st.integers(1, 400), tokens=st.integers(1, 33_000))
+    def test_that_may_not_cut_says_what_does(self, data, batch, tokens):
+        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+        asked = data.draw(st.sampled_from(divisors))
+        fitting = [n for n in divisors if batch // n * tokens <= ROWS]
+        if asked in fitting:
+            assert fit_micro_batches(MPS, batch, asked, tokens, may_split=False) == asked
+            return
+        advice = "a smaller --img_size"
+        if fitting:
+            advice = (
+                f"--gradient_accumulation_steps {min(fitting)} or --contrastive_scope effective"
+            )
+        message = (
+            f"^a micro-batch of {batch // asked} images of {tokens} tokens is over {ROWS} rows, "
+            f"for which MPS computes wrong gradients; use {advice}$"
+        )
+        with pytest.raises(InputError, match=message):
+            fit_micro_batches(MPS, batch, asked, tokens, may_split=False)
+        if fitting:  # the advice is good
+            assert fit_micro_batches(MPS, batch, min(fitting), tokens, False) == min(fitting)
+
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data(), batch=st.integers(1, 10_000), tokens=st.integers(1, 10**6))
+    def test_leaves_other_devices_alone(self, data, batch, tokens):
+        asked = data.draw(st.sampled_from([n for n in (1, 2, 5, batch) if batch % n == 0]))
+        for device in (CPU, torch.device("cuda")):
+            for may_split in (True, False):
+                assert fit_micro_batches(device, batch, asked, tokens, may_split) == asked
+
+    @pytest.mark.parametrize(
+        ("fields", "tokens", "largest"),
+        [({}, 785, 41), ({"patch_stride": 12}, 1370, 23)],
+        ids=["non-overlap", "overlap"],
+    )
+    def test_at_448_px(self, fields, tokens, largest):
+        """The numbers of the fact sheet."""
+        assert num_tokens(get_config("ViT-B_16", 448, head="parts", **fields)) == tokens
+        assert fit_micro_batches(MPS, largest, 1, tokens, may_split=False) == 1
+        cut = fit_micro_batches(MPS, 2 * largest + 2, 1, tokens, may_split=True)
+        assert (2 * largest + 2) // cut <= largest
+        with pytest.raises(InputError, match=f"a micro-batch of {largest + 1} images of {tokens}"):
+            fit_micro_batches(MPS, largest + 1, 1, tokens, may_split=False)
 
 
 class TestRunId:

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from models.build import build_model
 from models.configs import get_config
-from models.losses import classification_loss
+from models.losses import Objective, classification_loss
+from models.recompute import recomputed
 from utils.engine import Normalizer, StepResult, TrainMeter, evaluate, train_step
 from utils.errors import RunError
-from utils.pipeline import NORMALIZATION, Batch, eval_loader
+from utils.pipeline import NORMALIZATION, Batch, crop_to_image, eval_loader
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 32, 5
@@ -135,6 +136,151 @@ class TestTrainStep:
         assert losses[-1] < losses[0] / 2
 
 
+def selecting_model(**fields):
+    """The `testing` model with part selection, every weight away from where it starts."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build_model(get_config("testing", SIZE, head="parts", **fields), CLASSES)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def gradients_of(model, objective, micro_batches, joint_forward=None, seed=0):
+    """The loss and the gradient of every parameter, as the optimizer meets them."""
+    model = copy.deepcopy(model)
+    if joint_forward is recomputed:
+        joint_forward = functools.partial(recomputed, model)
+    elif joint_forward == "remembered":
+        joint_forward = model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    met = {}
+
+    def note(*_):
+        met.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    optimizer.register_step_pre_hook(note)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        result = train_step(
+            model, objective, optimizer, micro_batches, NORMALIZE, 1e9, joint_forward
+        )
+    return result, met
+
+
+def largest_difference(given, expected) -> float:
+    """Between two sets of gradients, each relative to the largest entry of its tensor."""
+    assert given.keys() == expected.keys()
+    differences = [
+        ((given[name] - gradient).abs().max() / gradient.abs().max()).item()
+        for name, gradient in expected.items()
+    ]
+    return max(differences)
+
+
+WEIGHTS = torch.tensor([0.3, 2.0, 1.0, 0.7, 1.6])
+OBJECTIVES = {
+    "contrast": Objective(contrastive_weight=1.0),
+    "weighted": Objective(0.0, WEIGHTS, 1.0, 0.2),
+    "smoothed": Objective(0.1, None, 0.5, -0.1),
+    "all": Objective(0.2, WEIGHTS, 2.0, 0.0),
+}
+
+
+class TestJointStep:
+    """The loss over all micro-batches together, each computed again for its gradient."""
+
+    @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+    @pytest.mark.parametrize("count", [1, 2, 4, 8])
+    def test_does_not_depend_on_the_number_of_micro_batches(self, count, objective):
+        model, batch = selecting_model(), batch_of(8)
+        whole, expected = gradients_of(model, objective, [batch])
+        joint, given = gradients_of(model, objective, cut(batch, count), recomputed)
+        assert float(joint.loss) == pytest.approx(float(whole.loss), rel=1e-5)
+        assert int(joint.correct) == int(whole.correct)
+        assert joint.loss.shape == joint.correct.shape == ()
+        assert not joint.loss.requires_grad
+        assert largest_difference(given, expected) < 1e-5
+
+    @pytest.mark.parametrize("count", [2, 4, 8])
+    def test_is_another_than_the_mean_over_micro_batches(self, count):
+        model, batch, objective = selecting_model(), batch_of(8), OBJECTIVES["contrast"]
+        whole, expected = gradients_of(model, objective, [batch])
+        micro, given = gradients_of(model, objective, cut(batch, count))
+        assert abs(float(micro.loss) - float(whole.loss)) > 1e-3
+        assert largest_difference(given, expected) > 0.1
+
+    @pytest.mark.parametrize("count", [2, 8])
+    def test_of_a_mean_over_samples_is_the_accumulated_one(self, count):
+        model, batch, objective = selecting_model(), batch_of(8), Objective(0.1, WEIGHTS)
+        micro, expected = gradients_of(model, objective, cut(batch, count))
+        joint, given = gradients_of(model, objective, cut(batch, count), recomputed)
+        assert float(joint.loss) == pytest.approx(float(micro.loss), rel=1e-6)
+        assert largest_difference(given, expected) < 1e-5
+
+    @pytest.mark.parametrize("fields", [{"dropout": 0.3}, {"drop_path": 0.5}])
+    @pytest.mark.parametrize("grad_checkpointing", [False, True])
+    def test_draws_again_what_it_drew(self, fields, grad_checkpointing):
+        model, micro_batches = selecting_model(**fields), cut(batch_of(8), 4)
+        model.grad_checkpointing = grad_checkpointing
+        objective = OBJECTIVES["all"]
+        joint, given = gradients_of(model, objective, micro_batches, recomputed)
+        model.grad_checkpointing = False
+        kept, expected = gradients_of(model, objective, micro_batches, "remembered")
+        assert float(joint.loss) == float(kept.loss)
+        assert largest_difference(given, expected) < 1e-6
+        other, _ = gradients_of(model, objective, micro_batches, "remembered", seed=1)
+        assert float(other.loss) != float(kept.loss)
+
+    def test_leaves_the_generator_where_one_pass_leaves_it(self):
+        """Else what the next step draws would depend on how memory is saved."""
+        model, micro_batches = selecting_model(dropout=0.3), cut(batch_of(8), 4)
+        states = []
+        for forward in (functools.partial(recomputed, model), model):
+            torch.manual_seed(0)
+            twin = copy.deepcopy(model)
+            optimizer = torch.optim.SGD(twin.parameters(), lr=0.0)
+            train_step(model, OBJECTIVES["all"], optimizer, micro_batches, NORMALIZE, 1.0, forward)
+            states.append(torch.get_rng_state())
+        assert torch.equal(*states)
+
+    def test_remembers_less_than_one_piece(self):
+        def remembered(micro_batches, joint_forward) -> int:
+            saved = {}  # by address; held, so that no address is used twice
+
+            def pack(tensor):
+                owner = tensor if tensor._base is None else tensor._base
+                if not isinstance(owner, torch.nn.Parameter):
+                    saved[tensor.untyped_storage().data_ptr()] = tensor
+                return tensor
+
+            model = selecting_model()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                gradients_of(model, OBJECTIVES["contrast"], micro_batches, joint_forward)
+            return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+        batch = batch_of(8)
+        joint = remembered(cut(batch, 4), recomputed)
+        kept = remembered(cut(batch, 4), "remembered")
+        whole = remembered([batch], None)
+        images = NORMALIZE(batch.images).nbytes
+        assert images < joint
+        assert joint - images < (kept - images) / 10
+        assert kept == pytest.approx(whole, rel=0.1)
+
+    def test_clips_and_leaves_no_gradient_behind(self):
+        model = selecting_model()
+        before = flat(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        train_step(
+            model, OBJECTIVES["contrast"], optimizer, cut(batch_of(8), 4), NORMALIZE, 0.1,
+            functools.partial(recomputed, model),
+        )  # fmt: skip
+        assert (flat(model) - before).norm().item() == pytest.approx(0.1, rel=2e-2)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
 class TestTrainMeter:
     def result(self, loss: float, correct: int) -> StepResult:
         return StepResult(torch.tensor(loss), torch.tensor(correct))
@@ -202,6 +348,28 @@ class TestEvaluate:
             with torch.no_grad():
                 alone = model(NORMALIZE(image)).logits[0].numpy()
             assert np.allclose(evaluation.logits[position], alone, atol=1e-5)
+
+    def test_of_a_model_without_parts_has_none(self, model, split):
+        assert evaluate(model, eval_loader(split, SIZE, 3, 0, CPU), NORMALIZE).parts is None
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 7])
+    def test_gives_parts_on_the_original_image(self, split, batch_size):
+        """Photos of several sizes: each sample's points go back by its own."""
+        model = selecting_model()
+        loader = eval_loader(split, SIZE, batch_size, 0, CPU)
+        parts = evaluate(model, loader, NORMALIZE).parts
+        assert (parts.shape, parts.dtype) == ((7, 4, 2), np.float64)
+        model.eval()
+        seen = set()
+        for position in range(7):
+            sample = loader.dataset[0, position]
+            with torch.no_grad():
+                square = model(NORMALIZE(sample.images[None])).parts.numpy()
+            expected = crop_to_image(square, sample.sizes[None].numpy(), SIZE)[0]
+            assert np.array_equal(parts[position], expected)
+            assert ((expected > 0) & (expected < 1)).all()
+            seen.add(tuple(sample.sizes.tolist()))
+        assert len(seen) > 3
 
     @pytest.mark.parametrize("training", [True, False])
     def test_restores_the_mode_and_leaves_the_model_alone(self, model, split, training):

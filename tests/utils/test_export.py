@@ -33,6 +33,12 @@ def evaluation_of(samples: int, classes: int, seed: int = 0) -> Evaluation:
     return Evaluation(logits, generator.integers(0, classes, samples))
 
 
+def with_parts(evaluation: Evaluation, heads: int = 4, seed: int = 0) -> Evaluation:
+    samples = len(evaluation.labels)
+    points = np.random.default_rng(seed).uniform(0, 1, (samples, heads, 2))
+    return evaluation._replace(parts=points)
+
+
 def split_of(make_split, evaluation: Evaluation, root):
     labels, classes = evaluation.labels.tolist(), evaluation.logits.shape[1]
     return make_split(root, labels, num_classes=classes, photos=False)
@@ -136,6 +142,33 @@ class TestRows:
         write_predictions(path, prediction_rows(evaluation, split, "demo", "id", True))
         assert "Blüten" in path.read_text("utf-8")
 
+    @pytest.mark.parametrize("heads", [1, 4])
+    def test_hold_a_keypoint_for_every_head(self, rows_of, heads):
+        evaluation = with_parts(evaluation_of(5, 3), heads)
+        rows, bare = rows_of(evaluation), rows_of(evaluation._replace(parts=None))
+        for i, (row, without) in enumerate(zip(rows, bare, strict=True)):
+            assert {key: type(value) for key, value in row.items()} == {**SCHEMA, "parts": dict}
+            assert row.pop("parts") == {
+                "_cls": "Keypoints",
+                "keypoints": [
+                    {
+                        "_cls": "Keypoint",
+                        "label": f"head {head}",
+                        "points": [[float(x) for x in evaluation.parts[i, head]]],
+                    }
+                    for head in range(heads)
+                ],
+            }
+            assert row == without  # and nothing else changes
+
+    def test_hold_points_as_exact_floats(self, rows_of):
+        """FiftyOne takes no ints where floats are wanted, and JSON must give the same bits back."""
+        points = np.array([[[0.0, 1.0], [1 / 3, 0.1]]])
+        (row,) = rows_of(evaluation_of(1, 2)._replace(parts=points))
+        read = [keypoint["points"] for keypoint in row["parts"]["keypoints"]]
+        assert read == [[[0.0, 1.0]], [[1 / 3, 0.1]]]
+        assert all(type(value) is float for (point,) in read for value in point)
+
 
 class TestDigest:
     def digest(self, tmp_path, rows) -> str:
@@ -177,6 +210,18 @@ class TestDigest:
         value = holder[last]
         holder[last] = value + "x" if isinstance(value, str) else math.nextafter(value, math.inf)
         assert self.digest(tmp_path, rows) != first
+
+    def test_sees_the_parts(self, rows_of, tmp_path):
+        evaluation = evaluation_of(3, 4)
+        digests = [self.digest(tmp_path, rows_of(evaluation))]
+        for parts in (with_parts(evaluation), with_parts(evaluation, seed=1)):
+            digests.append(self.digest(tmp_path, rows_of(parts)))
+        rows = rows_of(with_parts(evaluation))
+        point = rows[2]["parts"]["keypoints"][3]["points"][0]
+        point[1] = math.nextafter(point[1], math.inf)
+        digests.append(self.digest(tmp_path, rows))
+        assert len(set(digests)) == 4
+        assert self.digest(tmp_path, rows_of(with_parts(evaluation))) == digests[1]
 
     def test_ignores_spelling(self, rows_of, tmp_path):
         rows = rows_of(evaluation_of(2, 3))
@@ -225,7 +270,8 @@ class TestExport:
         evaluation.labels[evaluation.labels == 3] = 0  # a class without samples
         split = split_of(make_split, evaluation, tmp_path / "photos")
         paths = RunPaths(tmp_path / "output", "demo")
-        metrics = {**summarize(evaluation.logits, evaluation.labels), "checkpoint_id": "0123456789ab", "split": "val"}
+        metrics = summarize(evaluation.logits, evaluation.labels)
+        metrics |= {"checkpoint_id": "0123456789ab", "split": "val"}
         digest = export_evaluation(paths, evaluation, split, metrics, export_logits=False)
         return evaluation, paths, metrics, digest
 

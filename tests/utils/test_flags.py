@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import InputError
-from utils.flags import build_eval_parser, build_train_parser
+from utils.flags import DEPENDENT, build_eval_parser, build_train_parser
 
 MODELS = ("testing", "ViT-B_16")
 REQUIRED = {"train": ["--name", "a"], "eval": ["--name", "a", "--checkpoint", "ckpt.bin"]}
@@ -18,14 +18,16 @@ REQUIRED = {"train": ["--name", "a"], "eval": ["--name", "a", "--checkpoint", "c
 POSITIVE_INTS = {
     "train": [
         "img_size", "num_steps", "epochs", "eval_every", "train_batch_size", "eval_batch_size",
-        "gradient_accumulation_steps", "log_every",
+        "gradient_accumulation_steps", "log_every", "slide_step",
     ],
     "eval": ["img_size", "eval_batch_size"],
 }  # fmt: skip
 COUNTS = {"train": ["num_workers", "warmup_steps"], "eval": ["num_workers"]}
 POSITIVES = {"train": ["learning_rate", "max_grad_norm"], "eval": []}
-NON_NEGATIVES = {"train": ["weight_decay"], "eval": []}
-FRACTIONS = {"train": ["momentum", "smoothing_value"], "eval": []}
+NON_NEGATIVES = {"train": ["weight_decay", "contrastive_weight"], "eval": []}
+FRACTIONS = {"train": ["momentum", "smoothing_value", "dropout", "drop_path"], "eval": []}
+FACTORS = {"train": ["layer_decay"], "eval": []}
+COSINES = {"train": ["contrastive_margin"], "eval": []}
 SEEDS = {"train": ["seed"], "eval": ["seed"]}
 
 NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "0x10", "1,5", "None", "True", "1e999"]
@@ -60,6 +62,8 @@ class TestNumbers:
             *cases(POSITIVES, [*NO_NUMBERS, "0", "-0.0", "-1e-9", "1e-999"]),
             *cases(NON_NEGATIVES, [*NO_NUMBERS, "-1e-9"]),
             *cases(FRACTIONS, [*NO_NUMBERS, "1", "1.0001", "-0.1"]),
+            *cases(FACTORS, [*NO_NUMBERS, "0", "-0.0", "-0.5", "1.0001"]),
+            *cases(COSINES, [*NO_NUMBERS, "1.0001", "-1.0001"]),
         ],
     )
     def test_that_are_wrong_are_refused_by_flag(self, entrypoint, flag, value):
@@ -77,6 +81,8 @@ class TestNumbers:
             *cases(POSITIVES, ["1e-9", "3e-2", "7"]),
             *cases(NON_NEGATIVES, ["0", "0.1", "-0.0"]),
             *cases(FRACTIONS, ["0", "0.999"]),
+            *cases(FACTORS, ["1e-9", "0.75", "1"]),
+            *cases(COSINES, ["-1", "0", "0.4", "1"]),
         ],
     )
     def test_that_are_right_are_taken(self, entrypoint, flag, value):
@@ -97,7 +103,9 @@ class TestNumbers:
                 with contextlib.suppress(argparse.ArgumentTypeError):
                     if action.type and isinstance(action.type(probe), int | float):
                         numeric.add(action.dest)
-        tables = (POSITIVE_INTS, COUNTS, SEEDS, POSITIVES, NON_NEGATIVES, FRACTIONS)
+        tables = (
+            POSITIVE_INTS, COUNTS, SEEDS, POSITIVES, NON_NEGATIVES, FRACTIONS, FACTORS, COSINES,
+        )  # fmt: skip
         assert numeric == {flag for table in tables for flag in table[entrypoint]}
 
     @settings(max_examples=100, deadline=None)
@@ -188,6 +196,14 @@ class TestParsers:
             (["--optimizer", "adam"], "--optimizer: invalid choice.*adamw"),
             (["--decay_type", "step"], "--decay_type: invalid choice.*cosine"),
             (["--num_steps", "1", "--epochs", "1"], "not allowed with argument"),
+            (["--head", "cls"], "--head: invalid choice.*token.*parts"),
+            (["--split", "overlapping"], "--split: invalid choice.*non-overlap.*overlap"),
+            (["--pretrained_profile", "vit"], "--pretrained_profile: invalid choice.*auto.*google"),
+            (["--pos_resample", "nearest"], "--pos_resample: invalid choice.*bicubic"),
+            (["--part_init", "zero"], "--part_init: invalid choice.*pretrained.*random"),
+            (["--class_weights", "on"], "--class_weights: invalid choice.*balanced"),
+            (["--contrastive_scope", "all"], "--contrastive_scope: invalid choice.*micro"),
+            (["--grad_checkpointing", "on"], "unrecognized arguments: on"),
         ],
     )
     def test_train_refuses_choices(self, argv, message):
@@ -217,10 +233,45 @@ class TestParsers:
             "train_split", "tiny_train_subset", "pretrained", "optimizer", "momentum", "num_steps",
             "epochs", "eval_every", "train_batch_size", "learning_rate", "weight_decay",
             "decay_type", "warmup_steps", "max_grad_norm", "gradient_accumulation_steps",
-            "smoothing_value", "log_every",
+            "smoothing_value", "log_every", "head", "split", "slide_step", "dropout", "drop_path",
+            "pretrained_profile", "pos_resample", "part_init", "freeze", "class_weights",
+            "layer_decay", "grad_checkpointing", "contrastive_weight", "contrastive_margin",
+            "contrastive_scope",
         ]  # fmt: skip
         assert set(vars(parse("train"))) == {*shared, *training}
         assert set(vars(parse("eval"))) == {*shared, "checkpoint"}
+
+    @pytest.mark.parametrize("value", ["none", "backbone", "1", "12", "9999"])
+    def test_take_what_can_be_frozen(self, value):
+        assert parse("train", "--freeze", value).freeze == value
+
+    @pytest.mark.parametrize(
+        "value",
+        ["", "0", "-1", "01", "1.5", "1e3", "all", "head", "None", "Backbone", "backbone ", " 1",
+         "1 ", "1\n", "10000", "٣", "1٣", "²"],
+    )  # fmt: skip
+    def test_refuse_what_cannot_be_frozen(self, value):
+        message = r"--freeze: .* is neither none, backbone nor a whole number"
+        with pytest.raises(InputError, match=message) as caught:
+            parse("train", f"--freeze={value}")
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_remember_nothing_twice_unless_asked(self):
+        assert parse("train").grad_checkpointing is False
+        assert parse("train", "--grad_checkpointing").grad_checkpointing is True
+        assert (
+            parse("train", "--grad_checkpointing", "--no-grad_checkpointing").grad_checkpointing
+            is False
+        )
+
+    def test_dependent_flags_are_flags_without_a_default_of_their_own(self):
+        """So that one that was typed can be told from one that was not."""
+        values = vars(parse("train"))
+        for flag, (needed, meanings, _) in DEPENDENT.items():
+            assert values[flag] is None, flag
+            assert needed in values
+            action = next(a for a in parser_of("train")._actions if a.dest == needed)
+            assert not meanings or set(meanings) <= set(action.choices), flag
 
     def test_defaults_of_the_contract(self):
         values = parse("train")
@@ -229,6 +280,8 @@ class TestParsers:
             "ViT-B_16",
             "auto",
         )
+        assert (values.head, values.split, values.freeze) == ("token", "non-overlap", "none")
+        assert (values.dropout, values.drop_path, values.class_weights) == (0.0, 0.0, "none")
         assert parse("eval").model_type is None
         assert parse("eval").img_size is None
 
@@ -238,7 +291,9 @@ class TestParsers:
             parser_of(entrypoint).parse_args(["--help"])
         out, err = capsys.readouterr()
         assert err == ""
-        groups = ["data:", "model:", "run:", *(["optimisation:"] if entrypoint == "train" else [])]
+        groups = ["data:", "model:", "run:"]
+        if entrypoint == "train":
+            groups += ["optimisation:", "contrastive loss, with --head parts:"]
         for group in groups:
             assert f"\n{group}\n" in out
         parser = parser_of(entrypoint)
