@@ -182,6 +182,11 @@ class Contenders:
         )
 
 
+def _rounds(step: str, pairs: int) -> int:
+    """Rounds to time a step in: an evaluation takes a third of a training step."""
+    return pairs if step == TRAIN else 2 * pairs
+
+
 def _memory(contender: Contender) -> int:
     """Peak bytes of a training step above weights, gradients and momentum."""
     contender.keeping_step()  # from here on gradients and momentum exist
@@ -194,7 +199,7 @@ def _against(
     """Ratios a / b of the named steps, timed in turn."""
     figures = {}
     for step in steps:
-        times = in_turn({"a": a.actions()[step], "b": b.actions()[step]}, pairs)
+        times = in_turn({"a": a.actions()[step], "b": b.actions()[step]}, _rounds(step, pairs))
         figures[step] = ratio_of(times["a"], times["b"])
     return figures
 
@@ -240,7 +245,8 @@ def plain_figures(pairs: int) -> dict[str, Any]:
     figures = {}
     for step in (TRAIN, EVAL):
         log.info("plain models at %d px, batch %d: %s", PLAIN_SIZE, PLAIN_BATCH, step)
-        times = in_turn({name: model.actions()[step] for name, model in models.items()}, pairs)
+        actions = {name: model.actions()[step] for name, model in models.items()}
+        times = in_turn(actions, _rounds(step, pairs))
         plain = times.pop("plain")
         for name, seconds in times.items():
             figures[f"plain_over_{name}_{step}"] = ratio_of(plain, seconds)
