@@ -18,6 +18,9 @@ ELSEWHERE = {
     "scripts/test.sh": "the first line of .ci/run, with flags",
     'pytest -m "smoke_train or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     'pytest -m "smoke_eval or smoke" -q': "scripts/test.sh runs them all; test_project_files",
+    "python scripts/benchmark.py model --json figures.json --plot growth.png --check": (
+        "12 minutes; .ci/run takes 2 pairs and no growth"
+    ),
     "shasum -a 256 env_export.yml": "macOS's name of sha256sum",
     "python scripts/check_fiftyone.py --predictions output/flower_mps/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"

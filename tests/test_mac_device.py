@@ -22,10 +22,11 @@ from models import recompute
 from models.build import build_model, freeze
 from models.configs import get_config
 from models.losses import Objective
+from models.profiles import GOOGLE
 from utils import engine
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
-from utils.pipeline import NORMALIZATION, eval_loader, train_loader
+from utils.pipeline import eval_loader, train_loader
 from utils.scheduler import build_optimizer
 
 IMG_SIZE = 32
@@ -104,7 +105,7 @@ class Trained:
         self.joint_forward = (
             functools.partial(recompute.recomputed, self.model) if kind.is_joint else None
         )
-        self.normalize = engine.Normalizer(NORMALIZATION, device)
+        self.normalize = engine.Normalizer(GOOGLE.normalization, device)
         self.micro_batches = list(train_loader(split, IMG_SIZE, 4, 2, 0, 0, device))
         self.eval_loader = eval_loader(split.select(range(10)), IMG_SIZE, 4, 0, device)
 

@@ -20,9 +20,8 @@ REPO = Path(__file__).resolve().parent.parent
 ENV_EXPORT = REPO / "env_export.yml"
 NONE, MISSING = "none", "missing"
 
-# Of the config, what says only where things live, how fast they load how often they are printed,
-# or what memory they take.
-# Everything else is the experiment and enters the hash.
+# Of the config, what says only where things live, how fast they load, how often they are printed or
+# what memory they take. Everything else is the experiment and enters the hash.
 NOT_THE_EXPERIMENT = frozenset(
     {
         "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",

@@ -18,8 +18,6 @@ from utils.dataset import Split, decode_rgb
 
 # --- Transforms -----------------------------------------------------------------------------------
 
-# Mean and standard deviation per RGB channel, of pixels scaled to [0, 1] (Google's ViTs).
-NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 TRAIN_CROP_SCALE = (0.25, 1.0)  # area; smaller crops lose the flower
 EVAL_RESIZE = 8 / 7  # shorter side before the center crop, as 256 is to 224
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, model_names, num_tokens, patch_sizes
+from models.profiles import GOOGLE
 from utils.config import (
     parse_eval_args,
     parse_train_args,
@@ -37,7 +38,6 @@ from utils.dist_util import (
 )
 from utils.errors import InputError
 from utils.files import sha256_file, write_json
-from utils.pipeline import NORMALIZATION
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 
@@ -53,7 +53,7 @@ TRAIN = parse_train_args(
     patch_sizes(),
 )
 TRAIN = resolve_length(TRAIN, 200)
-TRAIN = resolve_model(TRAIN, get_config("testing", 64).to_dict(), NORMALIZATION)
+TRAIN = resolve_model(TRAIN, get_config("testing", 64).to_dict(), GOOGLE.normalization)
 
 
 def changed(config: FrozenConfigDict, **changes) -> FrozenConfigDict:
@@ -83,7 +83,7 @@ class TestConfigHash:
 
     @pytest.mark.parametrize("key", ["mean", "std"])
     def test_changes_with_the_normalisation(self, key):
-        normalization = {**NORMALIZATION, key: (0.5, 0.5, 0.51)}
+        normalization = {**GOOGLE.normalization, key: (0.5, 0.5, 0.51)}
         assert config_hash(changed(TRAIN, normalization=normalization)) != config_hash(TRAIN)
 
     def test_is_a_sha256_that_knows_no_order(self):

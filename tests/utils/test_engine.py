@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader, default_collate
 from models.build import build_model
 from models.configs import get_config
 from models.losses import Objective, classification_loss
+from models.profiles import GOOGLE
 from models.recompute import recomputed
 from utils.engine import Normalizer, StepResult, TrainMeter, evaluate, train_step
 from utils.errors import RunError
-from utils.pipeline import NORMALIZATION, Batch, crop_to_image, eval_loader
+from utils.pipeline import Batch, crop_to_image, eval_loader
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 32, 5
-NORMALIZE = Normalizer(NORMALIZATION, CPU)
+NORMALIZE = Normalizer(GOOGLE.normalization, CPU)
 LOSS = functools.partial(classification_loss, smoothing=0.0)
 
 
