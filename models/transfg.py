@@ -10,7 +10,7 @@ product of two is formed. The paper's code does the full product inside autograd
 passes an argmax.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from ml_collections import ConfigDict
@@ -102,23 +102,26 @@ class TransFG(Backbone):
         """Whether `--freeze backbone` leaves it: all but the part block, its norm and the head."""
         return not parameter.startswith(("part_block.", "part_norm.", "head."))
 
+    def _through_blocks(self, x: Tensor) -> tuple[Tensor, Iterator[QueriesKeys]]:
+        """(B, N, D) to (B, N, D), and the blocks' queries and keys, last block first."""
+        if self.grad_checkpointing:
+            # What a block is computed from again is kept anyway: its input.
+            inputs = []
+            for block in self.blocks:
+                inputs.append((block, x))
+                x, _ = recomputed(block.with_queries_keys, x)
+            return x, (block.queries_keys(tokens) for block, tokens in reversed(inputs))
+        layers = []
+        for block in self.blocks:
+            x, queries_keys = block.with_queries_keys(x)
+            layers.append(queries_keys)
+        return x, reversed(layers)
+
     def forward(self, images: Tensor) -> ViTOutput:
         """(B, 3, S, S) normalised float32 images to logits, features and selected parts."""
-        x = self._tokens(images)  # (B, N, D)
-        kept = []  # of each block: queries and keys, or what they are computed from again
-        for block in self.blocks:
-            if self.grad_checkpointing:
-                kept.append((block, x))
-                x, _ = recomputed(block.with_queries_keys, x)
-            else:
-                x, queries_keys = block.with_queries_keys(x)
-                kept.append(queries_keys)
-                del queries_keys
-        layers = reversed(kept)
-        if self.grad_checkpointing:
-            layers = (block.queries_keys(tokens) for block, tokens in layers)
+        x, layers = self._through_blocks(self._tokens(images))  # (B, N, D)
         row = class_token_row(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
-        kept.clear()  # before the backward pass needs memory
+        del layers  # before the part block and the backward pass need memory
         # One-hot rows times x and not x.gather: gather's backward adds with atomics on MPS, in any
         # order (pytorch #161029), and this is deterministic on every device. By comparing and not
         # by F.one_hot, which scatters, and on the CPU reads its input to check the range.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts import benchmark, model_figures
+from scripts import benchmark, contenders, model_figures
 from scripts.paired import in_turn, peak_bytes, ratio_of
 
 
@@ -38,8 +38,8 @@ def test_peak_bytes_counts_what_is_held_at_once():
 
 def test_every_promise_is_about_a_figure_that_is_measured(monkeypatch):
     # The real contenders at a size that takes seconds; what they reach there says nothing.
-    monkeypatch.setattr(model_figures, "MODEL_TYPE", "testing")
-    monkeypatch.setattr(model_figures, "LIBRARIES_DEPTH", 1)
+    monkeypatch.setattr(contenders, "MODEL_TYPE", "testing")
+    monkeypatch.setattr(contenders, "LIBRARIES_DEPTH", 1)
     monkeypatch.setattr(model_figures, "PART_SIZE", 32)
     monkeypatch.setattr(model_figures, "PLAIN_SIZE", 32)
     detail, ratios = model_figures.part_figures(pairs=1)
