@@ -24,7 +24,7 @@ from models.vit import Backbone, ViTOutput
 # Bound of the transient attention weights, bytes: one slice of queries of one block, for all heads
 # and samples of the batch (at least one query). It exists twice, before and after the softmax. On
 # the CPU what fits the cache is fastest (research.md); an accelerator wants few large kernels.
-MAX_SLICE_BYTES = {"cpu": 4 * 2**20}
+MAX_SLICE_BYTES = {"cpu": 6 * 2**20}
 MAX_SLICE_BYTES_ELSEWHERE = 64 * 2**20
 
 

@@ -38,7 +38,7 @@ AT_LEAST = {"naive_over_part_train": 1.6, "naive_over_part_eval": 2.2}
 
 def _rounds(step: str, pairs: int) -> int:
     """Rounds to time a step in: an evaluation takes a third of a training step."""
-    return pairs if step == TRAIN else 2 * pairs
+    return pairs if step == TRAIN else 3 * pairs
 
 
 def _memory(contender: Contender) -> int:
