@@ -424,6 +424,12 @@ class TestEnvStamp:
         except importlib.metadata.PackageNotFoundError:
             expected = "missing"
         assert stamp["fiftyone_version"] == expected
+
+    def test_imports_no_fiftyone(self, monkeypatch):
+        # Another test of this process may have imported it.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "fiftyone"]:
+            monkeypatch.delitem(sys.modules, name)
+        build_env_stamp(TRAIN, "train.py --name a", CPU, FACTS)
         assert "fiftyone" not in sys.modules
 
     def test_holds_the_resolved_config(self, stamp):
