@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 HEADS = ("token", "parts")
-SPLITS = ("non-overlap", "overlap")
 
 # Every field of a model config that is no size, and what a plain ViT has there. A checkpoint that
 # lacks a field was written before the field existed: its model had the value given here.

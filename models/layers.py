@@ -60,6 +60,11 @@ class QueriesKeys(NamedTuple):
     keys: Tensor
 
 
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, D) to (B, H, N, D/H)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2)."""
 
@@ -71,10 +76,6 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(dropout)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, H, N, D/H)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, Q, D/H) queries over (B, H, N, D/H) keys and values to (B, Q, D)."""
@@ -96,13 +97,13 @@ class Attention(nn.Module):
             bias_q, bias_kv = self.qkv.bias.split((d, 2 * d))
             q = F.linear(x[:, :query_tokens], weight_q, bias_q)  # (B, Q, D)
             k, v = F.linear(x, weight_kv, bias_kv).chunk(2, dim=-1)  # (B, N, D) each
-        return self._attend(self._split_heads(q), self._split_heads(k), self._split_heads(v))
+        return self._attend(*(_split_heads(x, self.num_heads) for x in (q, k, v)))
 
     def _queries_keys(self, x: Tensor, weight: Tensor, bias: Tensor) -> QueriesKeys:
         """(B, N, D) times the first two thirds of `qkv`, heads apart."""
         # In memory of their own: the values must not live as long as they do.
         q, k = F.linear(x, weight, bias).chunk(2, dim=-1)
-        return QueriesKeys(self._split_heads(q), self._split_heads(k))
+        return QueriesKeys(_split_heads(q, self.num_heads), _split_heads(k, self.num_heads))
 
     def queries_keys(self, x: Tensor) -> QueriesKeys:
         """What the attention weights of all tokens (B, N, D) are made of."""
@@ -116,7 +117,8 @@ class Attention(nn.Module):
         weight_qk, weight_v = self.qkv.weight.split((2 * d, d))
         bias_qk, bias_v = self.qkv.bias.split((2 * d, d))
         q, k = self._queries_keys(x, weight_qk, bias_qk)
-        attended = self._attend(q, k, self._split_heads(F.linear(x, weight_v, bias_v)))
+        v = _split_heads(F.linear(x, weight_v, bias_v), self.num_heads)
+        attended = self._attend(q, k, v)
         return attended, QueriesKeys(q.detach(), k.detach())
 
 
@@ -139,7 +141,7 @@ class AttentionPool(nn.Module):
         """(B, N, D) to (B, D)."""
         q = self.q(self.latent.expand(x.shape[0], -1, -1))  # (B, 1, D)
         k, v = self.kv(x).chunk(2, dim=-1)  # (B, N, D) each
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         pooled = self.proj(attended)
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]  # (B, D)
@@ -162,7 +164,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         # Of the two widest tensors only the first is remembered: the activation is computed again.
-        # A quarter of a block's memory for 1 to 2 % of its time; fc2 is not computed again.
+        # A quarter of a block's memory; no time that could be measured (research.md of 002), since
+        # fc2 is not computed again.
         return recomputed(self._activate_and_project, self.fc1(x))
 
     def _activate_and_project(self, hidden: Tensor) -> Tensor:
