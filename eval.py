@@ -20,6 +20,7 @@ from utils.console import entrypoint, log, progress
 from utils.data_utils import RunPaths, open_subset, prepare_images, seed_everything
 from utils.errors import InputError, named_failures
 from utils.files import sha256_file
+from utils.presets import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,17 +65,18 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     device, reason = choose_device(config.device, config.prefer_mps)
     log.info("device %s (%s)", device, reason)
     checkpoint = load_checkpoint(Path(config.checkpoint))
-    config = resolve_from_checkpoint(
-        config, checkpoint.dataset, checkpoint.model_type, checkpoint.img_size
-    )
+    config = resolve_from_checkpoint(config, checkpoint._asdict())
     config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
     split, subset = open_subset(config, "eval")
     check_classes(checkpoint, split.dataset, split.classes)
     seed_everything(config.seed)
     model = rebuild_model(checkpoint, config.checkpoint).to(device)
     weights_id = checkpoint_id(checkpoint.state_dict)
+    selected_on = checkpoint.metrics.get("split")
     facts = {
         "dataset": split.identity(),
+        "carving": checkpoint.carving if config.val_fraction is not None else None,
+        "selected_on": selected_on,
         "tiny_train_subset": "none",
         "tiny_infer_subset": subset.identity,
         "normalization": checkpoint.normalization,
@@ -86,12 +88,16 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     prepare_images(config, (split,), (subset.split,))
 
     run = Run(RunPaths(Path(config.output_dir), config.name), stamp, subset.split)
-    loader = eval_loader(
-        subset.split, config.img_size, config.eval_batch_size, config.num_workers, device
-    )
+    loader = eval_loader(config, subset.split, device)
     with progress(len(subset.split), "eval", "img") as bar:
-        evaluation = evaluate(model, loader, Normalizer(checkpoint.normalization, device), bar)
-    metrics = {"split": config.eval_split, "step": checkpoint.step}
+        evaluation = evaluate(
+            model, loader, Normalizer(checkpoint.normalization, device), PRESETS[config.preset],
+            config.tta == "flip", bar,
+        )  # fmt: skip
+    metrics = {
+        "split": config.eval_split, "selected_on": selected_on, "step": checkpoint.step,
+        "tta": config.tta,
+    }  # fmt: skip
     metrics |= summarize(evaluation.logits, evaluation.labels) | {"checkpoint_id": weights_id}
     run.log_evaluation(metrics, checkpoint.step)
     run.export(evaluation, metrics, config.export_logits)

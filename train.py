@@ -8,7 +8,6 @@ functions: a wrong flag or path is refused before them.
 """
 
 import functools
-import itertools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,17 @@ from ml_collections import FrozenConfigDict
 from models.configs import get_config, num_tokens, patch_sizes
 from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
 from utils.console import entrypoint, log, log_table, progress
-from utils.data_utils import RunPaths, Subset, open_subset, prepare_images, seed_everything
-from utils.dataset import Split
+from utils.data_utils import (
+    RunPaths,
+    Subset,
+    carving_of,
+    open_subset,
+    prepare_images,
+    seed_everything,
+)
 from utils.errors import InputError, named_failures
+from utils.presets import PRESETS
+from utils.splits import Split
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
     from models.start import Start
     from models.vit import Backbone
     from utils.engine import Normalizer
-    from utils.pipeline import Batch
+    from utils.pipeline import Steps
     from utils.run import Run
 
 
@@ -46,11 +53,14 @@ class Data:
     train: Subset
     eval: Subset
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, config: FrozenConfigDict) -> dict[str, Any]:
         """What the env stamp says of the data."""
+        carving = carving_of(config)
         evaluated = {f"eval_{k}": v for k, v in self.eval_split.identity().items() if k != "name"}
         return {
             "dataset": {**self.train_split.identity(), **evaluated},
+            "carving": None if carving is None else carving._asdict(),
+            "selected_on": self.eval_split.name,
             "tiny_train_subset": self.train.identity,
             "tiny_infer_subset": self.eval.identity,
         }
@@ -82,8 +92,12 @@ class Evaluator:
         from utils.metrics import summarize
 
         with progress(len(self.loader.dataset), "eval", "img") as bar:
-            evaluation = evaluate(self.model, self.loader, self.normalize, bar)
-        metrics = {"split": self.config.eval_split, "step": state.step}
+            evaluation = evaluate(
+                self.model, self.loader, self.normalize, PRESETS[self.config.preset],
+                self.config.tta == "flip", bar,
+            )  # fmt: skip
+        split = self.config.eval_split
+        metrics = {"split": split, "selected_on": split, "step": state.step, "tta": self.config.tta}
         metrics |= summarize(evaluation.logits, evaluation.labels)
         self.run.log_evaluation(metrics, state.step)
         if state.best is not None and metrics["accuracy"] <= state.best["accuracy"]:
@@ -161,24 +175,21 @@ def build_model(config: FrozenConfigDict, start: "Start", num_classes: int) -> "
     return model
 
 
-def in_steps(loader: "DataLoader", micro_batches: int) -> Iterator[list["Batch"]]:
-    """The micro-batches of one optimizer step after another."""
-    batches = iter(loader)
-    while step := list(itertools.islice(batches, micro_batches)):
-        yield step
-
-
 def train_loop(
     config: FrozenConfigDict,
     state: TrainingState,
     model: "Backbone",
     objective: "Objective",
-    batches: Iterator[list["Batch"]],
+    steps: "Steps",
     normalize: "Normalizer",
     run: "Run",
     evaluate_now: Evaluator,
-) -> None:
-    """Train to `config.num_steps`, evaluating now and then and after the last step."""
+) -> float:
+    """Train to `config.num_steps`, evaluating now and then and after the last step.
+
+    Returns:
+        The share of the time that training waited for images.
+    """
     from models.recompute import recomputed
     from utils.engine import TrainMeter, train_step
     from utils.scheduler import build_optimizer, build_scheduler
@@ -187,26 +198,31 @@ def train_loop(
     joint_forward = functools.partial(recomputed, model) if is_joint else None
     optimizer = build_optimizer(model, config, model.no_weight_decay(), model.layer_of)
     scheduler = build_scheduler(optimizer, config)
-    meter = TrainMeter(state.step, config.train_batch_size)
+    meter = TrainMeter(state.step)
     model.train()
     with progress(config.num_steps, "train", "step") as bar:
         while state.step < config.num_steps:
             (learning_rate, *_) = scheduler.get_last_lr()
-            result = train_step(
-                model, objective, optimizer, next(batches), normalize, config.max_grad_norm,
-                joint_forward,
-            )  # fmt: skip
+            micro_batches = next(steps)
+            result = None
+            if micro_batches:
+                result = train_step(
+                    model, objective, optimizer, micro_batches, normalize, config.max_grad_norm,
+                    joint_forward,
+                )  # fmt: skip
             scheduler.step()
             state.step += 1
-            meter.add(result)
+            meter.add(result, steps.waited)
             bar.update()
 
             is_last = state.step == config.num_steps
             is_eval_due = is_last or state.step % config.eval_every == 0
-            if is_eval_due or state.step % config.log_every == 0:
+            if meter.results and (is_eval_due or state.step % config.log_every == 0):
                 # The only reading of the device: a reading a step would cost more than the step.
                 scalars = {**meter.read(), "lr": learning_rate}
+                wait_fraction = scalars.pop("wait_fraction")
                 run.log_scalars("train", scalars, state.step)
+                run.log_scalars("data", {"wait_fraction": wait_fraction}, state.step)
                 bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{learning_rate:.2e}")
                 if bar.disable:  # no terminal, no bar: a line instead
                     shown = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
@@ -214,6 +230,7 @@ def train_loop(
             if is_eval_due:
                 evaluate_now(state)
                 meter.restart()  # an evaluation is no training time
+    return meter.wait_fraction
 
 
 def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
@@ -222,7 +239,7 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
     from utils.dist_util import build_env_stamp, choose_device, config_hash
     from utils.engine import Normalizer
     from utils.micro_batches import plan_micro_batches
-    from utils.pipeline import class_weights, eval_loader, train_loader
+    from utils.pipeline import Skipped, Steps, class_weights, eval_loader, train_loader
     from utils.run import Run
 
     classes = data.train_split.classes
@@ -234,36 +251,40 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
         model = build_model(config, start, len(classes))
     config = resolve_model(config, start.model_config.to_dict(), start.normalization)
     micro_batches = plan_micro_batches(config, num_tokens(start.model_config), device)
+    skipped = Skipped(config.skip_bad_images)
     facts = {
-        **data.facts(), "normalization": start.normalization, "micro_batches": micro_batches,
+        **data.facts(config), "normalization": start.normalization,
+        "micro_batches": micro_batches, "skipped_images": skipped.facts(),
     }  # fmt: skip
     stamp = build_env_stamp(config, command, device, facts)
-    prepare_images(config, (data.train_split, data.eval_split), (data.train.split, data.eval.split))
+    splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
+    prepare_images(config, splits, used, config.skip_bad_images)
 
     run = Run(RunPaths(Path(config.output_dir), config.name), stamp, data.eval.split)
     model.to(device)
     normalize = Normalizer(start.normalization, device)
-    train_batches = train_loader(
-        data.train.split, config.img_size, config.train_batch_size // micro_batches,
-        config.num_steps * micro_batches, config.seed, config.num_workers, device,
-    )  # fmt: skip
-    eval_batches = eval_loader(
-        data.eval.split, config.img_size, config.eval_batch_size, config.num_workers, device
-    )
+    train_batches = train_loader(config, data.train.split, micro_batches, device)
+    eval_batches = eval_loader(config, data.eval.split, device)
+    steps = Steps(train_batches, micro_batches, skipped)
+    carving = carving_of(config)
     checkpoint_fields = {
         "model_type": config.model_type,
         "model_config": start.model_config.to_dict(),
         "dataset": config.dataset,
         "classes": list(classes),
         "img_size": config.img_size,
+        "preset": config.preset,
+        "carving": {} if carving is None else carving._asdict(),
         "normalization": start.normalization,
         "config_hash": config_hash(config),
     }
     evaluator = Evaluator(config, model, eval_batches, normalize, run, checkpoint_fields)
     objective = build_objective(config, class_weights(config, data.train.split, device))
-    steps = in_steps(train_batches, micro_batches)
-    train_loop(config, state, model, objective, steps, normalize, run, evaluator)
-    run.finish(state.best)
+    try:
+        waited = train_loop(config, state, model, objective, steps, normalize, run, evaluator)
+    finally:
+        run.write_stamp(skipped_images=skipped.facts())
+    run.finish(state.best, data_wait_fraction=waited, skipped_images=len(skipped.ids))
 
 
 @entrypoint

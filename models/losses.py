@@ -15,11 +15,11 @@ from models.vit import ViTOutput
 def classification_loss(
     output: ViTOutput, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy of `output.logits` (B, C) against `labels` (B,), a scalar in nats.
+    """Mean cross-entropy of `output.logits` (B, C) against `labels`, a scalar in nats.
 
     Args:
         output: of a model's forward pass.
-        labels: class indices, int64.
+        labels: (B,) int64 class indices, or (B, C) float shares of the classes of mixed images.
         smoothing: label smoothing in [0, 1) (Szegedy et al. 2016, section 7).
         class_weights: (C,) factors of the classes' losses. Divided by B and not by the weights'
             sum, so that the mean over a batch is the mean over its micro-batches.
@@ -52,16 +52,23 @@ def contrastive_loss(features: Tensor, labels: Tensor, margin: float = 0.4) -> T
 
 
 class Objective(NamedTuple):
-    """What training minimises: (model output, labels) to a scalar."""
+    """What training minimises: (model output, labels, shares of mixed images) to a scalar."""
 
     smoothing: float = 0.0
     class_weights: Tensor | None = None  # (C,)
     contrastive_weight: float = 0.0  # 0: cross-entropy alone
     margin: float = 0.4
 
-    def __call__(self, output: ViTOutput, labels: Tensor) -> Tensor:
-        """Cross-entropy, and with a weight above 0 the contrastive loss of the features."""
-        loss = classification_loss(output, labels, self.smoothing, self.class_weights)
+    def __call__(self, output: ViTOutput, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Cross-entropy, and with a weight above 0 the contrastive loss of the features.
+
+        Args:
+            output: of a model's forward pass.
+            labels: (B,) int64.
+            targets: (B, C) shares of the classes, where images are mixed; then they count.
+        """
+        wanted = labels if targets is None else targets
+        loss = classification_loss(output, wanted, self.smoothing, self.class_weights)
         if self.contrastive_weight:
             contrast = contrastive_loss(output.features, labels, self.margin)
             loss = loss + self.contrastive_weight * contrast

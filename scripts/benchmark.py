@@ -28,7 +28,7 @@ from scripts.paired import in_pairs
 from utils.console import Parser, entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
-from utils.flags import positive_int
+from utils.flag_types import positive_int
 
 REPO = Path(__file__).resolve().parents[1]
 IMPORTS = "import torch, torchvision, torch.utils.tensorboard"

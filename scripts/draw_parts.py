@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image, ImageDraw, ImageOps
 
 from utils.console import Parser, entrypoint, log
-from utils.dataset import decode_rgb
 from utils.errors import InputError
 from utils.files import open_atomic
-from utils.flags import positive_int
+from utils.flag_types import positive_int
+from utils.images import decode_rgb
 
 TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
 DOT = 5  # radius, pixels

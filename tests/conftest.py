@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import REAL_FLOWERS, TINY_TRAIN, train
 
-from utils import synthetic
 from utils.data_utils import RunPaths
+from utils.readers import synthetic
 
 
 @pytest.fixture(scope="session", autouse=True)

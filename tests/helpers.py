@@ -5,10 +5,12 @@ import os
 import shlex
 from pathlib import Path
 
+from ml_collections import FrozenConfigDict
+
 import eval as eval_entrypoint
 import train as train_entrypoint
 from utils.data_utils import RunPaths
-from utils.flowers import is_layout
+from utils.readers.flowers import is_layout
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -30,6 +32,17 @@ def _real_flowers() -> Path | None:
 
 
 REAL_FLOWERS = _real_flowers()
+
+
+def loader_config(**values: object) -> FrozenConfigDict:
+    """What loaders read of a run's config: 4 steps of 4 images at 32 px, unless told."""
+    defaults = {
+        "preset": "vit", "augment": "none", "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
+        "img_size": 32, "num_steps": 4, "train_batch_size": 4, "eval_batch_size": 4, "seed": 42,
+        "num_workers": 0, "cache": "none", "cache_dir": None, "skip_bad_images": 0,
+    }  # fmt: skip
+    assert values.keys() <= defaults.keys()
+    return FrozenConfigDict({**defaults, **values})
 
 
 def train(flags: str, *more: str) -> int:

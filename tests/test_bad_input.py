@@ -124,7 +124,7 @@ class TestData:
     def test_empty_root(self, refused, tmp_path, subsets):
         (tmp_path / "empty").mkdir()
         error = refused(train, f"{TRAIN} {subsets}", "--data_root", tmp_path / "empty")
-        assert "holds no jpg/, imagelabels.mat and setid.mat" in error
+        assert "holds no jpg, imagelabels.mat and setid.mat" in error
 
     def test_images_missing(self, refused, data, subsets):
         for number in range(1, 101):

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import loader_config
 
 from utils.dataset import get_spec, open_split
 from utils.dist_util import choose_device, fit_micro_batches
@@ -14,7 +15,6 @@ from utils.errors import InputError
 from utils.pipeline import eval_loader, train_loader
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
-IMG_SIZE = 32
 
 # --- Choice of the device -------------------------------------------------------------------------
 
@@ -76,7 +76,8 @@ def batches_of(loader) -> list[tuple[torch.Tensor, ...]]:
 def test_spawned_workers_give_the_same_batches(split):
     def loader(num_workers: int):
         # Of 3 micro-batches that span two epochs.
-        return train_loader(split.select(range(20)), IMG_SIZE, 8, 3, 0, num_workers, CPU)
+        config = loader_config(train_batch_size=8, num_steps=3, num_workers=num_workers)
+        return train_loader(config, split.select(range(20)), 1, CPU)
 
     spawning = loader(num_workers=2)
     spawning.multiprocessing_context = "spawn"
@@ -85,16 +86,16 @@ def test_spawned_workers_give_the_same_batches(split):
 
 def test_all_that_a_worker_needs_can_be_pickled(split):
     loaders = (
-        train_loader(split, IMG_SIZE, 4, 2, 0, 1, MPS),
-        eval_loader(split, IMG_SIZE, 4, 1, MPS),
+        train_loader(loader_config(num_workers=1, mixup=0.5), split, 1, MPS),
+        eval_loader(loader_config(num_workers=1), split, MPS),
     )
     for loader in loaders:
         parts = loader.dataset, loader.sampler, loader.collate_fn, loader.worker_init_fn
         dataset, sampler, collate, init = pickle.loads(pickle.dumps(parts))
         init(0)
         indices = list(sampler)[:2]
-        expected = collate([loader.dataset[index] for index in indices])
-        given = collate([dataset[index] for index in indices])
+        expected = collate(loader.dataset.__getitems__(indices))
+        given = collate(dataset.__getitems__(indices))
         assert list(loader.sampler)[:2] == indices
         torch.testing.assert_close(tuple(given), tuple(expected), rtol=0, atol=0)
 
@@ -102,8 +103,8 @@ def test_all_that_a_worker_needs_can_be_pickled(split):
 @pytest.mark.parametrize(("device", "pinned"), [("mps", False), ("cpu", False), ("cuda", True)])
 def test_memory_is_pinned_for_cuda_alone(split, device, pinned):
     loaders = (
-        train_loader(split, IMG_SIZE, 4, 1, 0, 2, torch.device(device)),
-        eval_loader(split, IMG_SIZE, 4, 2, torch.device(device)),
+        train_loader(loader_config(num_workers=2), split, 1, torch.device(device)),
+        eval_loader(loader_config(num_workers=2), split, torch.device(device)),
     )
     assert [loader.pin_memory for loader in loaders] == [pinned, pinned]
     assert all(loader.persistent_workers for loader in loaders)  # spawning costs seconds

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from helpers import TINY_TRAIN, evaluate, read_json, train
+from helpers import TINY_TRAIN, evaluate, loader_config, read_json, train
 from ml_collections import FrozenConfigDict
 from pretended_mps import CPU, MPS, MpsTensor, attention_as_on_mps, pretended_mps
 
@@ -27,6 +27,7 @@ from utils import engine
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
 from utils.pipeline import eval_loader, train_loader
+from utils.presets import PRESETS
 from utils.scheduler import build_optimizer
 
 IMG_SIZE = 32
@@ -106,8 +107,8 @@ class Trained:
             functools.partial(recompute.recomputed, self.model) if kind.is_joint else None
         )
         self.normalize = engine.Normalizer(GOOGLE.normalization, device)
-        self.micro_batches = list(train_loader(split, IMG_SIZE, 4, 2, 0, 0, device))
-        self.eval_loader = eval_loader(split.select(range(10)), IMG_SIZE, 4, 0, device)
+        self.micro_batches = list(train_loader(loader_config(num_steps=2), split, 1, device))
+        self.eval_loader = eval_loader(loader_config(), split.select(range(10)), device)
 
     def step(self) -> engine.StepResult:
         return engine.train_step(
@@ -116,7 +117,7 @@ class Trained:
         )  # fmt: skip
 
     def evaluate(self) -> engine.Evaluation:
-        return engine.evaluate(self.model, self.eval_loader, self.normalize)
+        return engine.evaluate(self.model, self.eval_loader, self.normalize, PRESETS["vit"])
 
 
 @of_every_kind
@@ -129,12 +130,12 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
         there = Trained(split, torch.device("mps"), optimizer, kind)
         given = [there.step() for _ in range(3)], there.evaluate()
         assert all(isinstance(p, MpsTensor) for p in there.model.parameters())
-        assert all(isinstance(value, MpsTensor) for result in given[0] for value in result)
+        assert all(isinstance(value, MpsTensor) for result in given[0] for value in result[:2])
         weights = {key: value.cpu() for key, value in there.model.state_dict().items()}
-        results = [[value.cpu() for value in result] for result in given[0]]
+        results = [[value.cpu() for value in result[:2]] for result in given[0]]
     assert mps.operators
     assert all(torch.equal(weights[k], v) for k, v in here.model.state_dict().items())
-    assert results == [list(result) for result in expected[0]]
+    assert results == [list(result[:2]) for result in expected[0]]
     assert np.array_equal(given[1].logits, expected[1].logits)
     assert np.array_equal(given[1].labels, expected[1].labels)
     assert given[1].logits.std() > 0
@@ -260,9 +261,9 @@ def without_mps_route(operators) -> set[str]:
 def test_every_operator_of_training_and_evaluation_runs_on_mps(split, optimizer, kind):
     with pretended_mps() as mps:
         trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = engine.TrainMeter(0, batch_size=8)
-        meter.add(trained.step())
-        meter.add(trained.step())
+        meter = engine.TrainMeter(0)
+        meter.add(trained.step(), 0.0)
+        meter.add(trained.step(), 0.0)
         meter.read()
         trained.evaluate()
     names = {operator.name() for operator in mps.operators}
@@ -323,9 +324,9 @@ def test_training_reads_the_device_only_when_the_meter_is_read(split, kind):
     optimizer = "adamw" if kind.layer_decay else "sgd"
     with pretended_mps() as mps:
         trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = engine.TrainMeter(0, batch_size=8)
+        meter = engine.TrainMeter(0)
         for _ in range(3):
-            meter.add(trained.step())
+            meter.add(trained.step(), 0.0)
         assert mps.reads == {}
         scalars = meter.read()
         assert mps.reads == {"tolist": 1}  # for three steps, not each
@@ -337,8 +338,8 @@ def test_training_reads_the_device_only_when_the_meter_is_read(split, kind):
 def test_an_evaluation_reads_the_device_once(split, samples, head, reads):
     with pretended_mps() as mps:
         trained = Trained(split, torch.device("mps"), kind=KINDS[head])
-        loader = eval_loader(split.select(range(samples)), IMG_SIZE, 2, 0, MPS)
-        result = engine.evaluate(trained.model, loader, trained.normalize)
+        loader = eval_loader(loader_config(eval_batch_size=2), split.select(range(samples)), MPS)
+        result = engine.evaluate(trained.model, loader, trained.normalize, PRESETS["vit"])
         assert mps.reads == {"cpu": reads}
     assert len(result.logits) == samples
 

@@ -401,7 +401,7 @@ class TestEveryLayout:
         assert metrics[0] == metrics[1]
 
     def test_starts_the_part_model(self, foreign, drawn, tmp_path, capsys):
-        flags = f"--name parts {FROZEN} --head parts --img_size 64 --learning_rate 1e-30"
+        flags = f"--name parts {FROZEN} --head parts --img_size 64 --learning_rate 1e-60"
         code = train(
             flags, "--pretrained", foreign.path, "--data_root", drawn, "--output_dir", tmp_path
         )
@@ -532,7 +532,7 @@ class TestOwnCheckpoint:
 
     def test_gives_its_head_for_the_same_classes(self, own, drawn, tmp_path, capsys):
         for head in ("token", "parts"):
-            paths = load(drawn, tmp_path, own, f"--head {head} --learning_rate 1e-30", name=head)
+            paths = load(drawn, tmp_path, own, f"--head {head} --learning_rate 1e-60", name=head)
             assert table(capsys.readouterr().out)["new"] == "none"
             before, after = (load_checkpoint(p).state_dict for p in (own, paths.checkpoint))
             assert torch.equal(before["head.weight"], after["head.weight"])
@@ -543,13 +543,13 @@ class TestOwnCheckpoint:
         save_checkpoint(
             tmp_path / "other.bin", checkpoint._replace(classes=checkpoint.classes[::-1])
         )
-        paths = load(drawn, tmp_path, tmp_path / "other.bin", "--learning_rate 1e-30")
+        paths = load(drawn, tmp_path, tmp_path / "other.bin", "--learning_rate 1e-60")
         fates = table(capsys.readouterr().out)
         assert fates["new"] == fates["unused"] == "head.bias, head.weight"
         assert not load_checkpoint(paths.checkpoint).state_dict["head.weight"].abs().max() > 1e-20
 
     def test_of_a_plain_model_starts_a_part_model_and_back(self, own, drawn, tmp_path, capsys):
-        still = "--img_size 64 --learning_rate 1e-30"
+        still = "--img_size 64 --learning_rate 1e-60"
         parts = load(drawn, tmp_path, own, f"--head parts {still}", name="parts")
         fates = table(capsys.readouterr().out)
         assert fates["resized"] == "pos_embed (2x2 to 4x4 patches, bicubic)"
@@ -566,7 +566,7 @@ class TestOwnCheckpoint:
         assert torch.equal(middle["part_norm.bias"], before["norm.bias"])
 
     def test_part_block_is_random_if_asked(self, own, drawn, tmp_path, capsys):
-        paths = load(drawn, tmp_path, own, "--head parts --part_init random --learning_rate 1e-30")
+        paths = load(drawn, tmp_path, own, "--head parts --part_init random --learning_rate 1e-60")
         fates = table(capsys.readouterr().out)
         assert fates["new"].startswith("part_block.")
         assert "and " in fates["new"]

@@ -106,7 +106,7 @@ def test_evaluates_after_the_last_step_too(drawn, tmp_path):
 
 def test_ties_keep_the_earlier_checkpoint(drawn, tmp_path, finished_run):
     """A learning rate that moves no weight: every evaluation is as good as the first."""
-    still = ("--pretrained", finished_run.checkpoint, "--learning_rate", "1e-30")
+    still = ("--pretrained", finished_run.checkpoint, "--learning_rate", "1e-60")
     paths = tiny(drawn, tmp_path, *still, "--eval_every", 1)
     assert read_json(paths.metrics)["step"] == 1
 
@@ -170,7 +170,7 @@ class TestPretrained:
     def test_own_checkpoint_gives_its_weights(self, drawn, tmp_path, finished_run, capsys):
         """With a learning rate that moves nothing, the weights are the checkpoint's."""
         paths = tiny(
-            drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--learning_rate", "1e-30"
+            drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--learning_rate", "1e-60"
         )
         out = capsys.readouterr().out
         assert f"pretrained {finished_run.checkpoint}: layout ours\n" in out
@@ -197,7 +197,7 @@ class TestPretrained:
     ):
         paths = tiny(
             drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--img_size", "64",
-            "--learning_rate", "1e-30",
+            "--learning_rate", "1e-60",
         )  # fmt: skip
         assert fates(capsys.readouterr().out) == {
             "loaded": "43 tensors", "resized": "pos_embed (2x2 to 4x4 patches, bicubic)",

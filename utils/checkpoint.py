@@ -19,9 +19,12 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import open_atomic
+from utils.presets import PRESETS
 
 FORMAT = "fine-vit checkpoint"
-VERSION = 1
+VERSION = 2
+# What a checkpoint of an older version lacks, as the code that wrote it did it.
+BEFORE = {1: {"preset": "vit", "carving": {}}}
 COMMENT_BYTES = 64  # a SHA-256 in hex
 # A zip archive ends with a record of 22 bytes, the last two being the length of the comment after.
 END_RECORD_BYTES = 22
@@ -36,6 +39,8 @@ class Checkpoint(NamedTuple):
     dataset: str
     classes: list[str]
     img_size: int
+    preset: str  # by which images become model input
+    carving: dict[str, Any]  # how its val split was carved: fraction and seed; empty: it was not
     normalization: dict[str, list[float]]
     step: int
     metrics: dict[str, Any]
@@ -45,7 +50,8 @@ class Checkpoint(NamedTuple):
 
 _FIELD_TYPES = {
     "model_type": str, "model_config": dict, "dataset": str, "classes": list, "img_size": int,
-    "normalization": dict, "step": int, "metrics": dict, "config_hash": str, "state_dict": dict,
+    "preset": str, "carving": dict, "normalization": dict, "step": int, "metrics": dict,
+    "config_hash": str, "state_dict": dict,
 }  # fmt: skip
 
 
@@ -142,11 +148,18 @@ def _is_normalization(value: Mapping[str, Any]) -> bool:
     return all(isinstance(n, float) and math.isfinite(n) for n in numbers) and min(channels[1]) > 0
 
 
+def _is_carving(value: Mapping[str, Any]) -> bool:
+    fraction, seed = value.get("fraction"), value.get("seed")
+    return isinstance(fraction, float) and 0 < fraction < 1 and isinstance(seed, int)
+
+
 def _contradictions(payload: Mapping[str, Any]) -> list[str]:
     """The fields of a payload that have the right type and yet cannot be used."""
     usable = {
         "img_size": payload["img_size"] > 0
         and payload["model_config"].get("img_size") == payload["img_size"],
+        "preset": payload["preset"] in PRESETS,
+        "carving": not payload["carving"] or _is_carving(payload["carving"]),
         "normalization": _is_normalization(payload["normalization"]),
         "state_dict": all(isinstance(value, Tensor) for value in payload["state_dict"].values()),
         "classes": all(isinstance(name, str) for name in payload["classes"]),
@@ -185,11 +198,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by train.py; name a run's ckpt.bin")
-    if payload.get("version") != VERSION:
+    version = payload.get("version")
+    if version not in [*BEFORE, VERSION]:
         raise InputError(
-            f"checkpoint {path} has format version {payload.get('version')}, this code reads "
-            f"{VERSION}; use the code that wrote it"
+            f"checkpoint {path} has format version {version}, this code reads "
+            f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
+    payload = {**BEFORE.get(version, {}), **payload}
     wrong = [k for k, kind in _FIELD_TYPES.items() if not isinstance(payload.get(k), kind)]
     if wrong:
         raise InputError(f"checkpoint {path} lacks {', '.join(wrong)}; name a run's ckpt.bin")

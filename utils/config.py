@@ -10,17 +10,22 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.data_utils import RunPaths, check_run_name
-from utils.dataset import DatasetSpec, get_spec
+from utils.dataset import DatasetSpec, get_spec, offered_splits, settle_carving
 from utils.errors import InputError
 from utils.flags import (
+    CACHE_FOLDER,
     DEFAULT_NUM_STEPS,
     DEFAULT_NUM_WORKERS,
+    DEFAULT_SPLIT_SEED,
     DEPENDENT,
     MAX_WARMUP_STEPS,
     SYNTHETIC_FOLDER,
     build_eval_parser,
     build_train_parser,
 )
+from utils.presets import PRESETS
+from utils.recipes import parse_with_recipe
+from utils.splits import Carving
 
 
 def _resolve_data_root(dataset: str, data_root: Path | str | None, output_dir: Path) -> str:
@@ -60,13 +65,35 @@ def _resolve_data_flags(values: dict[str, Any]) -> dict[str, Any]:
     for flag in ("tiny_train_subset", "tiny_infer_subset"):
         if flag in values:
             changes[flag] = _resolve_subset(spec, values[flag], f"--{flag}")
-    for flag in ("train_split", "eval_split"):
-        if flag in values and values[flag] not in spec.splits:
-            raise InputError(
-                f"--{flag} {values[flag]}: {spec.name} has the splits {', '.join(spec.splits)}"
-            )
-    spec.find_root(spec, Path(changes["data_root"]))
-    return {**values, **changes}
+    root = spec.find_root(spec, Path(changes["data_root"]))
+    return {**values, **changes, **_resolve_splits(spec, root, values)}
+
+
+def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits of a run and how its val split is carved."""
+    fraction, seed = values["val_fraction"], values["split_seed"]
+    if "train_split" in values:  # an evaluation carves as its checkpoint did
+        given_seed, seed = seed, DEFAULT_SPLIT_SEED if seed is None else seed
+        carving = settle_carving(spec, root, fraction, seed)
+        if carving is None and given_seed is not None:
+            raise InputError("--split_seed means nothing without --val_fraction")
+    else:
+        carving = None if fraction is None else Carving(fraction, seed)
+    offered = offered_splits(spec, root, carving)
+    chosen = {
+        "train_split": values.get("train_split"),
+        "eval_split": values["eval_split"]
+        or next(split for split in ("val", "test", *offered) if split in offered),
+    }
+    if "train_split" not in values:
+        del chosen["train_split"]
+    for flag, split in chosen.items():
+        spec.refuse_split(split, offered, flag)
+    return {
+        **chosen,
+        "val_fraction": None if carving is None else carving.fraction,
+        "split_seed": None if carving is None else carving.seed,
+    }
 
 
 @contextmanager
@@ -138,18 +165,46 @@ def _settle_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
         InputError: such a flag was given without the other one.
     """
     settled = dict(values)
-    for flag, (needed, meanings, default) in DEPENDENT.items():
-        has_meaning = values[needed] in meanings if meanings else values[needed] is not None
-        if has_meaning and values[flag] is None:
-            settled[flag] = default
-        elif not has_meaning and values[flag] is not None:
-            with_value = f" {meanings[0]}" if meanings else ""
-            raise InputError(f"--{flag} means nothing without --{needed}{with_value}")
-    if settled["part_init"] is not None and values["head"] != "parts":
-        if values["part_init"] is not None:
-            raise InputError("--part_init means nothing without --head parts")
-        settled["part_init"] = None
+    for flag, dependence in DEPENDENT.items():
+        unmet = dependence.unmet(values)
+        if unmet is not None and values[flag] is not None:
+            raise InputError(f"--{flag} means nothing without {unmet}")
+        if unmet is None and values[flag] is None:
+            settled[flag] = dependence.default
     return settled
+
+
+def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what the preset says where no flag does.
+
+    Raises:
+        InputError: images would be mixed while a loss compares them.
+    """
+    augmentation = PRESETS[values["preset"]].augmentation._asdict()
+    chosen = {k: v if values[k] is None else values[k] for k, v in augmentation.items()}
+    if (chosen["mixup"] or chosen["cutmix"]) and values["contrastive_weight"]:
+        raise InputError(
+            "mixed images have no one class that the contrastive loss could compare; use --mixup 0 "
+            "--cutmix 0 or --contrastive_weight 0"
+        )
+    return {**values, **chosen}
+
+
+def _settle_cache(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the default of `--cache_dir`."""
+    if values["cache"] == "disk":
+        cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
+        if cache_dir.exists() and not cache_dir.is_dir():
+            raise InputError(f"--cache_dir {cache_dir} is a file, not a folder")
+        return {**values, "cache_dir": cache_dir}
+    if values["cache_dir"] is not None:
+        raise InputError("--cache_dir means nothing without --cache disk")
+    return dict(values)
+
+
+def _unmet(flag: str, values: Mapping[str, Any]) -> bool:
+    """Whether a flag means nothing next to these values of others."""
+    return flag in DEPENDENT and DEPENDENT[flag].unmet(values) is not None
 
 
 def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> FrozenConfigDict:
@@ -163,7 +218,7 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
         InputError: a flag is wrong, or a file or folder it names is not there.
         SystemExit: with code 0, after `--help`.
     """
-    values = vars(build_train_parser(tuple(patch_sizes)).parse_args(argv))
+    values = parse_with_recipe(build_train_parser(tuple(patch_sizes)), argv, _unmet)
     with _os_errors_are_input_errors(_paths_in(values)):
         return _checked_train_config(values, patch_sizes)
 
@@ -171,7 +226,7 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
 def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     flags = (
         "data_root", "checkpoint", "pretrained", "tiny_train_subset", "tiny_infer_subset",
-        "output_dir",
+        "output_dir", "cache_dir",
     )  # fmt: skip
     return {flag: values[flag] for flag in flags if values.get(flag)}
 
@@ -179,7 +234,7 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    values = _settle_dependent_flags(values)
+    values = _settle_cache(_settle_preset(_settle_dependent_flags(values)))
     check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
@@ -203,6 +258,9 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
         SystemExit: with code 0, after `--help`.
     """
     values = vars(build_eval_parser(tuple(model_names)).parse_args(argv))
+    values = _settle_cache(
+        {**values, "skip_bad_images": 0, "val_fraction": None, "split_seed": None}
+    )
     with _os_errors_are_input_errors(_paths_in(values)):
         return _checked_eval_config(values)
 
@@ -217,7 +275,9 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
             "choose another name"
         )
     if values["dataset"] is not None:
-        values = _resolve_data_flags(values)
+        spec = get_spec(values["dataset"])
+        root = _resolve_data_root(spec.name, values["data_root"], values["output_dir"])
+        spec.find_root(spec, Path(root))
     return _frozen(values)
 
 
@@ -266,23 +326,32 @@ def _workers(config: FrozenConfigDict, tiny_subset: str | None) -> int:
 
 
 def resolve_from_checkpoint(
-    config: FrozenConfigDict, dataset: str, model_type: str, img_size: int
+    config: FrozenConfigDict, checkpoint: Mapping[str, Any]
 ) -> FrozenConfigDict:
     """Fill in what the flags of `eval.py` left to the checkpoint.
 
+    Args:
+        config: from `parse_eval_args`.
+        checkpoint: the fields of the checkpoint.
+
     Raises:
-        InputError: a flag contradicts the checkpoint; the message names both values.
+        InputError: a flag contradicts the checkpoint; the message names both values. Or the data is
+            not there, or lacks the split.
     """
-    known = {"--model_type": model_type, "--img_size": img_size}
-    for flag, value in known.items():
-        asked = config[flag.removeprefix("--")]
-        if asked is not None and asked != value:
+    values = config.to_dict()
+    for flag in ("model_type", "img_size"):
+        if config[flag] is not None and config[flag] != checkpoint[flag]:
             raise InputError(
-                f"{flag} {asked} contradicts the checkpoint {config.checkpoint}, which has {value}"
+                f"--{flag} {config[flag]} contradicts the checkpoint {config.checkpoint}, which "
+                f"has {checkpoint[flag]}"
             )
-    values = {**config.to_dict(), "model_type": model_type, "img_size": img_size}
-    if config.dataset is None:
-        with _os_errors_are_input_errors(_paths_in(values)):
-            values = _resolve_data_flags({**values, "dataset": dataset})
+        values[flag] = checkpoint[flag]
+    values["preset"] = checkpoint["preset"]
+    values["dataset"] = get_spec(config.dataset or checkpoint["dataset"]).name
+    if checkpoint["carving"] and values["dataset"] == checkpoint["dataset"]:
+        values["val_fraction"] = checkpoint["carving"]["fraction"]
+        values["split_seed"] = checkpoint["carving"]["seed"]
+    with _os_errors_are_input_errors(_paths_in(values)):
+        values = _resolve_data_flags(values)
     values["num_workers"] = _workers(config, config.tiny_infer_subset)
     return _frozen(values)

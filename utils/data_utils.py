@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from utils.dataset import Split, check_images, get_spec, open_split
+from utils.dataset import get_spec, open_split
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text, write_text
+from utils.images import check_images
+from utils.splits import Carving, Split, stable_keys
 
 # --- Run paths ------------------------------------------------------------------------------------
 
@@ -180,14 +182,9 @@ class Subset(NamedTuple):
     identity: dict[str, Any] | str  # "none" where the whole split is used
 
 
-def _stable_order(split: Split) -> list[int]:
-    """Positions in an order drawn with `TINY_SEED`: by hash, so it is the same on every machine."""
-    keys = [hashlib.sha256(f"{TINY_SEED}:{sample_id}".encode()).digest() for sample_id in split.ids]
-    return sorted(range(len(split)), key=keys.__getitem__)
-
-
 def _tiny_positions(split: Split, batch_size: int) -> list[int]:
-    order = _stable_order(split)
+    keys = stable_keys(split.ids, TINY_SEED)
+    order = sorted(range(len(split)), key=keys.__getitem__)
     chosen = order[: TINY_BATCHES * batch_size]
     first = split.labels[chosen[0]]
     if all(split.labels[position] == first for position in chosen):
@@ -278,11 +275,18 @@ def seed_worker(worker_id: int) -> None:
 # --- Data of a run --------------------------------------------------------------------------------
 
 
+def carving_of(config: FrozenConfigDict) -> Carving | None:
+    """How the val split of a run is carved from train, or None where it is not."""
+    if config.val_fraction is None:
+        return None
+    return Carving(config.val_fraction, config.split_seed)
+
+
 def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
     """The whole split of a phase and the part of it that the run uses; no image is opened.
 
     Args:
-        config: with dataset, data root, splits, subsets and batch sizes.
+        config: with dataset, data root, splits, carving, subsets and batch sizes.
         phase: `train` or `eval`.
 
     Raises:
@@ -290,22 +294,33 @@ def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
     """
     flag = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}[phase]
     spec = get_spec(config.dataset)
-    split = open_split(spec, Path(config.data_root), config[f"{phase}_split"])
+    split = open_split(
+        spec, Path(config.data_root), config[f"{phase}_split"], carving_of(config)
+    )  # fmt: skip
     batch_size = config[f"{phase}_batch_size"]
     return split, select_subset(split, config[flag], batch_size, f"--{flag}")
 
 
 def prepare_images(
-    config: FrozenConfigDict, splits: Sequence[Split], used: Sequence[Split]
+    config: FrozenConfigDict,
+    splits: Sequence[Split],
+    used: Sequence[Split],
+    may_be_damaged: int = 0,
 ) -> None:
-    """Draw a synthetic data set that is not there yet, then check the images of a run.
+    """Make the images of a data set that has none yet, then check the images of a run.
 
-    The last of all checks, since drawing writes.
+    The last of all checks, since making images writes.
+
+    Args:
+        config: with dataset and data root.
+        splits: whole splits.
+        used: the parts of them that the run uses.
+        may_be_damaged: how many damaged images of the first split are let through.
 
     Raises:
         InputError: images are missing, empty or damaged.
     """
     spec = get_spec(config.dataset)
     if spec.prepare is not None:
-        spec.prepare(Path(config.data_root))
-    check_images(splits, used)
+        spec.prepare(spec.find_root(spec, Path(config.data_root)))
+    check_images(splits, used, may_be_damaged)

@@ -1,78 +1,69 @@
-"""Datasets: one table of specs, their splits, the checks of their images, the labelmap.
+"""Datasets: one table of specs, the splits they offer, the labelmap.
 
-No torch here: a wrong path or a missing image is refused before torch is imported.
+No torch here: a wrong path or a damaged list is refused before torch is imported. Adding a dataset
+is a reader in `utils/readers/` and an entry in `SPECS`.
 """
 
-import struct
-import warnings
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import ExifTags, Image
-
-from utils import flowers, synthetic
-from utils.errors import InputError, RunError
+from utils.errors import InputError
 from utils.files import canonical_json, sha256_text, write_json
+from utils.readers import (
+    aircraft,
+    cars,
+    cifar,
+    csv_list,
+    cub,
+    dogs,
+    flowers,
+    folder,
+    food101,
+    inat,
+    nabirds,
+    pet,
+    synthetic,
+)
+from utils.readers.listing import Listing
+from utils.splits import Carving, Split, carve
 
-# Decoding every image would take minutes; this many are decoded, the rest are looked at.
-MAX_DECODED_IN_CHECK = 64
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
-
-# What Pillow raises for files that are cut, damaged or no images.
-IMAGE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
-)  # fmt: skip
-# What Pillow raises for EXIF that is damaged, in images that are whole.
-EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
-# What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
-# it writes the EXIF anew and fails on tags of odd types.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+TRAIN_TEST = ("train", "test")
+# Of a dataset that is one heap of images: a run needs something to evaluate on.
+DEFAULT_VAL_FRACTION = 0.2
 
 
-@dataclass(frozen=True)
-class Split:
-    """The samples of one split in their official order, S of them."""
+def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
+    """`data_root` or the folder in it that has the dataset's entries."""
+    if not data_root.exists():
+        hint = ""
+        if data_root.parent == Path("/") and data_root.name in spec.folders:
+            # `DATA_ROOT=/x cmd "$DATA_ROOT"/flower102` expands the variable before it is set.
+            hint = "; DATA_ROOT was empty when the shell read it: `export DATA_ROOT=...` first"
+        raise InputError(f"--data_root {data_root} does not exist{hint}")
+    if not data_root.is_dir():
+        raise InputError(f"--data_root {data_root} is a file, not the folder of {spec.name}")
+    candidates = (data_root, *(data_root / folder for folder in spec.folders))
+    missing = {
+        root: [entry for entry in spec.entries if not (root / entry).exists()]
+        for root in candidates
+    }
+    best = min(candidates, key=lambda root: len(missing[root]))
+    if not missing[best]:
+        return best
+    remedy = f"; {spec.remedy}" if spec.remedy else ""
+    if len(missing[best]) < len(spec.entries):
+        raise InputError(f"{best} lacks {_listed(missing[best])} of {spec.name}{remedy}")
+    raise InputError(
+        f"--data_root {data_root} holds no {_listed(spec.entries)}, nor does a "
+        f"{'/ or '.join(spec.folders)}/ in it{remedy}"
+    )
 
-    dataset: str
-    name: str
-    root: Path
-    classes: tuple[str, ...]  # of the whole dataset, in index order
-    ids: np.ndarray  # (S,) str, stable names of the samples
-    paths: np.ndarray  # (S,) str, relative to `root`, with forward slashes
-    labels: np.ndarray  # (S,) int64, from 0
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
-        """The samples at `positions`, in split order whatever the order of `positions`."""
-        keep = np.sort(np.asarray(positions, dtype=np.int64))
-        return Split(
-            self.dataset, self.name, self.root, self.classes,
-            self.ids[keep], self.paths[keep], self.labels[keep],
-        )  # fmt: skip
-
-    def identity(self) -> dict[str, Any]:
-        """Name, split, sample count and the SHA-256 over ids and labels, for the env stamp."""
-        pairs = [[str(i), int(label)] for i, label in zip(self.ids, self.labels, strict=True)]
-        return {
-            "name": self.dataset,
-            "split": self.name,
-            "samples": len(self),
-            "checksum": sha256_text(canonical_json(pairs)),
-        }
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 @dataclass(frozen=True)
@@ -80,88 +71,117 @@ class DatasetSpec:
     """What the pipeline has to know of a dataset."""
 
     name: str
-    aliases: tuple[str, ...]
-    folders: tuple[str, ...]  # names under which the data lies in a parent of all datasets
-    classes: tuple[str, ...]
-    splits: tuple[str, ...]
-    find_root: Callable[["DatasetSpec", Path], Path]
-    read: Callable[["DatasetSpec", Path, str], Split]
-    prepare: Callable[[Path], None] | None = None  # makes the data where it is not there yet
+    read: Callable[[Path, str], Listing]  # of (root, official split)
+    # The official splits; a function of the root where the user's own data decide.
+    splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]]
+    aliases: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()  # names under which the data lies in a parent of all datasets
+    entries: tuple[str, ...] = ()  # what its root must hold
+    remedy: str = ""  # what to do where they are missing
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a split may not be there
+    find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries
+    prepare: Callable[[Path], None] | None = None  # makes images where they are not there yet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and aliases."""
+        return (self.name, *self.aliases)
+
+    def refuse_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
+        """Refuse a split that is not `offered`.
+
+        Raises:
+            InputError: says which are, and what the split lacks.
+        """
+        if split in offered:
+            return
+        asked = f"--{flag} {split}: " if flag else ""
+        reason = f"; {self.absent[split]}" if split in self.absent else ""
+        raise InputError(
+            f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}{reason}"
+        )
+
+    def official_splits(self, root: Path) -> tuple[str, ...]:
+        """The splits that the data itself has."""
+        return self.splits(root) if callable(self.splits) else self.splits
 
 
-def _find_flower_root(spec: DatasetSpec, data_root: Path) -> Path:
+def _existing(spec: DatasetSpec, data_root: Path) -> Path:
     if not data_root.exists():
-        hint = ""
-        if data_root.parent == Path("/") and data_root.name in spec.folders:
-            # `DATA_ROOT=/x cmd "$DATA_ROOT"/flower102` expands the variable before it is set.
-            hint = "; DATA_ROOT was empty when the shell read it: `export DATA_ROOT=...` first"
-        raise InputError(f"--data_root {data_root} does not exist{hint}")
-    for candidate in (data_root, *(data_root / folder for folder in spec.folders)):
-        if flowers.is_layout(candidate):
-            return candidate
-    raise InputError(
-        f"--data_root {data_root} holds no {flowers.IMAGE_FOLDER}/, {flowers.LABELS_FILE} and "
-        f"{flowers.SPLITS_FILE}, nor does a {'/ or '.join(spec.folders)}/ in it; "
-        "scripts/get_flowers.py fetches them"
-    )
+        raise InputError(f"--data_root {data_root} does not exist")
+    return data_root
 
 
-def _flower_split(
-    spec: DatasetSpec, root: Path, split: str, layout: tuple[np.ndarray, dict[str, np.ndarray]]
-) -> Split:
-    labels, splits = layout
-    numbers = splits[split]
-    if not len(numbers):
-        raise InputError(f"split {split} of {root} has no images")
-    return Split(
-        spec.name, split, root.resolve(), spec.classes,
-        ids=np.array([flowers.image_id(number) for number in numbers]),
-        paths=np.array([flowers.image_path(number) for number in numbers]),
-        labels=labels[numbers - 1],
-    )  # fmt: skip
-
-
-def _read_flowers(spec: DatasetSpec, root: Path, split: str) -> Split:
-    return _flower_split(spec, root, split, flowers.read_layout(root, len(spec.classes)))
-
-
-def _find_synthetic_root(spec: DatasetSpec, data_root: Path) -> Path:
+def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
     synthetic.is_drawn(data_root)  # refuses a folder with something else in it
     return data_root
 
 
-def _read_synthetic(spec: DatasetSpec, root: Path, split: str) -> Split:
-    if synthetic.is_drawn(root):
-        return _read_flowers(spec, root, split)
-    return _flower_split(spec, root, split, synthetic.plan())
-
-
 SPECS = (
     DatasetSpec(
-        name="flower102",
-        aliases=("flowers-102", "flowers102"),
-        folders=("flowers-102", "flowers102", "flower102"),
-        classes=flowers.FLOWER102_CLASSES,
-        splits=tuple(flowers.SPLIT_VARIABLES),
-        find_root=_find_flower_root,
-        read=_read_flowers,
+        name="flower102", aliases=("flowers-102", "flowers102"),
+        folders=("flowers-102", "flowers102", "flower102"), entries=flowers.ENTRIES,
+        splits=flowers.SPLITS, read=flowers.read, remedy="scripts/get_flowers.py fetches them",
     ),
     DatasetSpec(
-        name="synthetic",
-        aliases=(),
-        folders=(),
-        classes=synthetic.SYNTHETIC_CLASSES,
-        splits=tuple(flowers.SPLIT_VARIABLES),
-        find_root=_find_synthetic_root,
-        read=_read_synthetic,
+        name="CUB_200_2011", aliases=("cub", "cub200"), folders=("CUB_200_2011", "cub_200_2011"),
+        entries=cub.ENTRIES, splits=TRAIN_TEST, read=cub.read,
+    ),
+    DatasetSpec(
+        name="car", aliases=("cars", "stanford_cars"), folders=("car", "cars", "stanford_cars"),
+        entries=cars.ENTRIES, splits=cars.splits, read=cars.read, absent=cars.ABSENT,
+    ),
+    DatasetSpec(
+        name="dog", aliases=("dogs", "stanford_dogs"), folders=("dog", "dogs", "stanford_dogs"),
+        entries=dogs.ENTRIES, splits=TRAIN_TEST, read=dogs.read,
+    ),
+    DatasetSpec(
+        name="nabirds", folders=("nabirds",), entries=nabirds.ENTRIES, splits=TRAIN_TEST,
+        read=nabirds.read,
+    ),
+    DatasetSpec(
+        name="INat2017", aliases=("inat2017", "inat"), folders=("INat2017", "inat2017"),
+        entries=inat.ENTRIES, splits=("train", "val"), read=inat.read,
+    ),
+    DatasetSpec(
+        name="pet", aliases=("pets", "oxford-iiit-pet"),
+        folders=("oxford-iiit-pet", "pet", "pets"), entries=pet.ENTRIES, splits=TRAIN_TEST,
+        read=pet.read,
+    ),
+    DatasetSpec(
+        name="aircraft", aliases=("fgvc-aircraft",),
+        folders=("fgvc-aircraft-2013b", "fgvc-aircraft", "aircraft"), entries=aircraft.ENTRIES,
+        splits=("train", "val", "trainval", "test"), read=aircraft.read,
+    ),
+    DatasetSpec(
+        name="food101", aliases=("food-101",), folders=("food-101", "food101"),
+        entries=food101.ENTRIES, splits=TRAIN_TEST, read=food101.read,
+    ),
+    DatasetSpec(
+        name="cifar10", folders=("cifar-10-batches-py",), entries=cifar.ENTRIES10,
+        splits=TRAIN_TEST, read=cifar.read10, prepare=cifar.prepare10,
+    ),
+    DatasetSpec(
+        name="cifar100", folders=("cifar-100-python",), entries=cifar.ENTRIES100,
+        splits=TRAIN_TEST, read=cifar.read100, prepare=cifar.prepare100,
+    ),
+    DatasetSpec(
+        name="folder", splits=folder.splits, read=folder.read, find_root=_existing,
+    ),
+    DatasetSpec(
+        name="csv", splits=csv_list.splits, read=csv_list.read,
+        find_root=lambda spec, data_root: csv_list.find(_existing(spec, data_root)),
+    ),
+    DatasetSpec(
+        name="synthetic", splits=flowers.SPLITS, read=synthetic.read, find_root=_find_synthetic,
         prepare=synthetic.draw,
     ),
-)
+)  # fmt: skip
 
 
 def dataset_names() -> tuple[str, ...]:
     """Every name and alias that `--dataset` takes."""
-    return tuple(name for spec in SPECS for name in (spec.name, *spec.aliases))
+    return tuple(name for spec in SPECS for name in spec.names)
 
 
 def get_spec(name: str) -> DatasetSpec:
@@ -171,110 +191,86 @@ def get_spec(name: str) -> DatasetSpec:
         InputError: there is no such dataset.
     """
     for spec in SPECS:
-        if name in (spec.name, *spec.aliases):
+        if name in spec.names:
             return spec
     raise InputError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
 
 
-def open_split(spec: DatasetSpec, data_root: Path, split: str) -> Split:
+def settle_carving(
+    spec: DatasetSpec, root: Path, fraction: float | None, seed: int
+) -> Carving | None:
+    """How a run carves its val split, or None where it does not.
+
+    Args:
+        spec: of the dataset.
+        root: from `spec.find_root`.
+        fraction: asked for, or None: then only data in a single heap is carved.
+        seed: of the carving.
+
+    Raises:
+        InputError: a fraction was asked for, but the dataset has a val split of its own.
+    """
+    official = spec.official_splits(root)
+    if fraction is None and official == ("train",):
+        fraction = DEFAULT_VAL_FRACTION
+    if fraction is None:
+        return None
+    if "val" in official:
+        raise InputError(f"--val_fraction: {spec.name} has a val split of its own")
+    return Carving(fraction, seed)
+
+
+def offered_splits(spec: DatasetSpec, root: Path, carving: Carving | None) -> tuple[str, ...]:
+    """The splits that a run can use: the official ones and a carved val."""
+    return (*spec.official_splits(root), *(("val",) if carving is not None else ()))
+
+
+def open_split(
+    spec: DatasetSpec, data_root: Path, split: str, carving: Carving | None = None
+) -> Split:
     """Read the list of samples of `split`; no image is opened.
+
+    Args:
+        spec: of the dataset.
+        data_root: from the user.
+        split: an official one, or `val` where one is carved from train.
+        carving: how, if at all.
 
     Raises:
         InputError: the data root, a list file or the split is missing or malformed.
     """
-    if split not in spec.splits:
-        raise InputError(f"{spec.name} has no split {split!r}; it has {', '.join(spec.splits)}")
-    return spec.read(spec, spec.find_root(spec, data_root), split)
+    root = spec.find_root(spec, data_root)
+    offered = offered_splits(spec, root, carving)
+    spec.refuse_split(split, offered)
+    is_carved = carving is not None and split in ("train", "val")
+    listing = spec.read(root, "train" if is_carved else split)
+    images = root if not root.is_file() else root.parent
+    whole = Split(
+        spec.name, split, images.resolve(), listing.classes,
+        listing.ids, listing.paths, listing.labels, listing.parents,
+    )  # fmt: skip
+    if not is_carved:
+        return whole
+    train, val = carve(whole, carving)
+    return train if split == "train" else val
 
 
-def _exif_orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation of an opened image, None where it has none or its EXIF is damaged."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except EXIF_ERRORS:
-        return None
+def labelmap(
+    dataset: str, classes: Sequence[str], parents: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """The labelmap: class names in index order and the SHA-256 of their compact UTF-8 JSON.
 
-
-def decode_rgb(path: Path) -> Image.Image:
-    """The image at `path` as RGB, turned upright as its EXIF orientation says.
-
-    Raises:
-        RunError: the file is missing, cut, damaged or no image; the message names it.
+    Where the dataset has a hierarchy, `parents` names for each class what is above it.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of tags that are cut: no concern of ours
-            with Image.open(path) as image:
-                turn = UPRIGHT.get(_exif_orientation(image))
-                rgb = image.convert("RGB")
-                return rgb if turn is None else rgb.transpose(turn)
-    except IMAGE_ERRORS as error:
-        raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
-
-
-def _decodes(path: Path) -> bool:
-    try:
-        decode_rgb(path)
-    except RunError:
-        return False
-    return True
-
-
-def _looks_whole(path: Path) -> bool:
-    """Whether a file is a JPEG with opening and closing markers, or anything that decodes."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(len(JPEG_START))
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - JPEG_TAIL))
-        tail = file.read()
-    return (head == JPEG_START and JPEG_END in tail) or _decodes(path)
-
-
-def check_images(splits: Collection[Split], used: Collection[Split]) -> None:
-    """Refuse data with images that are missing, empty or damaged.
-
-    Every image of `splits` must exist and be non-empty and have its header and closing marker; the
-    images of `used`, if they are at most `MAX_DECODED_IN_CHECK` in all, are decoded.
-
-    Raises:
-        InputError: says how many of how many are bad, where, and names the first.
-    """
-    for split in splits:
-        paths = [split.root / path for path in split.paths]
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(paths)} images of split {split.name} are missing in "
-                f"{missing[0].parent} (first: {missing[0].name}); fetch the whole archive, or "
-                "choose another split"
-            )
-        _refuse_damaged([path for path in paths if not _looks_whole(path)], split)
-    if sum(map(len, used)) <= MAX_DECODED_IN_CHECK:
-        for split in used:
-            paths = [split.root / path for path in split.paths]
-            _refuse_damaged([path for path in paths if not _decodes(path)], split)
-
-
-def _refuse_damaged(damaged: Sequence[Path], split: Split) -> None:
-    if damaged:
-        raise InputError(
-            f"{len(damaged)} of {len(split)} images of split {split.name} are empty or damaged "
-            f"(first: {damaged[0]}); fetch them again"
-        )
-
-
-def labelmap(dataset: str, classes: Sequence[str]) -> dict[str, Any]:
-    """The labelmap: class names in index order and the SHA-256 of their compact UTF-8 JSON."""
     return {
         "dataset": dataset,
         "num_classes": len(classes),
         "classes": list(classes),
         "checksum": sha256_text(canonical_json(list(classes))),
+        **({"parents": [list(names) for names in parents]} if parents else {}),
     }
 
 
-def write_labelmap(path: Path, dataset: str, classes: Sequence[str]) -> None:
-    """Write the labelmap of `classes` to `path`, replacing it as a whole."""
-    write_json(path, labelmap(dataset, classes))
+def write_labelmap(path: Path, split: Split) -> None:
+    """Write the labelmap of the dataset of `split` to `path`, replacing it as a whole."""
+    write_json(path, labelmap(split.dataset, split.classes, split.parents))

@@ -25,7 +25,7 @@ NONE, MISSING = "none", "missing"
 NOT_THE_EXPERIMENT = frozenset(
     {
         "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-        "grad_checkpointing",
+        "grad_checkpointing", "cache", "cache_dir", "recipe",
     }
 )  # fmt: skip
 # Inputs that matter by their content, wherever they lie.
@@ -65,7 +65,12 @@ def choose_device(requested: str, prefer_mps: bool) -> tuple[torch.device, str]:
 
 
 def fit_micro_batches(
-    device: torch.device, batch_size: int, micro_batches: int, num_tokens: int, may_split: bool
+    device: torch.device,
+    batch_size: int,
+    micro_batches: int,
+    num_tokens: int,
+    may_split: bool,
+    remedy: str = "--contrastive_scope effective",
 ) -> int:
     """How many micro-batches to cut a batch into, so that MPS computes right weight gradients.
 
@@ -75,6 +80,7 @@ def fit_micro_batches(
         micro_batches: that were asked for.
         num_tokens: of one image.
         may_split: whether smaller micro-batches leave the loss unchanged.
+        remedy: flags with which they would.
 
     Raises:
         InputError: they must be smaller and may not; names the `--gradient_accumulation_steps` that
@@ -89,7 +95,7 @@ def fit_micro_batches(
         return fits
     advice = "a smaller --img_size" if fits is None else f"--gradient_accumulation_steps {fits}"
     if not may_split and fits is not None:
-        advice += " or --contrastive_scope effective"
+        advice += f" or {remedy}"
     raise InputError(
         f"a micro-batch of {batch_size // micro_batches} images of {num_tokens} tokens is over "
         f"{MAX_MPS_ROWS} rows, for which MPS computes wrong gradients; use {advice}"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from utils.data_utils import RunPaths
-from utils.dataset import Split
 from utils.engine import Evaluation
 from utils.files import canonical_json, open_atomic, write_json, write_text
 from utils.metrics import f1_scores, per_class, per_sample
+from utils.splits import Split
 
 # Of a row, what says where it lies and who predicted it. The rest is the result.
 NOT_THE_RESULT = frozenset({"filepath", "run", "checkpoint_id"})

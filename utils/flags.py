@@ -1,83 +1,65 @@
-"""The flags of both entrypoints: value types, argument groups, parsers. Imports no torch."""
+"""The flags of both entrypoints: argument groups, parsers. Imports no torch."""
 
 import argparse
-import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from utils.console import Parser
-from utils.data_utils import TENSORBOARD_FOLDER
-from utils.dataset import dataset_names
+from utils.dataset import DEFAULT_VAL_FRACTION, dataset_names
+from utils.flag_types import (
+    cosine,
+    count,
+    factor,
+    fraction,
+    frozen_part,
+    non_negative,
+    positive,
+    positive_int,
+    probability,
+    run_name,
+    seed,
+    share,
+)
+from utils.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
+from utils.recipes import ListRecipes, recipe_names
 
-RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-MAX_NAME_LENGTH = 200  # file systems take 255 bytes, and a kept run's name gets longer
+CACHE_FOLDER = ".cache"  # under --output_dir
+DEFAULT_SPLIT_SEED = 42
 SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart from run names
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
 DEFAULT_SLIDE_STEP = 12
 
-# Flags that mean nothing without another one: the flag that they need, its values that give them a
-# meaning (empty: any), and their default then. Given without it they are refused, not ignored.
+
+class Dependence(NamedTuple):
+    """What a flag needs to mean anything, and its default then."""
+
+    needs: Mapping[str, tuple[str, ...]]  # other flags, and their values that do (empty: any)
+    default: Any
+
+    def unmet(self, values: Mapping[str, Any]) -> str | None:
+        """The first need that `values` does not meet, as a flag to type, or None."""
+        for flag, meanings in self.needs.items():
+            if meanings and values[flag] not in meanings:
+                return f"--{flag} {meanings[0]}"
+            if values[flag] is None:
+                return f"--{flag}"
+        return None
+
+
+# Given without what they need they are refused, not ignored.
 DEPENDENT = {
-    "slide_step": ("split", ("overlap",), DEFAULT_SLIDE_STEP),
-    "contrastive_weight": ("head", ("parts",), 1.0),
-    "contrastive_margin": ("head", ("parts",), 0.4),
-    "contrastive_scope": ("head", ("parts",), "micro"),
-    "layer_decay": ("optimizer", ("adamw",), 1.0),
-    "pretrained_profile": ("pretrained", (), "auto"),
-    "pos_resample": ("pretrained", (), "bicubic"),
-    "part_init": ("pretrained", (), "pretrained"),
+    "slide_step": Dependence({"split": ("overlap",)}, DEFAULT_SLIDE_STEP),
+    "contrastive_weight": Dependence({"head": ("parts",)}, 1.0),
+    "contrastive_margin": Dependence({"head": ("parts",)}, 0.4),
+    "contrastive_scope": Dependence({"head": ("parts",)}, "micro"),
+    "layer_decay": Dependence({"optimizer": ("adamw",)}, 1.0),
+    "pretrained_profile": Dependence({"pretrained": ()}, "auto"),
+    "pos_resample": Dependence({"pretrained": ()}, "bicubic"),
+    "part_init": Dependence({"pretrained": (), "head": ("parts",)}, "pretrained"),
 }
-
-
-# --- Types of flag values -------------------------------------------------------------------------
-
-
-def _number(
-    kind: type[int] | type[float], is_valid: Callable[[float], bool], meaning: str
-) -> Callable[[str], int | float]:
-    def parse(text: str) -> int | float:
-        try:
-            value = kind(text)
-            is_good = math.isfinite(value) and is_valid(value)
-        except (ValueError, OverflowError):  # no number; a whole number beyond every float
-            is_good = False
-        if not is_good:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-        return value
-
-    return parse
-
-
-positive_int = _number(int, lambda x: 0 < x < 2**31, "a whole number above 0 and below 2**31")
-_count = _number(int, lambda x: 0 <= x < 2**31, "a whole number, 0 or above, below 2**31")
-_seed = _number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
-_positive = _number(float, lambda x: x > 0, "a finite number above 0")
-_non_negative = _number(float, lambda x: x >= 0, "a finite number, 0 or above")
-_fraction = _number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not including 1")
-_factor = _number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1")
-_cosine = _number(float, lambda x: -1 <= x <= 1, "a number from -1 to 1")
-
-
-def _frozen_part(text: str) -> str:
-    if text not in ("none", "backbone") and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither none, backbone nor a whole number")
-    return text
-
-
-def _run_name(text: str) -> str:
-    if (
-        not RUN_NAME.fullmatch(text)
-        or len(text) > MAX_NAME_LENGTH
-        or text.casefold() == TENSORBOARD_FOLDER
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no run name: letters, digits, '.', '_' and '-', not starting with '.' or "
-            f"'-', at most {MAX_NAME_LENGTH}, and not '{TENSORBOARD_FOLDER}'"
-        )
-    return text
 
 
 # --- Flags ----------------------------------------------------------------------------------------
@@ -93,12 +75,17 @@ def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None
     )  # fmt: skip
     group.add_argument(
         "--data_root", type=Path, metavar="PATH",
-        help="folder with jpg/, imagelabels.mat and setid.mat, or its parent (default: $DATA_ROOT; "
+        help="the dataset's official folder or its parent; for csv the file (default: $DATA_ROOT; "
         f"for synthetic <output_dir>/{SYNTHETIC_FOLDER}, drawn if absent)",
     )  # fmt: skip
     if for_training:
         group.add_argument("--train_split", default="train", metavar="SPLIT", help="train on it")
-    group.add_argument("--eval_split", default="val", metavar="SPLIT", help="evaluate on it")
+    group.add_argument(
+        "--eval_split", metavar="SPLIT",
+        help="evaluate on it (default: val, or test where there is no val)",
+    )  # fmt: skip
+    if for_training:
+        _add_carving_flags(group)
     subset = "<dataset>_tiny (two batches) or a text file with one sample id a line"
     if for_training:
         group.add_argument("--tiny_train_subset", metavar="SUBSET", help=f"train on {subset}")
@@ -108,9 +95,58 @@ def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None
         help=f"side of the square input, a multiple of the patch{otherwise}",
     )  # fmt: skip
     group.add_argument(
-        "--num_workers", type=_count, metavar="N",
+        "--num_workers", type=count, metavar="N",
         help=f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
         "tiny subset)",
+    )  # fmt: skip
+
+
+def _add_carving_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--val_fraction", type=share, metavar="SHARE",
+        help="carve a val split of this share from train, class by class, where the data has none "
+        f"(default: {DEFAULT_VAL_FRACTION} where the data is in one heap, else none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--split_seed", type=seed, metavar="N",
+        help=f"of the carving (default: {DEFAULT_SPLIT_SEED})",
+    )  # fmt: skip
+
+
+def _add_input_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
+    group = parser.add_argument_group("input pipeline")
+    if for_training:
+        group.add_argument(
+            "--preset", choices=tuple(PRESETS), default=DEFAULT_PRESET,
+            help="; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items()),
+        )  # fmt: skip
+        group.add_argument(
+            "--augment", choices=AUGMENTS, help="after the crop (default: the preset's)"
+        )
+        group.add_argument(
+            "--random_erasing", type=probability, metavar="P",
+            help="erase a box with this probability (default: the preset's)",
+        )  # fmt: skip
+        for flag, paper in (("mixup", "Zhang et al. 2018"), ("cutmix", "Yun et al. 2019")):
+            group.add_argument(
+                f"--{flag}", type=non_negative, metavar="ALPHA",
+                help=f"{paper}, of each micro-batch; 0: none (default: the preset's)",
+            )  # fmt: skip
+        group.add_argument(
+            "--skip_bad_images", type=count, default=0, metavar="N",
+            help="leave out up to N images of training that cannot be decoded, instead of ending",
+        )  # fmt: skip
+    group.add_argument(
+        "--tta", choices=("none", "flip"), default="none",
+        help="flip: evaluate each image and its mirror image, mean of the logits",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache", choices=("none", "ram", "disk"), default="none",
+        help="keep decoded images at the preset's working size; changes no result",
+    )  # fmt: skip
+    group.add_argument(
+        "--cache_dir", type=Path, metavar="PATH",
+        help=f"of --cache disk (default: <output_dir>/{CACHE_FOLDER})",
     )  # fmt: skip
 
 
@@ -143,11 +179,11 @@ def _add_architecture_flags(group: argparse._ArgumentGroup) -> None:
         help=f"between overlapping patches (default: {DEFAULT_SLIDE_STEP})",
     )  # fmt: skip
     group.add_argument(
-        "--dropout", type=_fraction, default=0.0,
+        "--dropout", type=fraction, default=0.0,
         help="after the position embedding and each dense layer but the attention's",
     )  # fmt: skip
     group.add_argument(
-        "--drop_path", type=_fraction, default=0.0,
+        "--drop_path", type=fraction, default=0.0,
         help="stochastic depth of the last block, rising linearly from 0 at the first",
     )  # fmt: skip
 
@@ -176,7 +212,7 @@ def _add_pretrained_flags(group: argparse._ArgumentGroup) -> None:
         "random, as TransFG's code has it (default: pretrained)",
     )  # fmt: skip
     group.add_argument(
-        "--freeze", type=_frozen_part, default="none", metavar="{none,backbone,N}",
+        "--freeze", type=frozen_part, default="none", metavar="{none,backbone,N}",
         help="train all; only what follows the backbone; or all but embeddings and first N blocks",
     )  # fmt: skip
 
@@ -184,7 +220,7 @@ def _add_pretrained_flags(group: argparse._ArgumentGroup) -> None:
 def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="optimizer")
-    group.add_argument("--momentum", type=_fraction, default=0.9, help="of SGD")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--num_steps", type=positive_int, metavar="N",
@@ -202,32 +238,32 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         "--train_batch_size", type=positive_int, default=16, metavar="N",
         help="samples an optimizer step sees",
     )  # fmt: skip
-    group.add_argument("--learning_rate", type=_positive, default=3e-2, help="peak learning rate")
+    group.add_argument("--learning_rate", type=positive, default=3e-2, help="peak learning rate")
     group.add_argument(
-        "--weight_decay", type=_non_negative, default=0.0,
+        "--weight_decay", type=non_negative, default=0.0,
         help="of matrices; biases, norms, class token and position embeddings have none",
     )  # fmt: skip
     group.add_argument(
         "--decay_type", choices=("cosine", "linear"), default="cosine", help="after the warm-up"
     )
     group.add_argument(
-        "--warmup_steps", type=_count, metavar="N",
+        "--warmup_steps", type=count, metavar="N",
         help=f"linear warm-up (default: a tenth of the run, at most {MAX_WARMUP_STEPS})",
     )  # fmt: skip
     group.add_argument(
-        "--max_grad_norm", type=_positive, default=1.0, help="clip the gradient to this L2 norm"
+        "--max_grad_norm", type=positive, default=1.0, help="clip the gradient to this L2 norm"
     )
     group.add_argument(
         "--gradient_accumulation_steps", type=positive_int, default=1, metavar="N",
         help="micro-batches a step; must divide --train_batch_size",
     )  # fmt: skip
-    group.add_argument("--smoothing_value", type=_fraction, default=0.0, help="label smoothing")
+    group.add_argument("--smoothing_value", type=fraction, default=0.0, help="label smoothing")
     group.add_argument(
         "--class_weights", choices=("none", "balanced"), default="none",
         help="balanced: rare classes count more, by the inverse of their number of samples",
     )  # fmt: skip
     group.add_argument(
-        "--layer_decay", type=_factor,
+        "--layer_decay", type=factor,
         help="with adamw: learning rate of each block over that of the next (default: 1)",
     )  # fmt: skip
     group.add_argument(
@@ -240,10 +276,10 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
 def _add_contrastive_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("contrastive loss, with --head parts")
     group.add_argument(
-        "--contrastive_weight", type=_non_negative, help="times the loss; 0: none (default: 1)"
+        "--contrastive_weight", type=non_negative, help="times the loss; 0: none (default: 1)"
     )
     group.add_argument(
-        "--contrastive_margin", type=_cosine,
+        "--contrastive_margin", type=cosine,
         help="similarity up to which different classes cost nothing (default: 0.4)",
     )  # fmt: skip
     group.add_argument(
@@ -255,7 +291,13 @@ def _add_contrastive_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--name", type=_run_name, required=True, help="of the run, its folder")
+    group.add_argument("--name", type=run_name, required=True, help="of the run, its folder")
+    if for_training:
+        group.add_argument(
+            "--recipe", choices=("list", *recipe_names()), action=ListRecipes, metavar="NAME",
+            help=f"defaults of a published or own recipe: {', '.join(recipe_names())}; list prints "
+            "them with their sources",
+        )  # fmt: skip
     if not for_training:
         group.add_argument(
             "--checkpoint", type=Path, required=True, metavar="PATH", help="a run's ckpt.bin"
@@ -263,7 +305,7 @@ def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
     group.add_argument(
         "--eval_batch_size", type=positive_int, default=8, metavar="N", help="samples at a time"
     )
-    group.add_argument("--seed", type=_seed, default=42, help="of everything that is random")
+    group.add_argument("--seed", type=seed, default=42, help="of everything that is random")
     group.add_argument("--output_dir", type=Path, default=Path("output"), help="holds all runs")
     group.add_argument(
         "--prefer_mps", action=argparse.BooleanOptionalAction, default=True,
@@ -289,6 +331,7 @@ def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     parser = Parser(prog="train.py", description="Fine-tune a Vision Transformer.")
     _add_run_flags(parser, for_training=True)
     _add_data_flags(parser, for_training=True)
+    _add_input_flags(parser, for_training=True)
     _add_model_flags(parser, model_names, for_training=True)
     _add_optimisation_flags(parser)
     _add_contrastive_flags(parser)
@@ -299,10 +342,11 @@ def build_eval_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of `eval.py`."""
     parser = Parser(
         prog="eval.py",
-        description="Evaluate a checkpoint. Model, image size, class list and normalisation "
-        "come from the checkpoint; a flag that contradicts it is an error.",
+        description="Evaluate a checkpoint. Model, image size, preset, carving, class list "
+        "and normalisation come from the checkpoint; a flag that contradicts it is an error.",
     )
     _add_run_flags(parser, for_training=False)
     _add_data_flags(parser, for_training=False)
+    _add_input_flags(parser, for_training=False)
     _add_model_flags(parser, model_names, for_training=False)
     return parser

@@ -27,9 +27,11 @@ def plan_micro_batches(config: FrozenConfigDict, num_tokens: int, device: torch.
     asked, batch = config.gradient_accumulation_steps, config.train_batch_size
     compares = config.head == "parts" and config.contrastive_weight > 0
     is_joint = config.contrastive_scope == "effective"
-    # The mean over samples is the mean over micro-batches; what compares samples is not.
-    leaves_loss = not compares or is_joint
-    micro_batches = fit_micro_batches(device, batch, asked, num_tokens, leaves_loss)
+    # The mean over samples is the mean over micro-batches; what compares or mixes samples is not.
+    mixes = config.mixup > 0 or config.cutmix > 0
+    leaves_loss = (not compares or is_joint) and not mixes
+    remedy = "--mixup 0 --cutmix 0" if mixes else "--contrastive_scope effective"
+    micro_batches = fit_micro_batches(device, batch, asked, num_tokens, leaves_loss, remedy)
     if micro_batches != asked:
         log.info(
             "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "

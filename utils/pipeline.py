@@ -1,68 +1,371 @@
-"""The input pipeline: transforms per phase, the dataset that loaders read, samplers, loaders.
+"""The input pipeline: the dataset that loaders read, samplers, loaders, steps of training.
 
-Shapes: B batch, S image side in pixels (of points: samples), H heads, C classes.
+Shapes: B batch, S image side in pixels, C classes.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset
 
+from utils.cache import disk_cache, ram_cache
+from utils.console import log
 from utils.data_utils import derive_seed, seed_worker
-from utils.dataset import Split, decode_rgb
+from utils.errors import RunError
+from utils.presets import PRESETS, Augmentation
+from utils.splits import Split
+from utils.transforms import EvalView, Mixing, TrainView
+from utils.working_images import FileImages, WorkingImages
 
-# --- Transforms -----------------------------------------------------------------------------------
-
-TRAIN_CROP_SCALE = (0.25, 1.0)  # area; smaller crops lose the flower
-EVAL_RESIZE = 8 / 7  # shorter side before the center crop, as 256 is to 224
-
-
-def train_transform(img_size: int) -> v2.Transform:
-    """Random resized crop and flip; PIL RGB image to (3, S, S) uint8."""
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.RandomResizedCrop(img_size, scale=TRAIN_CROP_SCALE, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToPureTensor(),
-        ]
-    )
+View = Callable[[Tensor], Tensor]  # working image (3, H, W) to model input (3, S, S), both uint8
 
 
-def eval_transform(img_size: int) -> v2.Transform:
-    """Resize and center crop; PIL RGB image to (3, S, S) uint8."""
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize(round(img_size * EVAL_RESIZE), antialias=True),
-            v2.CenterCrop(img_size),
-            v2.ToPureTensor(),
-        ]
-    )
+class Batch(NamedTuple):
+    """What a loader yields, B samples of it."""
+
+    images: Tensor  # (B, 3, S, S) uint8, channels last in memory
+    labels: Tensor  # (B,) int64; of mixed images the class with the larger share
+    positions: Tensor  # (B,) int64, in the split
+    sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
+    targets: Tensor | None = None  # (B, C) float32 shares of the classes, where images are mixed
+    bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
 
 
-def crop_to_image(points: np.ndarray, sizes: np.ndarray, img_size: int) -> np.ndarray:
-    """Undo `eval_transform` for points: from its square output to the original image.
+class ImageDataset(Dataset):
+    """The images of a split in batches, addressed by (epoch, position).
+
+    What is random about a sample depends on the seed, the epoch and the sample's id alone; how a
+    batch is mixed, on the seed, the epoch and the batch. The epoch comes with the index because a
+    persistent worker holds a copy of this object and never sees an attribute that the main process
+    changes later.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        images: WorkingImages,
+        view: View,
+        img_size: int,
+        seed: int,
+        mixing: Mixing | None = None,
+        leaves_out_bad: bool = False,
+    ) -> None:
+        """Describe the samples.
+
+        Args:
+            split: of the samples.
+            images: of the same samples.
+            view: draws from torch's CPU generator, if at all.
+            img_size: S.
+            seed: of the run.
+            mixing: of batches, if at all.
+            leaves_out_bad: whether an image that cannot be decoded makes its batch smaller instead
+                of raising.
+        """
+        self.split = split
+        self.images = images
+        self.view = view
+        self.img_size = img_size
+        self.seed = seed
+        self.mixing = mixing
+        self.leaves_out_bad = leaves_out_bad
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
+        """The batch of the samples at these (epoch, position).
+
+        Raises:
+            RunError: an image cannot be decoded.
+        """
+        # Transforms draw from torch's CPU generator. It is put back, so that loading in this
+        # process (no workers) draws as little from it as loading elsewhere. torch.manual_seed would
+        # reach into the MPS generator too.
+        state = torch.default_generator.get_state()
+        try:
+            return self._mixed(self._batch(indices), indices[0])
+        finally:
+            torch.default_generator.set_state(state)
+
+    def _batch(self, indices: list[tuple[int, int]]) -> Batch:
+        shape = (len(indices), 3, self.img_size, self.img_size)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        positions, sizes, bad = [], [], []
+        for epoch, position in indices:
+            sample_id = str(self.split.ids[position])
+            try:
+                working = self.images.load(position)
+            except RunError as error:
+                if not self.leaves_out_bad:
+                    raise
+                bad.append((sample_id, str(error)))
+                continue
+            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
+            images[len(positions)] = self.view(working.image)
+            positions.append(position)
+            sizes.append(working.size)
+        return Batch(
+            images[: len(positions)],
+            torch.from_numpy(self.split.labels[positions]),
+            torch.tensor(positions, dtype=torch.int64),
+            torch.tensor(sizes, dtype=torch.int64).view(-1, 2),
+            bad=tuple(bad),
+        )
+
+    def _mixed(self, batch: Batch, first: tuple[int, int]) -> Batch:
+        if not self.mixing or not len(batch.labels):
+            return batch
+        epoch, position = first
+        seed = derive_seed(self.seed, epoch, "mix", str(self.split.ids[position]))
+        torch.default_generator.manual_seed(seed)
+        images, targets = self.mixing(batch.images, batch.labels)
+        return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
+
+
+# --- Loaders --------------------------------------------------------------------------------------
+
+
+class TrainSampler:
+    """Positions in a fixed shuffled order, epoch after epoch, as (epoch, position).
+
+    A batch may span two epochs: every sample is seen equally often, every batch has the same size,
+    and a split smaller than a batch still fills it.
+    """
+
+    def __init__(self, num_samples: int, total: int, seed: int, start: int = 0) -> None:
+        """Describe the order.
+
+        Args:
+            num_samples: of the split.
+            total: samples of the whole run.
+            seed: of the run.
+            start: samples of the run that are done already.
+        """
+        self.num_samples = num_samples
+        self.total = total
+        self.seed = seed
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the pairs from `start` to `total`."""
+        for epoch in range(self.start // self.num_samples, -(-self.total // self.num_samples)):
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "order"))
+            order = torch.randperm(self.num_samples, generator=generator)
+            begin = epoch * self.num_samples
+            for position in order[max(0, self.start - begin) : self.total - begin].tolist():
+                yield epoch, position
+
+
+class EvalSampler:
+    """Every position once, in split order, as (epoch, position)."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the pairs."""
+        return ((0, position) for position in range(self.num_samples))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """The dataset hands out whole batches: there is nothing to collate."""
+    return batch
+
+
+def make_loader(
+    dataset: ImageDataset,
+    sampler: Iterable[tuple[int, int]],
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    start_method: str | None = None,
+) -> DataLoader:
+    """A loader of the samples that `sampler` gives, in its order.
 
     Args:
-        points: (S, H, 2) x and y in [0, 1] of the square.
-        sizes: (S, 2) width and height of the original images, pixels.
-        img_size: side of the square, pixels.
-
-    Returns:
-        (S, H, 2) float64 x and y in [0, 1] of the original image.
+        dataset: of the samples.
+        sampler: gives (epoch, position).
+        batch_size: of each batch but, maybe, the last.
+        num_workers: loader processes; changes no batch.
+        device: that the batches go to.
+        start_method: of the processes, `fork` or `spawn`; None: the system's own.
     """
-    resized_side = round(img_size * EVAL_RESIZE)
-    shorter = sizes.min(axis=1, keepdims=True)
-    # As torchvision rounds: `v2.Resize` down, `v2.CenterCrop` half to even.
-    resized = np.where(sizes == shorter, resized_side, resized_side * sizes // shorter)  # (S, 2)
-    offset = np.round((resized - img_size) / 2)
-    return (points * img_size + offset[:, None]) / resized[:, None]
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
+        # Of its own: else each pass over the loader draws from the global generator.
+        generator=torch.Generator().manual_seed(dataset.seed),
+        worker_init_fn=seed_worker,
+        pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
+        multiprocessing_context=start_method if num_workers else None,
+    )
+
+
+def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingImages:
+    """The working images of `split`, from their files or a cache, which is built if need be.
+
+    Args:
+        config: of the run.
+        split: the samples.
+        phase: `train` or `eval`.
+
+    Raises:
+        RunError: a cache is to be built, and an image is bad or there is no room.
+    """
+    preset = PRESETS[config.preset]
+    size_of, side = {
+        "train": (preset.train_size, preset.train_side(config.img_size)),
+        "eval": (preset.eval_size, preset.eval_side(config.img_size)),
+    }[phase]
+    files = FileImages(split, functools.partial(size_of, config.img_size))
+    may_be_bad = phase == "train" and config.skip_bad_images > 0
+    if config.cache == "ram":
+        return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)
+    if config.cache == "disk":
+        working = {"phase": phase, "squash": preset.squash, "side": side}
+        return disk_cache(Path(config.cache_dir), files, working, may_be_bad)
+    return files
+
+
+def augmentation_of(config: FrozenConfigDict) -> Augmentation:
+    """What a training run does to images besides geometry, by its flags."""
+    return Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
+
+
+def train_loader(
+    config: FrozenConfigDict,
+    split: Split,
+    micro_batches: int,
+    device: torch.device,
+    start_step: int = 0,
+) -> DataLoader:
+    """A loader of the micro-batches of a run in shuffled order, each of them full.
+
+    Args:
+        config: of the run.
+        split: trained on.
+        micro_batches: of an optimizer step.
+        device: that the batches go to.
+        start_step: optimizer steps that are done already.
+
+    Raises:
+        RunError: as `open_images`.
+    """
+    batch = config.train_batch_size
+    sampler = TrainSampler(
+        len(split), config.num_steps * batch, config.seed, start_step * batch
+    )  # fmt: skip
+    augmentation = augmentation_of(config)
+    dataset = ImageDataset(
+        split,
+        open_images(config, split, "train"),
+        TrainView(PRESETS[config.preset], config.img_size, augmentation),
+        config.img_size,
+        config.seed,
+        Mixing(augmentation, len(split.classes)),
+        leaves_out_bad=config.skip_bad_images > 0,
+    )
+    return make_loader(dataset, sampler, batch // micro_batches, config.num_workers, device)
+
+
+def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
+    """A loader of every sample once in split order; the last batch may be smaller.
+
+    Raises:
+        RunError: as `open_images`.
+    """
+    view = EvalView(PRESETS[config.preset], config.img_size)
+    images = open_images(config, split, "eval")
+    dataset = ImageDataset(split, images, view, config.img_size, seed=0)
+    sampler = EvalSampler(len(split))
+    return make_loader(dataset, sampler, config.eval_batch_size, config.num_workers, device)
+
+
+# --- Training steps -------------------------------------------------------------------------------
+
+
+class Skipped:
+    """Bad images that were left out of training: at most so many, each named once."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.ids: list[str] = []
+
+    def note(self, bad: Iterable[tuple[str, str]]) -> None:
+        """Log images that have not been seen before.
+
+        Args:
+            bad: id and trouble of each.
+
+        Raises:
+            RunError: there are more than are allowed.
+        """
+        for sample_id, trouble in bad:
+            if sample_id in self.ids:
+                continue
+            self.ids.append(sample_id)
+            if len(self.ids) > self.allowed:
+                raise RunError(
+                    f"{trouble}; it is bad image {len(self.ids)}, --skip_bad_images allows "
+                    f"{self.allowed}"
+                )
+            log.warning("warning: left out %s: %s", sample_id, trouble)
+
+    def facts(self) -> dict[str, object]:
+        """What the env stamp says of them."""
+        return {"allowed": self.allowed, "count": len(self.ids), "ids": list(self.ids)}
+
+
+class Steps:
+    """The micro-batches of one optimizer step after another."""
+
+    def __init__(self, loader: DataLoader, micro_batches: int, skipped: Skipped) -> None:
+        self.batches = iter(loader)
+        self.micro_batches = micro_batches
+        self.skipped = skipped
+        # Seconds that the last `next` took: what training waited for data. An accelerator may still
+        # be at work in that time, so this is the most that it can have waited.
+        self.waited = 0.0
+
+    def __iter__(self) -> "Steps":
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """The next step; without the micro-batches of which every image is bad.
+
+        Raises:
+            RunError: too many images are bad.
+        """
+        started = time.perf_counter()
+        step = list(itertools.islice(self.batches, self.micro_batches))
+        self.waited = time.perf_counter() - started
+        if not step:
+            raise StopIteration
+        for batch in step:
+            self.skipped.note(batch.bad)
+        return [batch for batch in step if len(batch.labels)]
+
+
+# --- Class weights --------------------------------------------------------------------------------
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -83,126 +386,3 @@ def class_weights(config: FrozenConfigDict, train: Split, device: torch.device) 
         return None
     weights = balanced_class_weights(train.labels, len(train.classes))
     return torch.from_numpy(weights).to(device)
-
-
-# --- Loaders --------------------------------------------------------------------------------------
-
-
-class Batch(NamedTuple):
-    """What a loader yields, B samples of it."""
-
-    images: Tensor  # (B, 3, S, S) uint8
-    labels: Tensor  # (B,) int64
-    positions: Tensor  # (B,) int64, in the split
-    sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
-
-
-class ImageDataset:
-    """The images of a split, addressed by (epoch, position).
-
-    What is random about a sample depends on the seed, the epoch and the sample's id alone. The
-    epoch comes with the index because a persistent worker holds a copy of this object and never
-    sees an attribute that the main process changes later.
-    """
-
-    def __init__(self, split: Split, transform: v2.Transform, seed: int) -> None:
-        self.split = split
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: tuple[int, int]) -> Batch:
-        """The sample at (epoch, position): image (3, S, S) uint8, label, position, size.
-
-        Raises:
-            RunError: the image cannot be decoded.
-        """
-        epoch, position = index
-        image = decode_rgb(self.split.root / self.split.paths[position])
-        # Transforms draw from torch's CPU generator. It is put back, so that loading in this
-        # process (no workers) draws as little from it as loading elsewhere. torch.manual_seed would
-        # reach into the MPS generator too.
-        generator = torch.default_generator
-        state = generator.get_state()
-        try:
-            generator.manual_seed(derive_seed(self.seed, epoch, str(self.split.ids[position])))
-            pixels = self.transform(image)
-        finally:
-            generator.set_state(state)
-        return Batch(pixels, int(self.split.labels[position]), position, torch.tensor(image.size))
-
-
-class TrainSampler:
-    """Positions in a fixed shuffled order, epoch after epoch, as (epoch, position).
-
-    A batch may span two epochs: every sample is seen equally often, every batch has the same size,
-    and a split smaller than a batch still fills it.
-    """
-
-    def __init__(self, num_samples: int, total: int, seed: int) -> None:
-        self.num_samples = num_samples
-        self.total = total
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield `total` pairs."""
-        for start in range(0, self.total, self.num_samples):
-            epoch = start // self.num_samples
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "order"))
-            order = torch.randperm(self.num_samples, generator=generator).tolist()
-            for position in order[: self.total - start]:
-                yield epoch, position
-
-
-def _collate(samples: list[Batch]) -> Batch:
-    return Batch(*(default_collate(list(column)) for column in zip(*samples, strict=True)))
-
-
-def _loader(
-    dataset: ImageDataset,
-    sampler: Iterable[tuple[int, int]],
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        collate_fn=_collate,
-        # Of its own: else each pass over the loader draws from the global generator.
-        generator=torch.Generator().manual_seed(dataset.seed),
-        worker_init_fn=seed_worker,
-        pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
-    )
-
-
-def train_loader(
-    split: Split,
-    img_size: int,
-    micro_batch_size: int,
-    num_micro_batches: int,
-    seed: int,
-    num_workers: int,
-    device: torch.device,
-) -> DataLoader:
-    """A loader of exactly `num_micro_batches` full micro-batches in shuffled order."""
-    sampler = TrainSampler(len(split), num_micro_batches * micro_batch_size, seed)
-    dataset = ImageDataset(split, train_transform(img_size), seed)
-    return _loader(dataset, sampler, micro_batch_size, num_workers, device)
-
-
-def eval_loader(
-    split: Split, img_size: int, batch_size: int, num_workers: int, device: torch.device
-) -> DataLoader:
-    """A loader of every sample once in split order; the last batch may be smaller."""
-    dataset = ImageDataset(split, eval_transform(img_size), seed=0)
-    order = [(0, position) for position in range(len(split))]
-    return _loader(dataset, order, batch_size, num_workers, device)

@@ -7,10 +7,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.console import log, log_table
 from utils.data_utils import RunPaths, keep_previous_run, write_retention
-from utils.dataset import Split, write_labelmap
+from utils.dataset import write_labelmap
 from utils.engine import Evaluation
 from utils.export import export_evaluation
 from utils.files import write_json
+from utils.splits import Split
 
 # The scalars of an evaluation, of the metrics that `utils.metrics.summarize` gives.
 EVAL_SCALARS = ("loss", "accuracy", "top5", "mean_per_class_accuracy", "macro_f1")
@@ -33,12 +34,13 @@ class Run:
         self.paths = paths
         self.split = split
         self.stamp = dict(stamp)
-        self._write_stamp(predictions_digest="none")
-        write_labelmap(paths.labelmap, split.dataset, split.classes)
+        self.write_stamp(predictions_digest="none")
+        write_labelmap(paths.labelmap, split)
         write_retention(paths, has_checkpoint="checkpoint" not in stamp)
         self.writer = SummaryWriter(str(paths.tensorboard))
 
-    def _write_stamp(self, **facts: str) -> None:
+    def write_stamp(self, **facts: object) -> None:
+        """Write the stamp with more `facts`, or later ones."""
         self.stamp.update(facts)
         write_json(self.paths.env_stamp, self.stamp)
 
@@ -62,10 +64,15 @@ class Run:
     ) -> None:
         """Write predictions, metrics and per-class table, and stamp the predictions digest."""
         digest = export_evaluation(self.paths, evaluation, self.split, metrics, export_logits)
-        self._write_stamp(predictions_digest=digest)
+        self.write_stamp(predictions_digest=digest)
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Close the scalars and log where everything is and how good it is."""
+    def finish(self, metrics: Mapping[str, Any], **facts: object) -> None:
+        """Close the scalars and log where everything is, how good it is, and more `facts`."""
         self.writer.close()
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
-        log_table(f"metrics on {metrics['split']}", metrics)
+        log_table(f"metrics on {metrics['split']}", {**metrics, **facts})
+        if metrics["selected_on"] == metrics["split"] == "test":
+            log.warning(
+                "warning: selected on test: the checkpoint was chosen by this accuracy, so it is "
+                "too high an estimate for new images"
+            )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.dataset import Split
+from utils.splits import Split
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +36,13 @@ def make_split(save_photo: Callable[..., Path]) -> Callable[..., Split]:
         name: str = "val",
         dataset: str = "toy",
         photos: bool = True,
+        size: tuple[int, int] = (24, 20),
     ) -> Split:
         ids = [f"photo_{i:03d}" for i in range(len(labels))]
         paths = [f"jpg/{sample_id}.jpg" for sample_id in ids]
         if photos:
             for i, path in enumerate(paths):
-                save_photo(root / path, seed=i, size=(24 + i % 5, 20 + i % 7))
+                save_photo(root / path, seed=i, size=(size[0] + i % 5, size[1] + i % 7))
         count = num_classes or max(labels, default=0) + 1
         classes = tuple(f"class {i}" for i in range(count))
         return Split(

@@ -37,6 +37,8 @@ def small(**changes) -> Checkpoint:
         "dataset": "synthetic",
         "classes": ["rose", "lily"],
         "img_size": 32,
+        "preset": "transfg",
+        "carving": {"fraction": 0.25, "seed": 42},
         "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "step": 3,
         "metrics": {"accuracy": 0.5, "step": 3, "split": "val"},
@@ -48,7 +50,7 @@ def small(**changes) -> Checkpoint:
 
 def payload_of(checkpoint: Checkpoint, **changes) -> dict:
     """What a file of ours holds."""
-    return {"format": "fine-vit checkpoint", "version": 1, **checkpoint._asdict(), **changes}
+    return {"format": "fine-vit checkpoint", "version": 2, **checkpoint._asdict(), **changes}
 
 
 def sealed(archive: bytes) -> bytes:
@@ -357,8 +359,16 @@ class TestFields:
     def test_format_and_version(self, tmp_path):
         self.refuse(tmp_path, r"ckpt.bin was not written by train.py", format="other")
         self.refuse(tmp_path, r"ckpt.bin was not written by train.py", format=...)
-        self.refuse(tmp_path, r"has format version 2, this code reads 1", version=2)
-        self.refuse(tmp_path, r"has format version None, this code reads 1", version=...)
+        self.refuse(tmp_path, r"has format version 3, this code reads 1, 2;", version=3)
+        self.refuse(tmp_path, r"has format version None, this code reads 1, 2;", version=...)
+        self.refuse(tmp_path, r"has format version \[2\], this code", version=[2])
+
+    def test_of_version_1_is_read_as_it_was_meant(self, tmp_path):
+        payload = payload_of(small(), version=1)
+        del payload["preset"], payload["carving"]
+        (tmp_path / "c").write_bytes(sealed(torch_bytes(payload)))
+        read = load_checkpoint(tmp_path / "c")
+        assert (read.preset, read.carving, read.step) == ("vit", {}, 3)
 
     @pytest.mark.parametrize("field", Checkpoint._fields)
     def test_missing_or_of_another_type(self, tmp_path, field):
@@ -376,6 +386,10 @@ class TestFields:
             {"img_size": 0},
             {"img_size": 64},
             {"state_dict": {"w": 3}},
+            {"preset": "square"},
+            {"carving": {"fraction": 0.5}},
+            {"carving": {"fraction": 1.5, "seed": 1}},
+            {"carving": {"fraction": 0.5, "seed": "1"}},
         ],
         ids=lambda changes: str(changes)[:60],
     )

@@ -11,6 +11,7 @@ import pytest
 from helpers import REPO, files_below
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from layouts_own import write_csv
 from ml_collections import FrozenConfigDict
 
 from models.build import build_model
@@ -73,7 +74,7 @@ class TestConfig:
 
     def test_imports_no_torch(self):
         code = (
-            "import sys, utils.config, utils.data_utils, utils.synthetic, models.configs\n"
+            "import sys, utils.config, utils.data_utils, utils.recipes, models.configs\n"
             "heavy = {'torch', 'torchvision', 'scipy', 'tensorboard', 'fiftyone'}\n"
             "print(sorted(heavy & sys.modules.keys()))"
         )
@@ -218,7 +219,7 @@ class TestDependentFlags:
     def test_that_repeat_their_default_are_refused_too(self, parse, flag):
         """What was typed and has no effect is said, whatever its value."""
         _, (needed, *_), _ = DEPENDENT_ARGV[flag]
-        default = DEPENDENT[flag][2]
+        default = DEPENDENT[flag].default
         with pytest.raises(InputError, match=f"^--{flag} means nothing without {needed}"):
             parse(f"--{flag}={default}")
 
@@ -226,12 +227,12 @@ class TestDependentFlags:
     def test_with_the_other_are_taken(self, parse, flag):
         argv, needed, value = DEPENDENT_ARGV[flag]
         assert parse(*argv, *needed)[flag] == value
-        assert value != DEPENDENT[flag][2]
+        assert value != DEPENDENT[flag].default
 
     @pytest.mark.parametrize("flag", DEPENDENT)
     def test_have_a_default_only_with_the_other(self, parse, flag):
         _, needed, _ = DEPENDENT_ARGV[flag]
-        assert parse(*needed)[flag] == DEPENDENT[flag][2]
+        assert parse(*needed)[flag] == DEPENDENT[flag].default
         assert parse()[flag] is None
 
     def test_part_init_needs_both(self, parse):
@@ -348,12 +349,12 @@ class TestDataRoot:
     @pytest.mark.parametrize("entry", ["jpg", "imagelabels.mat", "setid.mat"])
     def test_must_hold_all_three(self, tmp_path, flowers, entry):
         (flowers / entry).rename(flowers / "other")
-        with pytest.raises(InputError, match=r"holds no jpg/, imagelabels.mat and setid.mat"):
+        with pytest.raises(InputError, match=rf"lacks {entry} of flower102; scripts/get_f"):
             train_config(tmp_path, "--data_root", str(flowers), dataset="flower102")
 
     def test_may_not_be_a_file(self, tmp_path):
         (tmp_path / "f").touch()
-        with pytest.raises(InputError, match=r"--data_root .*holds no jpg/"):
+        with pytest.raises(InputError, match=r"--data_root .*/f is a file, not the folder"):
             train_config(tmp_path, "--data_root", str(tmp_path / "f"), dataset="flower102")
 
 
@@ -392,7 +393,7 @@ class TestDatasetAndSplits:
         for split in ("train", "val", "test", "trainval"):
             assert train_config(tmp_path, f"--{flag}", split)[flag] == split
         with pytest.raises(
-            InputError, match=f"--{flag} valid: synthetic has the splits train, val"
+            InputError, match=f"--{flag} valid: synthetic has no split 'valid'; it has train, val"
         ):
             train_config(tmp_path, f"--{flag}", "valid")
 
@@ -432,12 +433,11 @@ class TestSubset:
 
     def test_of_eval_waits_for_the_checkpoints_dataset(self, tmp_path):
         config = eval_config(tmp_path, "--tiny_infer_subset", "synthetic_tiny")
-        assert resolve_from_checkpoint(
-            config, "synthetic", "testing", 64
-        ).tiny_infer_subset == "synthetic_tiny"  # fmt: skip
+        config = resolve_from_checkpoint(config, checkpoint("synthetic"))
+        assert config.tiny_infer_subset == "synthetic_tiny"
         config = eval_config(tmp_path, "--tiny_infer_subset", "flower102_tiny")
         with pytest.raises(InputError, match="flower102_tiny is neither synthetic_tiny"):
-            resolve_from_checkpoint(config, "synthetic", "testing", 64)
+            resolve_from_checkpoint(config, checkpoint("synthetic"))
 
 
 class TestLength:
@@ -504,16 +504,40 @@ class TestLength:
         assert None not in [resolved[key] for key in settled]
 
 
+def checkpoint(dataset: str, **changes) -> dict:
+    """The fields of a checkpoint that `eval.py` goes by."""
+    fields = {
+        "dataset": dataset, "model_type": "testing", "img_size": 64, "preset": "vit", "carving": {},
+    }  # fmt: skip
+    return {**fields, **changes}
+
+
 class TestFromCheckpoint:
+    def test_takes_preset_and_carving(self, tmp_path):
+        data = write_csv(tmp_path / "own", with_split=False)
+        config = eval_config(tmp_path, "--data_root", str(data))
+        carving = {"fraction": 0.25, "seed": 7}
+        given = checkpoint("csv", preset="transfg", carving=carving)
+        config = resolve_from_checkpoint(config, given)
+        assert (config.preset, config.val_fraction, config.split_seed) == ("transfg", 0.25, 7)
+        assert config.eval_split == "val"
+
+    def test_of_other_data_is_not_carved(self, tmp_path):
+        data = write_csv(tmp_path / "own", with_split=False)
+        config = eval_config(tmp_path, "--dataset", "csv", "--data_root", str(data))
+        given = checkpoint("flower102", carving={"fraction": 0.25, "seed": 7})
+        config = resolve_from_checkpoint(config, given)
+        assert (config.val_fraction, config.split_seed, config.eval_split) == (None, None, "train")
+
     def test_fills_what_was_left_open(self, tmp_path):
-        config = resolve_from_checkpoint(eval_config(tmp_path), "synthetic", "testing", 64)
+        config = resolve_from_checkpoint(eval_config(tmp_path), checkpoint("synthetic"))
         assert (config.dataset, config.model_type, config.img_size) == ("synthetic", "testing", 64)
         assert config.data_root == str(tmp_path / ".synthetic")
         assert config.num_workers == 2
 
     def test_agrees_with_flags_that_agree(self, tmp_path):
         argv = ["--dataset", "synthetic", "--model_type", "testing", "--img_size", "64"]
-        config = resolve_from_checkpoint(eval_config(tmp_path, *argv), "synthetic", "testing", 64)
+        config = resolve_from_checkpoint(eval_config(tmp_path, *argv), checkpoint("synthetic"))
         assert config.img_size == 64
 
     @pytest.mark.parametrize(
@@ -523,23 +547,23 @@ class TestFromCheckpoint:
     def test_names_both_values_of_a_contradiction(self, tmp_path, flag, asked, has):
         config = eval_config(tmp_path, flag, asked)
         with pytest.raises(InputError, match=f"{flag} {asked} contradicts .*ckpt.bin.*{has}$"):
-            resolve_from_checkpoint(config, "synthetic", "testing", 64)
+            resolve_from_checkpoint(config, checkpoint("synthetic"))
 
     def test_a_dataset_that_nobody_knows(self, tmp_path):
         with pytest.raises(InputError, match="unknown dataset 'birds'"):
-            resolve_from_checkpoint(eval_config(tmp_path), "birds", "testing", 64)
+            resolve_from_checkpoint(eval_config(tmp_path), checkpoint("birds"))
 
     def test_finds_the_data_of_the_checkpoints_dataset(self, tmp_path, flowers, monkeypatch):
         config = eval_config(tmp_path)
         with pytest.raises(InputError, match="no data for flower102"):
-            resolve_from_checkpoint(config, "flower102", "testing", 64)
+            resolve_from_checkpoint(config, checkpoint("flower102"))
         monkeypatch.setenv("DATA_ROOT", str(flowers))
-        assert resolve_from_checkpoint(config, "flower102", "testing", 64).data_root == str(flowers)
+        assert resolve_from_checkpoint(config, checkpoint("flower102")).data_root == str(flowers)
 
     def test_checks_the_split(self, tmp_path):
         config = eval_config(tmp_path, "--eval_split", "dev")
-        with pytest.raises(InputError, match="--eval_split dev: synthetic has the splits"):
-            resolve_from_checkpoint(config, "synthetic", "testing", 64)
+        with pytest.raises(InputError, match="--eval_split dev: synthetic has no split"):
+            resolve_from_checkpoint(config, checkpoint("synthetic"))
 
 
 class TestPaths:

@@ -367,7 +367,7 @@ def data_config(root: Path, **changes) -> FrozenConfigDict:
     values = {
         "dataset": "synthetic", "data_root": str(root), "train_split": "train",
         "eval_split": "val", "tiny_train_subset": None, "tiny_infer_subset": None,
-        "train_batch_size": 4, "eval_batch_size": 2,
+        "train_batch_size": 4, "eval_batch_size": 2, "val_fraction": None, "split_seed": None,
     }  # fmt: skip
     return FrozenConfigDict({**values, **changes})
 

@@ -1,9 +1,8 @@
-"""utils/dataset.py: splits, decoding, the checks of images, the labelmap."""
+"""utils/dataset.py: the table of data sets, opening a split, the labelmap."""
 
 import hashlib
-import io
 import json
-import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,97 +10,21 @@ import pytest
 from helpers import read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from utils.dataset import (
-    MAX_DECODED_IN_CHECK,
-    Split,
-    check_images,
-    dataset_names,
-    decode_rgb,
-    get_spec,
-    labelmap,
-    open_split,
-    write_labelmap,
-)
-from utils.errors import InputError, RunError
-from utils.flowers import FLOWER102_CLASSES
-
-# What the eight EXIF orientations mean: how to turn the stored pixels upright.
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
-def pixels(height: int = 6, width: int = 9) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def jpeg_bytes(size: tuple[int, int] = (40, 30)) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(5, 4)).resize(size).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def with_exif(jpeg: bytes, entries: list[tuple[int, int, int, bytes]]) -> bytes:
-    """`jpeg` with an EXIF block of (tag, type, count, value) entries, spelled byte by byte."""
-    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries))
-    for tag, kind, count, value in sorted(entries):
-        tiff += struct.pack("<HHI", tag, kind, count) + value
-    payload = b"Exif\0\0" + tiff + bytes(4)
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
-
-
-class TestSplit:
-    @settings(max_examples=50, deadline=None)
-    @given(data=st.data(), count=st.integers(1, 30))
-    def test_select_keeps_the_order_of_the_split(self, make_split, data, count):
-        split = make_split(Path("unused"), [i % 3 for i in range(count)], photos=False)
-        wanted = data.draw(st.lists(st.integers(0, count - 1), unique=True))
-        chosen = split.select(wanted)
-        assert chosen.ids.tolist() == [split.ids[i] for i in sorted(wanted)]
-        assert chosen.paths.tolist() == [split.paths[i] for i in sorted(wanted)]
-        assert chosen.labels.tolist() == [split.labels[i] for i in sorted(wanted)]
-        assert (chosen.classes, chosen.root) == (split.classes, split.root)
-        assert (chosen.dataset, chosen.name) == (split.dataset, split.name)
-        assert len(chosen) == len(wanted)
-
-    def test_identity_says_what_was_used(self, make_split, tmp_path):
-        identity = make_split(tmp_path, [0, 2, 1], photos=False).identity()
-        text = '[["photo_000",0],["photo_001",2],["photo_002",1]]'
-        assert identity == {
-            "name": "toy", "split": "val", "samples": 3,
-            "checksum": hashlib.sha256(text.encode()).hexdigest(),
-        }  # fmt: skip
-        assert json.loads(json.dumps(identity)) == identity
-
-    def test_identity_changes_with_ids_labels_and_order_but_not_with_the_place(
-        self, make_split, tmp_path
-    ):
-        def checksum(labels, root=tmp_path):
-            return make_split(root, labels, num_classes=3, photos=False).identity()["checksum"]
-
-        split = make_split(tmp_path, [0, 2, 1], photos=False)
-        back = Split(
-            split.dataset, split.name, split.root, split.classes,
-            split.ids[::-1], split.paths[::-1], split.labels[::-1],
-        )  # fmt: skip
-        same = checksum([0, 2, 1], tmp_path / "moved")
-        different = [checksum([0, 2, 2]), checksum([0, 2]), back.identity()["checksum"]]
-        assert same == split.identity()["checksum"]
-        assert len({same, *different}) == 4
+from utils.dataset import dataset_names, get_spec, labelmap, open_split, write_labelmap
+from utils.errors import InputError
+from utils.images import decode_rgb
+from utils.readers.flowers import FLOWER102_CLASSES
+from utils.readers.synthetic import SYNTHETIC_CLASSES
 
 
 class TestSpecs:
     def test_are_found_by_every_name(self):
-        assert {get_spec(name).name for name in dataset_names()} == {"flower102", "synthetic"}
+        assert {get_spec(name).name for name in dataset_names()} == {
+            "flower102", "CUB_200_2011", "car", "dog", "nabirds", "INat2017", "pet", "aircraft",
+            "food101", "cifar10", "cifar100", "folder", "csv", "synthetic",
+        }  # fmt: skip
+        assert len(set(dataset_names())) == len(dataset_names())
         assert get_spec("flowers-102") is get_spec("flower102")
         with pytest.raises(InputError, match=r"unknown dataset 'birds'; known: flower102.*synth"):
             get_spec("birds")
@@ -110,7 +33,7 @@ class TestSpecs:
         spec = get_spec("synthetic")
         split = open_split(spec, drawn, "val")
         assert (split.dataset, split.name, len(split)) == ("synthetic", "val", 100)
-        assert split.classes == spec.classes
+        assert split.classes == SYNTHETIC_CLASSES
         assert split.root.is_absolute()
         for path, sample_id in zip(split.paths[:5], split.ids, strict=False):
             assert path == f"jpg/{sample_id}.jpg"
@@ -148,210 +71,7 @@ class TestSpecs:
         assert (split.ids[0], len(split)) == ("image_06773", 1020)
         assert split.classes == FLOWER102_CLASSES
         assert split.root == real_flowers.resolve()
-        assert decode_rgb(split.root / split.paths[0]).mode == "RGB"
-
-
-class TestDecodeRgb:
-    @pytest.mark.parametrize("orientation", UPRIGHT)
-    def test_turns_upright(self, tmp_path, orientation):
-        array = pixels()
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        path = tmp_path / "turned.png"  # lossless, so the pixels compare exactly
-        Image.fromarray(array).save(path, exif=exif)
-        assert np.array_equal(np.asarray(decode_rgb(path)), UPRIGHT[orientation](array))
-
-    def test_turns_jpegs_upright(self, tmp_path, save_photo):
-        plain = save_photo(tmp_path / "plain.jpg", seed=3)
-        turned = tmp_path / "turned.jpg"
-        turned.write_bytes(with_exif(plain.read_bytes(), [(0x0112, 3, 1, b"\x06\0\0\0")]))
-        upright = np.rot90(np.asarray(decode_rgb(plain)), -1)
-        assert np.array_equal(np.asarray(decode_rgb(turned)), upright)
-
-    @pytest.mark.parametrize(
-        "entry",
-        [
-            (0x0132, 12, 1, b"\x08\0\0\0"),  # date as a double
-            (0x010F, 5, 1, b"\x08\0\0\0"),  # maker as a fraction
-            (0x0100, 2, 1, b"x\0\0\0"),  # width as a letter
-            (0x0102, 9, 1, b"\xff\xff\xff\xff"),  # bits per sample -1
-        ],
-        ids=["date", "maker", "width", "bits"],
-    )
-    def test_reads_photos_whose_exif_is_odd(self, tmp_path, save_photo, entry):
-        """Odd notes in the margin do not make the pixels damaged."""
-        plain = save_photo(tmp_path / "plain.jpg", seed=3)
-        odd = tmp_path / "odd.jpg"
-        odd.write_bytes(with_exif(plain.read_bytes(), [(0x0112, 3, 1, b"\x06\0\0\0"), entry]))
-        upright = np.rot90(np.asarray(decode_rgb(plain)), -1)
-        assert np.array_equal(np.asarray(decode_rgb(odd)), upright)
-
-    @pytest.mark.filterwarnings("error")  # Python prints warnings to stderr
-    def test_says_nothing_of_exif_that_is_cut(self, tmp_path, save_photo):
-        plain = save_photo(tmp_path / "plain.jpg", seed=3)
-        cut = tmp_path / "cut.jpg"
-        cut.write_bytes(with_exif(plain.read_bytes(), [(0x010F, 2, 4000, b"\x08\0\0\0")]))
-        assert np.array_equal(np.asarray(decode_rgb(cut)), np.asarray(decode_rgb(plain)))
-
-    @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGBA", "LA", "YCbCr", "I;16", "F"])
-    def test_makes_every_mode_rgb(self, tmp_path, mode):
-        path = tmp_path / "image"
-        source = Image.fromarray(np.full((8, 10, 3), (200, 40, 90), dtype=np.uint8))
-        format_ = "JPEG" if mode in ("CMYK", "YCbCr") else "TIFF" if mode == "F" else "PNG"
-        image = source.convert("L").convert(mode) if mode == "I;16" else source.convert(mode)
-        image.save(path, format_)
-        decoded = decode_rgb(path)
-        assert (decoded.mode, decoded.size) == ("RGB", (10, 8))
-        if mode in ("CMYK", "RGBA", "YCbCr"):
-            assert np.abs(np.asarray(decoded).astype(int) - (200, 40, 90)).max() < 8
-
-    def test_grey_is_grey_in_all_three(self, tmp_path, save_photo):
-        path = tmp_path / "grey.jpg"
-        Image.open(save_photo(tmp_path / "a.jpg")).convert("L").save(path)
-        red, green, blue = np.moveaxis(np.asarray(decode_rgb(path)), -1, 0)
-        assert np.array_equal(red, green)
-        assert np.array_equal(red, blue)
-
-    @pytest.mark.parametrize(
-        "content", [b"", b"\xff\xd8\xff", b"no image", b"\x89PNG\r\n\x1a\n", bytes(100)]
-    )
-    def test_names_a_file_that_is_no_image(self, tmp_path, content):
-        path = tmp_path / "no image.jpg"
-        path.write_bytes(content)
-        with pytest.raises(RunError, match=r"^image .*no image.jpg cannot be decoded \(.+\)$"):
-            decode_rgb(path)
-
-    def test_names_a_missing_file_and_a_folder(self, tmp_path):
-        with pytest.raises(RunError, match=r"absent.jpg cannot be decoded \(.*No such file"):
-            decode_rgb(tmp_path / "absent.jpg")
-        with pytest.raises(RunError, match=r"cannot be decoded \(.*[Dd]irectory"):
-            decode_rgb(tmp_path)
-
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data())
-    def test_names_a_truncated_file(self, tmp_path_factory, data):
-        whole = jpeg_bytes()
-        size = data.draw(st.integers(0, len(whole) - 3))
-        path = tmp_path_factory.getbasetemp() / "cut.jpg"
-        path.write_bytes(whole[:size])
-        with pytest.raises(RunError, match=r"cut.jpg cannot be decoded"):
-            decode_rgb(path)
-
-    @pytest.mark.filterwarnings("ignore")  # Pillow warns of EXIF that is damaged
-    @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data())
-    def test_decodes_or_names_whatever_is_damaged(self, tmp_path_factory, data, format_):
-        buffer = io.BytesIO()
-        exif = Image.Exif()
-        exif[0x0112], exif[0x010F] = 6, "maker"
-        extra = {"exif": exif} if format_ in ("JPEG", "PNG", "WEBP") else {}
-        Image.fromarray(pixels()).save(buffer, format_, **extra)
-        content = bytearray(buffer.getvalue())
-        for _ in range(data.draw(st.integers(1, 6))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-        path = tmp_path_factory.getbasetemp() / "damaged.jpg"
-        path.write_bytes(content)
-        try:
-            assert decode_rgb(path).mode == "RGB"
-        except RunError as error:
-            assert "damaged.jpg" in str(error)  # noqa: PT017 - both endings are well
-
-
-class TestCheckImages:
-    @pytest.fixture
-    def split(self, tmp_path, make_split):
-        return make_split(tmp_path, [0, 1, 0, 1, 0])
-
-    def path(self, split: Split, i: int) -> Path:
-        return split.root / split.paths[i]
-
-    def test_whole_images_pass(self, split):
-        check_images([split], [split])
-        check_images([split, split], [])
-
-    def test_missing_images_are_counted_once_for_all(self, split):
-        for i in (1, 3, 4):
-            self.path(split, i).unlink()
-        message = r"3 of 5 images of split val are missing in .*jpg \(first: photo_001.jpg\)"
-        with pytest.raises(InputError, match=message):
-            check_images([split], [split])
-        check_images([split.select([0, 2])], [])
-
-    def test_images_that_are_not_used_must_be_there_too(self, split):
-        self.path(split, 4).unlink()
-        with pytest.raises(InputError, match=r"1 of 5 images of split val are missing"):
-            check_images([split], [split.select([0])])
-
-    @pytest.mark.parametrize("used", [True, False])
-    @pytest.mark.parametrize("content", [b"", b"a text file\n" * 50, bytes(5000), b"\xff\xd8\xff"])
-    def test_empty_and_foreign_files_are_damage(self, split, content, used):
-        for i in (2, 4):
-            self.path(split, i).write_bytes(content)
-        message = r"2 of 5 images of split val are empty or damaged \(first: .*photo_002.jpg\)"
-        with pytest.raises(InputError, match=message):
-            check_images([split], [split] if used else [])
-
-    def test_a_folder_is_damage(self, split):
-        self.path(split, 0).unlink()
-        self.path(split, 0).mkdir()
-        with pytest.raises(InputError, match=r"1 of 5 .* damaged \(first: .*photo_000.jpg\)"):
-            check_images([split], [])
-
-    @pytest.mark.parametrize("used", [True, False])
-    def test_a_png_named_jpg_passes(self, split, save_photo, used):
-        save_photo(self.path(split, 0), format="PNG")
-        check_images([split], [split] if used else [])
-
-    @pytest.mark.parametrize("used", [True, False])
-    @pytest.mark.parametrize("padding", [b"\x00" * 300, b"\x00" * 20_000, b"trailing words" * 30])
-    def test_padding_after_the_end_passes(self, split, padding, used):
-        with self.path(split, 0).open("ab") as file:
-            file.write(padding)
-        check_images([split], [split] if used else [])
-
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data(), used=st.booleans())
-    def test_truncation_is_refused(self, tmp_path_factory, make_split, data, used):
-        split = make_split(tmp_path_factory.getbasetemp() / "cuts", [0], photos=False)
-        whole = jpeg_bytes((120, 100))
-        path = self.path(split, 0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 3))])
-        with pytest.raises(InputError, match=r"1 of 1 images .* empty or damaged"):
-            check_images([split], [split] if used else [])
-
-    @pytest.mark.parametrize("used", [True, False])
-    def test_a_cut_in_the_last_bytes_decodes_or_is_refused(self, split, used):
-        path = self.path(split, 0)
-        whole = path.read_bytes()
-        refused = 0
-        for cut in range(1, 40):
-            path.write_bytes(whole[:-cut])
-            try:
-                check_images([split], [split] if used else [])
-            except InputError:
-                refused += 1
-            else:
-                assert decode_rgb(path).size == (24, 20)
-        assert refused > 30
-
-    def test_up_to_64_images_are_decoded_and_above_only_looked_at(self, tmp_path, make_split):
-        count = MAX_DECODED_IN_CHECK + 1
-        assert count == 65
-        split = make_split(tmp_path, [0] * count, photos=False)
-        (tmp_path / "jpg").mkdir()
-        for path in split.paths:
-            (tmp_path / path).write_bytes(jpeg_bytes((8, 8)))
-        # Both markers are there, what lies between is no image.
-        (tmp_path / split.paths[0]).write_bytes(b"\xff\xd8\xff" + b"x" * 100 + b"\xff\xd9")
-        check_images([split], [split])
-        check_images([split], [])
-        with pytest.raises(InputError, match=r"1 of 64 images"):
-            check_images([split], [split.select(range(64))])
-        with pytest.raises(InputError, match=r"1 of 32 images"):
-            check_images([split], [split.select(range(32, 64)), split.select(range(32))])
-        check_images([split], [split.select(range(33, 65)), split.select(range(33))])
+        assert decode_rgb(split.path_of(0)).mode == "RGB"
 
 
 class TestLabelmap:
@@ -364,12 +84,19 @@ class TestLabelmap:
         }  # fmt: skip
 
     @settings(max_examples=50, deadline=None)
-    @given(classes=st.lists(st.text(), min_size=1, max_size=6))
-    def test_is_written_as_it_is_and_checks(self, tmp_path_factory, classes):
+    @given(classes=st.lists(st.text(), min_size=1, max_size=6), has_parents=st.booleans())
+    def test_is_written_as_it_is_and_checks(
+        self, tmp_path_factory, make_split, classes, has_parents
+    ):
         path = tmp_path_factory.getbasetemp() / "labelmap.json"
-        write_labelmap(path, "toy", classes)
+        parents = tuple((f"above {name}", "all") for name in classes) if has_parents else ()
+        split = make_split(Path("unused"), [0], photos=False)
+        write_labelmap(path, replace(split, classes=tuple(classes), parents=parents))
         read = read_json(path)
-        assert read == labelmap("toy", classes)
+        assert read == labelmap("toy", classes, parents)
+        assert ("parents" in read) is has_parents
+        if has_parents:
+            assert read["parents"] == [list(names) for names in parents]
         text = json.dumps(read["classes"], ensure_ascii=False, separators=(",", ":"))
         assert read["checksum"] == hashlib.sha256(text.encode("utf-8")).hexdigest()
 

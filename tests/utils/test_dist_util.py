@@ -45,8 +45,11 @@ CPU, MPS = torch.device("cpu"), torch.device("mps")
 # they take.
 NOT_HASHED = (
     "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-    "grad_checkpointing",
+    "grad_checkpointing", "cache", "cache_dir", "recipe",
 )  # fmt: skip
+CHECKPOINT = {
+    "dataset": "synthetic", "model_type": "testing", "img_size": 64, "preset": "vit", "carving": {},
+}  # fmt: skip
 
 TRAIN = parse_train_args(
     ["--name", "a", "--dataset", "synthetic", "--model_type", "testing", "--img_size", "64"],
@@ -131,9 +134,7 @@ class TestConfigHash:
         checkpoint = tmp_path / "ckpt.bin"
         checkpoint.write_bytes(b"weights")
         argv = ["--name", "a", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path)]
-        config = resolve_from_checkpoint(
-            parse_eval_args(argv, model_names()), "synthetic", "testing", 64
-        )
+        config = resolve_from_checkpoint(parse_eval_args(argv, model_names()), CHECKPOINT)
         first = config_hash(config)
         for key in config:
             if key not in (*NOT_HASHED, "checkpoint"):
@@ -451,8 +452,8 @@ class TestEnvStamp:
         checkpoint.write_bytes(b"weights")
         config = resolve_from_checkpoint(
             parse_eval_args(["--name", "a", "--checkpoint", str(checkpoint)], model_names()),
-            "synthetic", "testing", 64,
-        )  # fmt: skip
+            CHECKPOINT,
+        )
         facts = {
             **FACTS,
             "checkpoint": str(checkpoint),

@@ -7,23 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import loader_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from models.build import build_model
 from models.configs import get_config
-from models.losses import Objective, classification_loss
+from models.losses import Objective
 from models.profiles import GOOGLE
 from models.recompute import recomputed
 from utils.engine import Normalizer, StepResult, TrainMeter, evaluate, train_step
 from utils.errors import RunError
-from utils.pipeline import Batch, crop_to_image, eval_loader
+from utils.pipeline import Batch, eval_loader
+from utils.presets import PRESETS, crop_to_image
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 32, 5
 NORMALIZE = Normalizer(GOOGLE.normalization, CPU)
-LOSS = functools.partial(classification_loss, smoothing=0.0)
+LOSS = Objective()
+VIT = PRESETS["vit"]
 
 
 @pytest.fixture
@@ -44,7 +47,11 @@ def batch_of(count: int, seed: int = 0) -> Batch:
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:
-    return [Batch(*columns) for columns in zip(*(c.chunk(parts) for c in batch), strict=True)]
+    return [Batch(*columns) for columns in zip(*(c.chunk(parts) for c in batch[:4]), strict=True)]
+
+
+def loader_of(split, batch_size: int = 3) -> DataLoader:
+    return eval_loader(loader_config(eval_batch_size=batch_size, img_size=SIZE), split, CPU)
 
 
 def step(model, micro_batches, lr=0.1, max_grad_norm=1e9, momentum=0.0):
@@ -283,18 +290,18 @@ class TestJointStep:
 
 
 class TestTrainMeter:
-    def result(self, loss: float, correct: int) -> StepResult:
-        return StepResult(torch.tensor(loss), torch.tensor(correct))
+    def result(self, loss: float, correct: int, samples: int = 4) -> StepResult:
+        return StepResult(torch.tensor(loss), torch.tensor(correct), samples)
 
     def test_gives_means_since_the_last_reading(self):
-        meter = TrainMeter(step=0, batch_size=4)
-        meter.add(self.result(1.0, 4))
-        meter.add(self.result(2.0, 1))
+        meter = TrainMeter(step=0)
+        meter.add(self.result(1.0, 4), 0.25)
+        meter.add(self.result(2.0, 1), 0.25)
         read = meter.read()
-        assert read.keys() == {"loss", "accuracy", "images_per_second"}
+        assert read.keys() == {"loss", "accuracy", "images_per_second", "wait_fraction"}
         assert (read["loss"], read["accuracy"]) == (1.5, 5 / 8)
         assert read["images_per_second"] > 0
-        meter.add(self.result(5.0, 0))
+        meter.add(self.result(5.0, 0), 0.25)
         read = meter.read()
         assert (read["loss"], read["accuracy"]) == (5.0, 0.0)
 
@@ -304,9 +311,9 @@ class TestTrainMeter:
         batch_size=st.integers(1, 64),
     )
     def test_means_are_exact(self, losses, batch_size):
-        meter = TrainMeter(step=0, batch_size=batch_size)
+        meter = TrainMeter(step=0)
         for loss in losses:
-            meter.add(self.result(loss, batch_size))
+            meter.add(self.result(loss, batch_size, batch_size), 0.25)
         read = meter.read()
         assert read["loss"] == math.fsum(losses) / len(losses)
         assert read["accuracy"] == 1.0
@@ -314,20 +321,20 @@ class TestTrainMeter:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("start", [0, 7])
     def test_names_the_first_step_whose_loss_is_not_finite(self, bad, start):
-        meter = TrainMeter(step=start, batch_size=4)
-        meter.add(self.result(1.0, 0))
-        meter.add(self.result(1.0, 0))
+        meter = TrainMeter(step=start)
+        meter.add(self.result(1.0, 0), 0.25)
+        meter.add(self.result(1.0, 0), 0.25)
         meter.read()
         for loss in (1.0, bad, 1.0, bad):
-            meter.add(self.result(loss, 0))
+            meter.add(self.result(loss, 0), 0.25)
         with pytest.raises(RunError, match=f"the loss of step {start + 4} is .*--learning_rate"):
             meter.read()
 
     def test_restart_forgets(self):
-        meter = TrainMeter(step=0, batch_size=1)
-        meter.add(self.result(float("nan"), 0))
+        meter = TrainMeter(step=0)
+        meter.add(self.result(float("nan"), 0), 0.25)
         meter.restart()
-        meter.add(self.result(2.0, 1))
+        meter.add(self.result(2.0, 1), 0.25)
         assert meter.read()["loss"] == 2.0
         assert meter.step == 2
 
@@ -338,38 +345,38 @@ class TestEvaluate:
         return make_split(tmp_path, [0, 1, 2, 3, 4, 0, 1], num_classes=CLASSES)
 
     def test_gives_logits_of_every_sample_in_order(self, model, split):
-        loader = eval_loader(split, SIZE, 3, 0, CPU)
-        evaluation = evaluate(model, loader, NORMALIZE)
+        loader = loader_of(split)
+        evaluation = evaluate(model, loader, NORMALIZE, VIT)
         assert evaluation.labels.tolist() == split.labels.tolist()
         assert (evaluation.logits.shape, evaluation.logits.dtype) == ((7, CLASSES), np.float32)
         assert evaluation.labels.dtype == np.int64
         model.eval()
         for position in range(7):
-            image = loader.dataset[0, position].images[None]
+            image = loader.dataset.__getitems__([(0, position)]).images
             with torch.no_grad():
                 alone = model(NORMALIZE(image)).logits[0].numpy()
             assert np.allclose(evaluation.logits[position], alone, atol=1e-5)
 
     def test_of_a_model_without_parts_has_none(self, model, split):
-        assert evaluate(model, eval_loader(split, SIZE, 3, 0, CPU), NORMALIZE).parts is None
+        assert evaluate(model, loader_of(split), NORMALIZE, VIT).parts is None
 
     @pytest.mark.parametrize("batch_size", [1, 3, 7])
     def test_gives_parts_on_the_original_image(self, split, batch_size):
         """Photos of several sizes: each sample's points go back by its own."""
         model = selecting_model()
-        loader = eval_loader(split, SIZE, batch_size, 0, CPU)
-        parts = evaluate(model, loader, NORMALIZE).parts
+        loader = loader_of(split, batch_size)
+        parts = evaluate(model, loader, NORMALIZE, VIT).parts
         assert (parts.shape, parts.dtype) == ((7, 4, 2), np.float64)
         model.eval()
         seen = set()
         for position in range(7):
-            sample = loader.dataset[0, position]
+            sample = loader.dataset.__getitems__([(0, position)])
             with torch.no_grad():
-                square = model(NORMALIZE(sample.images[None])).parts.numpy()
-            expected = crop_to_image(square, sample.sizes[None].numpy(), SIZE)[0]
+                square = model(NORMALIZE(sample.images)).parts.numpy()
+            expected = crop_to_image(square, sample.sizes.numpy(), SIZE, VIT)[0]
             assert np.array_equal(parts[position], expected)
             assert ((expected > 0) & (expected < 1)).all()
-            seen.add(tuple(sample.sizes.tolist()))
+            seen.add(tuple(sample.sizes[0].tolist()))
         assert len(seen) > 3
 
     @pytest.mark.parametrize("training", [True, False])
@@ -378,7 +385,7 @@ class TestEvaluate:
         before = flat(model).clone()
         modes = []
         handle = model.register_forward_hook(lambda module, *_: modes.append(module.training))
-        evaluate(model, eval_loader(split, SIZE, 4, 0, CPU), NORMALIZE)
+        evaluate(model, loader_of(split, 4), NORMALIZE, VIT)
         handle.remove()
         assert modes == [False, False]
         assert all(module.training is training for module in model.modules())
@@ -393,28 +400,26 @@ class TestEvaluate:
                 self.n += n
 
         bar = Bar()
-        evaluate(model, eval_loader(split, SIZE, 3, 0, CPU), NORMALIZE, bar)
+        evaluate(model, loader_of(split), NORMALIZE, VIT, bar=bar)
         assert bar.n == 7
 
     @pytest.mark.parametrize(
         "order", [[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 6], [0] * 7]
     )
     def test_refuses_samples_missing_repeated_or_out_of_order(self, model, split, order):
-        dataset = eval_loader(split, SIZE, 3, 0, CPU).dataset
+        dataset = loader_of(split).dataset
         loader = DataLoader(
             dataset, batch_size=3, sampler=[(0, position) for position in order],
-            collate_fn=lambda samples: Batch(
-                *(default_collate(list(column)) for column in zip(*samples, strict=True))
-            ),
+            collate_fn=lambda batch: batch,
         )  # fmt: skip
         message = f"evaluated {len(order)} samples, expected 7 in order"
         with pytest.raises(RunError, match=message):
-            evaluate(model, loader, NORMALIZE)
+            evaluate(model, loader, NORMALIZE, VIT)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_refuses_logits_that_are_not_finite(self, model, split, bad):
         with torch.no_grad():
             model.head.bias[2] = bad
-        loader = eval_loader(split, SIZE, 3, 0, CPU)
+        loader = loader_of(split)
         with pytest.raises(RunError, match=r"logits of 7 of 7 evaluated samples are not finite"):
-            evaluate(model, loader, NORMALIZE)
+            evaluate(model, loader, NORMALIZE, VIT)

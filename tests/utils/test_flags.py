@@ -22,13 +22,15 @@ POSITIVE_INTS = {
     ],
     "eval": ["img_size", "eval_batch_size"],
 }  # fmt: skip
-COUNTS = {"train": ["num_workers", "warmup_steps"], "eval": ["num_workers"]}
+COUNTS = {"train": ["num_workers", "warmup_steps", "skip_bad_images"], "eval": ["num_workers"]}
 POSITIVES = {"train": ["learning_rate", "max_grad_norm"], "eval": []}
-NON_NEGATIVES = {"train": ["weight_decay", "contrastive_weight"], "eval": []}
+NON_NEGATIVES = {"train": ["weight_decay", "contrastive_weight", "mixup", "cutmix"], "eval": []}
 FRACTIONS = {"train": ["momentum", "smoothing_value", "dropout", "drop_path"], "eval": []}
 FACTORS = {"train": ["layer_decay"], "eval": []}
 COSINES = {"train": ["contrastive_margin"], "eval": []}
-SEEDS = {"train": ["seed"], "eval": ["seed"]}
+SHARES = {"train": ["val_fraction"], "eval": []}
+PROBABILITIES = {"train": ["random_erasing"], "eval": []}
+SEEDS = {"train": ["seed", "split_seed"], "eval": ["seed"]}
 
 NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "0x10", "1,5", "None", "True", "1e999"]
 NO_INTEGERS = [*NO_NUMBERS, "1.5", "1e3", "2.0"]
@@ -64,6 +66,8 @@ class TestNumbers:
             *cases(FRACTIONS, [*NO_NUMBERS, "1", "1.0001", "-0.1"]),
             *cases(FACTORS, [*NO_NUMBERS, "0", "-0.0", "-0.5", "1.0001"]),
             *cases(COSINES, [*NO_NUMBERS, "1.0001", "-1.0001"]),
+            *cases(SHARES, [*NO_NUMBERS, "0", "1", "-0.1", "1.5"]),
+            *cases(PROBABILITIES, [*NO_NUMBERS, "-0.1", "1.0001"]),
         ],
     )
     def test_that_are_wrong_are_refused_by_flag(self, entrypoint, flag, value):
@@ -99,12 +103,13 @@ class TestNumbers:
         """A flag that turns text into a number must be in one of the tables."""
         numeric = set()
         for action in parser_of(entrypoint)._actions:
-            for probe in ("0", "1"):
+            for probe in ("0", "1", "0.5"):
                 with contextlib.suppress(argparse.ArgumentTypeError):
                     if action.type and isinstance(action.type(probe), int | float):
                         numeric.add(action.dest)
         tables = (
             POSITIVE_INTS, COUNTS, SEEDS, POSITIVES, NON_NEGATIVES, FRACTIONS, FACTORS, COSINES,
+            SHARES, PROBABILITIES,
         )  # fmt: skip
         assert numeric == {flag for table in tables for flag in table[entrypoint]}
 
@@ -227,7 +232,7 @@ class TestParsers:
         shared = [
             "name", "dataset", "data_root", "eval_split", "tiny_infer_subset", "img_size",
             "num_workers", "model_type", "eval_batch_size", "seed", "output_dir", "prefer_mps",
-            "device", "export_logits",
+            "device", "export_logits", "tta", "cache", "cache_dir",
         ]  # fmt: skip
         training = [
             "train_split", "tiny_train_subset", "pretrained", "optimizer", "momentum", "num_steps",
@@ -236,7 +241,8 @@ class TestParsers:
             "smoothing_value", "log_every", "head", "split", "slide_step", "dropout", "drop_path",
             "pretrained_profile", "pos_resample", "part_init", "freeze", "class_weights",
             "layer_decay", "grad_checkpointing", "contrastive_weight", "contrastive_margin",
-            "contrastive_scope",
+            "contrastive_scope", "recipe", "val_fraction", "split_seed", "preset", "augment",
+            "random_erasing", "mixup", "cutmix", "skip_bad_images",
         ]  # fmt: skip
         assert set(vars(parse("train"))) == {*shared, *training}
         assert set(vars(parse("eval"))) == {*shared, "checkpoint"}
@@ -267,11 +273,11 @@ class TestParsers:
     def test_dependent_flags_are_flags_without_a_default_of_their_own(self):
         """So that one that was typed can be told from one that was not."""
         values = vars(parse("train"))
-        for flag, (needed, meanings, _) in DEPENDENT.items():
+        actions = {action.dest: action for action in parser_of("train")._actions}
+        for flag, dependence in DEPENDENT.items():
             assert values[flag] is None, flag
-            assert needed in values
-            action = next(a for a in parser_of("train")._actions if a.dest == needed)
-            assert not meanings or set(meanings) <= set(action.choices), flag
+            for needed, meanings in dependence.needs.items():
+                assert not meanings or set(meanings) <= set(actions[needed].choices), flag
 
     def test_defaults_of_the_contract(self):
         values = parse("train")

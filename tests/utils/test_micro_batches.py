@@ -29,8 +29,11 @@ def plan(caplog):
 
     def call(kind: dict, batch: int, micro_batches: int = 1, device: torch.device = CPU):
         config = FrozenConfigDict(
-            {"train_batch_size": batch, "gradient_accumulation_steps": micro_batches, **kind}
-        )
+            {
+                "train_batch_size": batch, "gradient_accumulation_steps": micro_batches,
+                "mixup": 0.0, "cutmix": 0.0, **kind,
+            }
+        )  # fmt: skip
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="fine_vit"):
             planned = plan_micro_batches(config, TOKENS, device)
@@ -83,3 +86,12 @@ def test_small_micro_batches_are_warned_of(plan, batch, count, compared):
 @pytest.mark.parametrize("kind", [TOKEN, UNCOMPARED])
 def test_what_compares_nothing_is_not_warned_of(plan, kind):
     assert plan(kind, 2) == (1, [])
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_what_mixes_samples_is_refused_on_mps(plan, kind):
+    """Micro-batches are mixed one by one: smaller ones would be other images."""
+    message = r"use --gradient_accumulation_steps 4 or --mixup 0 --cutmix 0$"
+    with pytest.raises(InputError, match=message):
+        plan({**TOKEN, kind: 0.2}, 128, device=MPS)
+    assert plan({**TOKEN, kind: 0.2}, 128, 4, device=MPS)[0] == 4

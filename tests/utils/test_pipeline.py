@@ -1,4 +1,4 @@
-"""utils/pipeline.py: order, randomness and bytes of what the loaders yield; points and weights."""
+"""utils/pipeline.py: order, randomness and bytes of what the loaders yield; class weights."""
 
 import pickle
 from collections import Counter
@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from helpers import loader_config
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 from PIL import ExifTags, Image
@@ -15,16 +16,20 @@ from utils.data_utils import seed_everything
 from utils.errors import RunError, one_line
 from utils.pipeline import (
     Batch,
+    EvalSampler,
     ImageDataset,
+    Skipped,
+    Steps,
     TrainSampler,
     balanced_class_weights,
     class_weights,
-    crop_to_image,
     eval_loader,
-    eval_transform,
+    make_loader,
+    open_images,
     train_loader,
-    train_transform,
 )
+from utils.presets import PRESETS, Augmentation
+from utils.transforms import EvalView, TrainView
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -36,8 +41,29 @@ def split(tmp_path_factory, make_split):
     return make_split(tmp_path_factory.mktemp("photos"), [0, 1, 2, 0, 1, 2, 0])
 
 
-def of_training(split, workers: int = 0, micro_batches: int = 5, batch: int = 3, seed: int = 42):
-    return train_loader(split, SIZE, batch, micro_batches, seed, workers, CPU)
+def of_training(split, workers: int = 0, micro_batches: int = 5, batch: int = 3, **values):
+    """As many micro-batches of a run that accumulates none."""
+    config = loader_config(
+        num_steps=micro_batches, train_batch_size=batch, num_workers=workers, **values
+    )
+    return train_loader(config, split, 1, CPU)
+
+
+def of_evaluation(split, batch: int = 3, workers: int = 0, **values):
+    return eval_loader(
+        loader_config(eval_batch_size=batch, num_workers=workers, **values), split, CPU
+    )
+
+
+def train_dataset(split, seed: int = 1, **values) -> ImageDataset:
+    images = open_images(loader_config(**values), split, "train")
+    view = TrainView(PRESETS[values.get("preset", "vit")], SIZE, Augmentation())
+    return ImageDataset(split, images, view, SIZE, seed)
+
+
+def eval_dataset(split) -> ImageDataset:
+    view = EvalView(PRESETS["vit"], SIZE)
+    return ImageDataset(split, open_images(loader_config(), split, "eval"), view, SIZE, seed=0)
 
 
 def size_of(split, position: int) -> list[int]:
@@ -45,10 +71,16 @@ def size_of(split, position: int) -> list[int]:
         return list(image.size)
 
 
+def same(a, b) -> bool:
+    if not isinstance(a, torch.Tensor):
+        return a == b
+    return torch.equal(a, b) and a.stride() == b.stride()
+
+
 def equal(one: list[Batch], two: list[Batch]) -> bool:
     """To the last bit and laid out alike: the order of a kernel's sums depends on both."""
     return len(one) == len(two) and all(
-        torch.equal(a, b) and a.stride() == b.stride() for left, right in zip(one, two, strict=True)
+        same(a, b) for left, right in zip(one, two, strict=True)
         for a, b in zip(left, right, strict=True)
     )  # fmt: skip
 
@@ -82,130 +114,16 @@ class TestTrainSampler:
         assert list(TrainSampler(50, 60, seed=1)) == one
         assert list(TrainSampler(50, 60, seed=2)) != one
 
+    @settings(max_examples=100, deadline=None)
+    @given(samples=st.integers(1, 20), total=st.integers(1, 80), data=st.data())
+    def test_starts_anywhere(self, samples, total, data):
+        start = data.draw(st.integers(0, total))
+        rest = TrainSampler(samples, total, 5, start)
+        assert list(rest) == list(TrainSampler(samples, total, 5))[start:]
+        assert len(rest) == total - start
+
     def test_a_longer_run_starts_as_the_shorter(self):
         assert list(TrainSampler(7, 100, seed=3))[:20] == list(TrainSampler(7, 20, seed=3))
-
-
-class TestTransforms:
-    @pytest.mark.parametrize("transform", [train_transform, eval_transform])
-    @pytest.mark.parametrize("img_size", [16, 64, 224])
-    @pytest.mark.parametrize("size", [(1, 1), (300, 40), (40, 300), (224, 224), (7, 5)])
-    def test_give_square_uint8(self, transform, img_size, size):
-        pixels = transform(img_size)(Image.new("RGB", size, (10, 200, 30)))
-        assert type(pixels) is torch.Tensor
-        assert (pixels.shape, pixels.dtype) == ((3, img_size, img_size), torch.uint8)
-        assert (pixels == torch.tensor([10, 200, 30], dtype=torch.uint8)[:, None, None]).all()
-
-    def test_of_evaluation_keep_the_center(self):
-        image = Image.new("RGB", (80, 40), (0, 0, 0))
-        image.paste((250, 250, 250), (20, 0, 60, 40))  # the middle square
-        pixels = eval_transform(32)(image)
-        assert (pixels > 200).float().mean() > 0.99
-
-    def test_of_evaluation_are_not_random(self, split):
-        image = Image.open(split.root / split.paths[0])
-        assert torch.equal(eval_transform(SIZE)(image), eval_transform(SIZE)(image))
-
-    def test_of_training_are_random(self, split):
-        image = Image.open(split.root / split.paths[0])
-        transform = train_transform(SIZE)
-        assert not torch.equal(transform(image), transform(image))
-
-
-def to_image(point: tuple[float, float], size: tuple[int, int], img_size: int) -> np.ndarray:
-    """`crop_to_image` of one point of one image, in pixels of the image."""
-    points = crop_to_image(np.array([[point]]), np.array([size]), img_size)
-    assert (points.shape, points.dtype) == ((1, 1, 2), np.float64)
-    return points[0, 0] * size
-
-
-SIDES = st.integers(20, 400)
-IMG_SIZES = st.sampled_from([16, 32, 33, 47, 64, 100, 150, 224])
-
-
-class TestCropToImage:
-    @settings(max_examples=150, deadline=None)
-    @given(width=SIDES, height=SIDES, img_size=IMG_SIZES, data=st.data())
-    def test_undoes_the_transform(self, width, height, img_size, data):
-        """Of an image whose pixels say where they are, the transform's output says whence it is."""
-        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-        crop = eval_transform(img_size)(torch.stack((x, y, x)))
-        assert crop.shape == (3, img_size, img_size)
-        column, row = (data.draw(st.integers(0, img_size - 1)) for _ in range(2))
-        point = (column + 0.5) / img_size, (row + 0.5) / img_size
-        found = to_image(point, (width, height), img_size)
-        true = crop[:2, row, column].numpy()
-        # Of a pixel of the crop: antialiasing moves a ramp by up to 0.07, a wrong offset by 1.
-        pixel = min(width, height) / round(img_size * 8 / 7)
-        assert np.abs(found - true).max() < 0.15 * pixel
-
-    @pytest.mark.parametrize("size", [(300, 200), (200, 300), (257, 171), (171, 257), (240, 240)])
-    @pytest.mark.parametrize("img_size", [64, 65, 96])
-    def test_finds_a_mark_on_a_photo(self, size, img_size):
-        """The same on a real uint8 photo: a white square, looked for by its center of mass."""
-        for where in ((0.45, 0.3), (0.6, 0.7), (0.5, 0.5)):
-            left, top = round(where[0] * size[0]), round(where[1] * size[1])
-            image = Image.new("RGB", size)
-            image.paste((255, 255, 255), (left, top, left + 20, top + 20))
-            mass = eval_transform(img_size)(image)[0].double()
-            mass /= mass.sum()
-            centers = (torch.arange(img_size).double() + 0.5) / img_size
-            point = float(mass.sum(0) @ centers), float(mass.sum(1) @ centers)
-            found = to_image(point, size, img_size)
-            assert np.abs(found - (left + 10, top + 10)).max() < 0.5
-
-    @settings(max_examples=300, deadline=None)
-    @given(
-        width=st.integers(1, 5000), height=st.integers(1, 5000), img_size=st.integers(1, 1000),
-        x=st.floats(0, 1), y=st.floats(0, 1),
-    )  # fmt: skip
-    @example(width=3, height=3, img_size=3, x=0.0, y=1.0)  # no pixel is cropped
-    def test_stays_within_the_image(self, width, height, img_size, x, y):
-        points = crop_to_image(np.array([[(x, y)]]), np.array([(width, height)]), img_size)
-        assert ((points >= 0) & (points <= 1)).all()
-
-    @settings(max_examples=300, deadline=None)
-    @given(width=st.integers(1, 5000), height=st.integers(1, 5000), img_size=st.integers(1, 1000))
-    @example(width=500, height=375, img_size=224)
-    @example(width=375, height=500, img_size=224)
-    def test_cuts_a_square_out_of_the_middle(self, width, height, img_size):
-        size = np.array([(width, height)])
-        corners = crop_to_image(np.array([[(0.0, 0.0), (1.0, 1.0)]]), size, img_size)[0]
-        resized = round(img_size * 8 / 7)
-        # Symmetric: what is cut off on either side differs by at most a pixel of the resized image.
-        longest = np.array([max(1, resized * side // min(width, height)) for side in size[0]])
-        lost_before, lost_after = corners[0] * longest, (1 - corners[1]) * longest
-        assert np.abs(lost_before - lost_after).max() <= 1 + 1e-9
-        # Square: as many pixels of the resized image on both sides.
-        assert ((corners[1] - corners[0]) * longest).tolist() == pytest.approx([img_size] * 2)
-        shorter = int(np.argmin(size[0]))
-        assert (corners[1] - corners[0])[shorter] == pytest.approx(img_size / resized)
-
-    def test_by_hand(self):
-        """500 x 375 at 224: resized to 341 x 256; 58 columns (58.5, half to even) and 16 rows."""
-        corners = np.array([[(0.0, 0.0), (1.0, 1.0)]])
-        (landscape,) = crop_to_image(corners, np.array([(500, 375)]), 224)
-        assert landscape.tolist() == [[58 / 341, 16 / 256], [282 / 341, 240 / 256]]
-        (portrait,) = crop_to_image(corners, np.array([(375, 500)]), 224)
-        assert portrait.tolist() == [[16 / 256, 58 / 341], [240 / 256, 282 / 341]]
-
-    def test_keeps_samples_and_heads_apart(self):
-        generator = np.random.default_rng(0)
-        points = generator.uniform(0, 1, (5, 3, 2)).astype(np.float32)
-        sizes = generator.integers(20, 300, (5, 2))
-        together = crop_to_image(points, sizes, 64)
-        for i in range(5):
-            for h in range(3):
-                alone = crop_to_image(points[i : i + 1, h : h + 1], sizes[i : i + 1], 64)
-                assert np.array_equal(alone[0, 0], together[i, h])
-
-    def test_grows_along_both_axes(self):
-        points = np.array([[(0.2, 0.3), (0.4, 0.3), (0.2, 0.6)]])
-        (first, right, down) = crop_to_image(points, np.array([(90, 40)]), 32)[0]
-        assert right[0] > first[0]
-        assert right[1] == first[1]
-        assert down[1] > first[1]
-        assert down[0] == first[0]
 
 
 class TestClassWeights:
@@ -247,59 +165,58 @@ class TestClassWeights:
 
 
 class TestImageDataset:
-    def test_yields_image_label_and_position(self, split):
-        dataset = ImageDataset(split, eval_transform(SIZE), seed=0)
+    def test_yields_images_labels_and_positions(self, split):
+        dataset = eval_dataset(split)
         assert len(dataset) == 7
-        for position in range(7):
-            sample = dataset[0, position]
-            assert (sample.labels, sample.positions) == (split.labels[position], position)
-            assert sample.images.shape == (3, SIZE, SIZE)
-            with Image.open(split.root / split.paths[position]) as image:
-                assert sample.sizes.tolist() == list(image.size)
+        batch = dataset.__getitems__([(0, position) for position in (4, 0, 6)])
+        assert batch.positions.tolist() == [4, 0, 6]
+        assert batch.labels.tolist() == split.labels[[4, 0, 6]].tolist()
+        assert batch.images.shape == (3, 3, SIZE, SIZE)
+        assert batch.sizes.tolist() == [size_of(split, position) for position in (4, 0, 6)]
+        assert (batch.targets, batch.bad) == (None, ())
 
     @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
     def test_gives_the_size_of_the_upright_image(self, tmp_path, make_split, orientation):
         split = make_split(tmp_path, [0, 1])
-        path = split.root / split.paths[1]
         exif = Image.Exif()
         if orientation is not None:
             exif[ExifTags.Base.Orientation] = orientation
-        Image.new("RGB", (50, 30)).save(path, exif=exif)
-        sample = ImageDataset(split, eval_transform(SIZE), seed=0)[0, 1]
+        Image.new("RGB", (50, 30)).save(split.path_of(1), exif=exif)
+        batch = eval_dataset(split).__getitems__([(0, 1)])
         lies_on_its_side = orientation in (5, 6, 7, 8)
-        assert sample.sizes.tolist() == ([30, 50] if lies_on_its_side else [50, 30])
+        assert batch.sizes.tolist() == [[30, 50] if lies_on_its_side else [50, 30]]
 
     def test_randomness_depends_on_seed_epoch_and_sample_alone(self, split):
-        def image(seed, epoch, position, among=split):
-            dataset = ImageDataset(among, train_transform(SIZE), seed)
-            return dataset[epoch, position].images
+        def image(seed, epoch, position, among=split, before=()):
+            batch = train_dataset(among, seed).__getitems__([*before, (epoch, position)])
+            return batch.images[-1]
 
         first = image(1, 0, 3)
         torch.manual_seed(5)
         np.random.seed(5)  # noqa: NPY002 - must not matter
-        image(1, 7, 2)
-        assert torch.equal(image(1, 0, 3), first)
+        assert torch.equal(image(1, 0, 3, before=[(7, 2), (0, 0)]), first)
         assert torch.equal(image(1, 0, 1, among=split.select([2, 3])), first)  # by id
         for other in (image(2, 0, 3), image(1, 1, 3)):
             assert not torch.equal(other, first)
 
     def test_leaves_the_global_generator_as_it_was(self, split):
-        dataset = ImageDataset(split, train_transform(SIZE), seed=1)
         state = torch.get_rng_state()
-        dataset[0, 0]
+        train_dataset(split).__getitems__([(0, 0)])
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_puts_the_generator_back_after_a_failure(self, split):
-        dataset = ImageDataset(split, train_transform(2**31), seed=1)
+    def test_puts_the_generator_back_after_a_failure(self, tmp_path, make_split):
+        split = make_split(tmp_path, [0, 1])
+        (tmp_path / split.paths[1]).write_bytes(b"")
         state = torch.get_rng_state()
-        with pytest.raises((RuntimeError, OverflowError, MemoryError, TypeError), match=r"."):
-            dataset[0, 0]
+        with pytest.raises(RunError, match=r"photo_001"):
+            train_dataset(split).__getitems__([(0, 0), (0, 1)])
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_can_be_sent_to_a_spawned_worker(self, split):
-        dataset = ImageDataset(split, train_transform(SIZE), seed=1)
+        dataset = train_dataset(split)
         copy = pickle.loads(pickle.dumps(dataset))
-        assert torch.equal(copy[2, 4].images, dataset[2, 4].images)
+        indices = [(2, 4), (0, 1)]
+        assert equal([copy.__getitems__(indices)], [dataset.__getitems__(indices)])
 
 
 class TestTrainLoader:
@@ -321,12 +238,48 @@ class TestTrainLoader:
         of_one = list(of_training(split.select([2]), micro_batches=2, batch=3))
         assert [batch.positions.tolist() for batch in of_one] == [[0, 0, 0]] * 2
 
+    @pytest.mark.parametrize("preset", ["vit", "transfg", "strong"])
     @pytest.mark.parametrize("batch", [1, 3])
-    def test_yields_the_same_bytes_for_any_number_of_workers(self, split, batch):
+    def test_yields_the_same_bytes_for_any_number_of_workers(self, split, batch, preset):
+        values = {"preset": preset, "batch": batch}
+        if preset == "strong":
+            values |= {"augment": "trivialaugment", "random_erasing": 0.5, "mixup": 1.0}
+            values |= {"cutmix": 1.0}
         seed_everything(1)
-        alone = list(of_training(split, workers=0, batch=batch))
-        seed_everything(2)
-        assert equal(alone, list(of_training(split, workers=2, batch=batch)))
+        alone = list(of_training(split, workers=0, **values))
+        for workers in (1, 2, 4):
+            seed_everything(workers)
+            assert equal(alone, list(of_training(split, workers=workers, **values)))
+
+    @pytest.mark.parametrize("start_method", ["fork", "spawn"])
+    def test_yields_the_same_bytes_however_workers_start(self, split, start_method):
+        alone = of_training(split, mixup=1.0)
+        loader = make_loader(alone.dataset, alone.sampler, 3, 2, CPU, start_method)
+        assert equal(list(alone), list(loader))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("start", [1, 2, 4])
+    def test_starts_at_any_step(self, split, start, workers):
+        """Steps of 2 micro-batches of 3 images, so that epochs of 7 end within them."""
+        config = loader_config(
+            num_steps=5, train_batch_size=6, num_workers=workers, cutmix=1.0, mixup=1.0
+        )
+        whole = list(train_loader(config, split, 2, CPU))
+        rest = list(train_loader(config, split, 2, CPU, start_step=start))
+        assert equal(whole[2 * start :], rest)
+
+    def test_mixes_by_seed_epoch_and_batch_alone(self, split):
+        dataset = of_training(split, mixup=1.0).dataset
+        indices = [(0, 1), (0, 2), (0, 3)]
+        first = dataset.__getitems__(indices)
+        dataset.__getitems__([(1, 1)])
+        assert equal([first], [dataset.__getitems__(indices)])
+        assert (first.targets.shape, first.targets.dtype) == ((3, 3), torch.float32)
+        assert first.labels.tolist() == first.targets.argmax(1).tolist()
+        other_epoch = dataset.__getitems__([(1, 1), (1, 2), (1, 3)])
+        other_batch = dataset.__getitems__([(0, 2), (0, 1), (0, 3)])
+        for other in (other_epoch, other_batch):
+            assert not torch.equal(other.targets.sort(0).values, first.targets.sort(0).values)
 
     def test_yields_other_bytes_for_another_seed_and_another_epoch(self, split):
         batches = list(of_training(split, micro_batches=2, batch=7))
@@ -338,7 +291,7 @@ class TestTrainLoader:
     def test_cuts_one_stream_of_samples_whatever_the_accumulation(self, split):
         wide = list(of_training(split, micro_batches=3, batch=4))
         narrow = list(of_training(split, micro_batches=6, batch=2))
-        for field in range(len(Batch._fields)):
+        for field in range(4):
             one, two = (
                 torch.cat([batch[field] for batch in batches]) for batches in (wide, narrow)
             )
@@ -348,7 +301,7 @@ class TestTrainLoader:
 class TestEvalLoader:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_yields_every_sample_once_in_order(self, split, workers):
-        loader = eval_loader(split, SIZE, 3, workers, CPU)
+        loader = of_evaluation(split, 3, workers)
         for _ in range(2):  # a second evaluation asks the same workers again
             batches = list(loader)
             assert [len(batch.labels) for batch in batches] == [3, 3, 1]
@@ -360,10 +313,35 @@ class TestEvalLoader:
 
     def test_yields_the_same_images_for_any_batch_size(self, split):
         one, two = (
-            torch.cat([batch.images for batch in eval_loader(split, SIZE, size, 0, CPU)])
-            for size in (2, 7)
+            torch.cat([batch.images for batch in of_evaluation(split, size, 0)]) for size in (2, 7)
         )
         assert torch.equal(one, two)
+
+
+def test_the_eval_sampler_gives_every_position_once():
+    sampler = EvalSampler(5)
+    assert list(sampler) == [(0, position) for position in range(5)] == list(sampler)
+    assert len(sampler) == 5
+
+
+class TestCaches:
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("preset", ["vit", "transfg"])
+    @pytest.mark.parametrize("cache", ["ram", "disk"])
+    def test_change_no_byte(self, tmp_path, make_split, cache, preset, workers):
+        # Larger than the working size, so that there is something to keep.
+        split = make_split(tmp_path, [0, 1, 2, 0, 1], size=(130, 110))
+        values = {"preset": preset, "workers": workers, "img_size": SIZE}
+        cached = {**values, "cache": cache, "cache_dir": str(tmp_path / "cache")}
+        assert equal(list(of_training(split, **values)), list(of_training(split, **cached)))
+        assert equal(list(of_evaluation(split, **values)), list(of_evaluation(split, **cached)))
+
+    @pytest.mark.parametrize("cache", ["ram", "disk"])
+    def test_can_be_read_by_spawned_workers(self, tmp_path, split, cache):
+        plain = of_training(split)
+        cached = of_training(split, cache=cache, cache_dir=str(tmp_path), workers=2)
+        loader = make_loader(cached.dataset, cached.sampler, 3, 2, CPU, "spawn")
+        assert equal(list(plain), list(loader))
 
 
 class TestGlobalGenerator:
@@ -373,7 +351,7 @@ class TestGlobalGenerator:
     def test_is_untouched_by_loaders(self, split, workers):
         state = torch.get_rng_state()
         list(of_training(split, workers=workers, micro_batches=2))
-        list(eval_loader(split, SIZE, 4, workers, CPU))
+        list(of_evaluation(split, 4, workers))
         assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -387,7 +365,7 @@ class TestDamage:
             path.unlink()
         else:
             path.write_bytes(content)
-        loader = eval_loader(split, SIZE, 1, workers, CPU)
+        loader = of_evaluation(split, 1, workers)
         with pytest.raises(RunError, match=r"photo_002.jpg") as caught:
             list(loader)
         if workers:  # else the garbage collector does it, which takes ten seconds
@@ -395,3 +373,56 @@ class TestDamage:
         line = one_line(caught.value)
         assert line.startswith(f"image {path} cannot be decoded (")
         assert "Traceback" not in line
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+    def test_is_left_out_where_it_may_be(self, tmp_path, make_split, workers, cache, caplog):
+        split = make_split(tmp_path, [0, 1, 0, 1])
+        (tmp_path / split.paths[2]).write_bytes(b"text")
+        values = {"workers": workers, "cache": cache, "cache_dir": str(tmp_path / "cache")}
+        with pytest.raises(RunError, match=r"photo_002.jpg"):
+            list(of_training(split, **values))
+        loader = of_training(split, skip_bad_images=1, batch=4, micro_batches=3, **values)
+        skipped = Skipped(1)
+        with caplog.at_level("WARNING", logger="fine_vit"):
+            steps = list(Steps(loader, 1, skipped))
+        assert [[len(batch.labels) for batch in step] for step in steps] == [[3]] * 3
+        assert all(2 not in batch.positions for (batch,) in steps)
+        assert skipped.facts() == {"allowed": 1, "count": 1, "ids": ["photo_002"]}
+        (message,) = [record.getMessage() for record in caplog.records]  # once, not each epoch
+        assert "left out photo_002" in message
+        assert "photo_002.jpg" in message
+
+    def test_leaves_the_others_as_they_were(self, tmp_path, make_split):
+        split = make_split(tmp_path, [0, 1, 0, 1])
+        whole = of_training(split, batch=4, skip_bad_images=1)
+        before = next(iter(whole))
+        (tmp_path / split.paths[2]).write_bytes(b"text")
+        (after,) = list(of_training(split, batch=4, micro_batches=1, skip_bad_images=1))
+        stays = before.positions != 2
+        assert torch.equal(after.images, before.images[stays])
+        assert torch.equal(after.positions, before.positions[stays])
+
+    def test_of_a_whole_micro_batch_leaves_the_others(self, tmp_path, make_split):
+        split = make_split(tmp_path, [0, 1])
+        (tmp_path / split.paths[1]).write_bytes(b"")
+        loader = of_training(split, batch=1, micro_batches=4, skip_bad_images=1)
+        steps = list(Steps(loader, 2, Skipped(1)))
+        assert [len(step) for step in steps] == [1, 1]
+
+    def test_of_more_than_may_be_ends_the_run(self, tmp_path, make_split):
+        split = make_split(tmp_path, [0, 1, 0, 1])
+        for i in (1, 3):
+            (tmp_path / split.paths[i]).write_bytes(b"")
+        loader = of_training(split, batch=4, micro_batches=1, skip_bad_images=1)
+        with pytest.raises(RunError, match=r"bad image 2, --skip_bad_images allows 1"):
+            list(Steps(loader, 1, Skipped(1)))
+
+
+class TestSteps:
+    def test_cut_the_micro_batches_into_steps_and_measure_the_wait(self, split):
+        steps = Steps(of_training(split, micro_batches=6, batch=2), 3, Skipped(0))
+        assert steps.waited == 0
+        for step in steps:
+            assert [len(batch.labels) for batch in step] == [2, 2, 2]
+            assert 0 < steps.waited < 10

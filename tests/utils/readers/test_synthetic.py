@@ -1,4 +1,4 @@
-"""utils/synthetic.py: drawn once, the same everywhere, never over somebody's files."""
+"""utils/readers/synthetic.py: drawn once, the same everywhere, never over somebody's files."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ import pytest
 from helpers import REPO, files_below
 from PIL import Image
 
-from utils import flowers, synthetic
 from utils.errors import InputError
 from utils.files import sha256_file
+from utils.readers import flowers, synthetic
 
 CLASSES = len(synthetic.SYNTHETIC_CLASSES)
 
@@ -27,7 +27,7 @@ def start_drawing(root, limit: int | None = None) -> subprocess.Popen:
     code = f"""
 import resource, signal, sys
 from pathlib import Path
-from utils import synthetic
+from utils.readers import synthetic
 limit = {limit}
 if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

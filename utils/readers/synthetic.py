@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils import flowers
 from utils.errors import InputError
 from utils.files import write_json
+from utils.readers import flowers
+from utils.readers.listing import Listing
 
 SEED = 102
 IMAGES_PER_CLASS = {"trnid": 20, "valid": 10, "tstid": 10}
@@ -176,3 +177,11 @@ def draw(root: Path) -> None:
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def read(root: Path, split: str) -> Listing:
+    """The samples of `split`, of what is drawn at `root` or would be."""
+    if is_drawn(root):
+        return flowers.read(root, split, SYNTHETIC_CLASSES)
+    labels, splits = plan()
+    return flowers.list_images(root, SYNTHETIC_CLASSES, labels, splits[split])

@@ -5,17 +5,19 @@ torchvision's reader insists on checksums of the official files, so drawn or cut
 same layout need a reader of their own. No torch here: bad input is refused before it is imported.
 """
 
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import InputError
+from utils.readers.listing import Listing, make_listing
+from utils.readers.matlab import load_mat, whole_numbers
 
 IMAGE_FOLDER = "jpg"
 LABELS_FILE = "imagelabels.mat"
 SPLITS_FILE = "setid.mat"
+ENTRIES = (IMAGE_FOLDER, LABELS_FILE, SPLITS_FILE)
+REMEDY = "fetch it again with scripts/get_flowers.py"
 
 # Our names of the splits, and the variables of setid.mat that make them up.
 SPLIT_VARIABLES = {
@@ -24,6 +26,7 @@ SPLIT_VARIABLES = {
     "test": ("tstid",),
     "trainval": ("trnid", "valid"),
 }
+SPLITS = tuple(SPLIT_VARIABLES)
 
 # In label order: the class of label 1 first.
 FLOWER102_CLASSES = tuple(
@@ -59,37 +62,15 @@ def image_path(number: int) -> str:
 
 def is_layout(root: Path) -> bool:
     """Whether `root` holds the three entries of the official layout."""
-    return all((root / name).exists() for name in (IMAGE_FOLDER, LABELS_FILE, SPLITS_FILE))
-
-
-def _load_mat(path: Path) -> Mapping[str, np.ndarray]:
-    from scipy.io import loadmat  # 0.3 s to import: only once a file is there to be read
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return loadmat(path)
-    # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
-    except (
-        MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError,
-        NotImplementedError, zlib.error, OverflowError, MemoryError, UnboundLocalError,
-    ) as error:  # fmt: skip
-        raise InputError(
-            f"{path} is not a readable MATLAB 5 file ({type(error).__name__}); "
-            "fetch it again with scripts/get_flowers.py"
-        ) from error
+    return all((root / name).exists() for name in ENTRIES)
 
 
 def _vector(path: Path, variable: str) -> np.ndarray:
     """The integers of `variable` in the .mat file at `path`, one-dimensional int64."""
-    values = _load_mat(path).get(variable)
-    is_numeric = isinstance(values, np.ndarray) and values.dtype.kind in "iuf"
-    if (
-        not is_numeric
-        or not (np.isfinite(values) & (np.abs(values) < 2**31)).all()
-        or (values != np.round(values)).any()
-    ):
+    values = whole_numbers(load_mat(path, REMEDY).get(variable))
+    if values is None:
         raise InputError(f"{path} has no whole-number variable {variable!r}: not the official file")
-    return values.ravel().astype(np.int64)
+    return values
 
 
 def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -127,3 +108,27 @@ def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.
         for split, names in SPLIT_VARIABLES.items()
     }
     return labels - 1, splits
+
+
+def list_images(
+    source: Path, classes: tuple[str, ...], labels: np.ndarray, numbers: np.ndarray
+) -> Listing:
+    """The listing of the images with these `numbers`, of the `labels` of all images."""
+    return make_listing(
+        source, classes,
+        ids=[image_id(number) for number in numbers],
+        paths=[image_path(number) for number in numbers],
+        labels=labels[numbers - 1],
+    )  # fmt: skip
+
+
+def read(root: Path, split: str, classes: tuple[str, ...] = FLOWER102_CLASSES) -> Listing:
+    """The samples of `split` in the official order.
+
+    Raises:
+        InputError: as `read_layout`, or the split has no image.
+    """
+    labels, splits = read_layout(root, len(classes))
+    if not len(splits[split]):
+        raise InputError(f"split {split} of {root} has no images")
+    return list_images(root / SPLITS_FILE, classes, labels, splits[split])

@@ -1,4 +1,4 @@
-"""utils/flowers.py: the official layout, read exactly or refused in one line."""
+"""utils/readers/flowers.py: the official layout, read exactly or refused in one line."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 from scipy.sparse import csc_array
 
-from utils import flowers
 from utils.errors import InputError
-from utils.flowers import LABELS_FILE, SPLITS_FILE, read_layout
+from utils.readers import flowers
+from utils.readers.flowers import LABELS_FILE, SPLITS_FILE, read_layout
 
 # Six images of three classes, two in each official split.
 LABELS = [1, 2, 3, 1, 2, 3]
@@ -193,7 +193,7 @@ class TestDamage:
 import random, sys, warnings
 from pathlib import Path
 from utils.errors import InputError
-from utils.flowers import LABELS_FILE, SPLITS_FILE, read_layout
+from utils.readers.flowers import LABELS_FILE, SPLITS_FILE, read_layout
 
 warnings.simplefilter("ignore")
 root, damage = Path(sys.argv[1]), sys.argv[2]

@@ -1,0 +1,389 @@
+"""Every data set in its official format through the real entrypoints."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from helpers import REPO, TINY_EVAL, evaluate, read_json, rows_of, train
+from layouts_birds import write_cub, write_nabirds
+from layouts_objects import write_cars, write_dogs, write_pet
+from layouts_own import write_csv, write_folder
+from layouts_web import (
+    write_aircraft,
+    write_cifar10,
+    write_cifar100,
+    write_food101,
+    write_inat,
+)
+
+from utils.data_utils import RunPaths
+from utils.dataset import SPECS, get_spec, open_split
+
+TWO_STEPS = (
+    "--model_type testing --img_size 32 --num_steps 2 --eval_every 2 --train_batch_size 4 "
+    "--eval_batch_size 2 --num_workers 0 --device cpu"
+)
+
+
+class Layout(NamedTuple):
+    """How a data set is written, and what its runs must say."""
+
+    write: Callable[..., Path]
+    eval_split: str  # by default
+    classes: tuple[str, ...]  # official names in index order
+    lacking: dict  # makes `write` leave a class out of the eval split
+
+
+LAYOUTS = {
+    "CUB_200_2011": Layout(
+        write_cub, "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"),
+        {"test_classes": [0, 2]},
+    ),
+    "nabirds": Layout(
+        write_nabirds, "test",
+        ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"),
+        {"test_classes": [0, 2]},
+    ),
+    "car": Layout(
+        write_cars, "test",
+        ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012"),
+        {"test_classes": [0, 2]},
+    ),
+    "dog": Layout(
+        write_dogs, "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"),
+        {"test_classes": [0, 2]},
+    ),
+    "pet": Layout(
+        write_pet, "test", ("Abyssinian", "american bulldog", "British Shorthair"),
+        {"test_classes": [0, 2]},
+    ),
+    "aircraft": Layout(
+        write_aircraft, "val", ("707-320", "F-16A/B", "Hawk T1"), {},
+    ),
+    "food101": Layout(
+        write_food101, "test", ("Apple pie", "Creme brulee", "Ramen"),
+        {"test_classes": [0, 2]},
+    ),
+    "INat2017": Layout(
+        write_inat, "val", ("Acris crepitans", "Ardea alba", "Abies alba"), {"val_classes": [0, 2]},
+    ),
+    "cifar10": Layout(
+        write_cifar10, "test", ("airplane", "automobile", "bird"), {"test_classes": [0, 2]},
+    ),
+    "cifar100": Layout(
+        write_cifar100, "test", ("apple", "aquarium fish", "baby"), {"test_classes": [0, 2]},
+    ),
+    "folder": Layout(
+        write_folder, "val", ("oak leaf", "rose", "Épine noire"), {"val_classes": [0, 1]},
+    ),
+    "csv": Layout(write_csv, "val", ("oak leaf", "rose", "Épine noire"), {}),
+}  # fmt: skip
+of_every_layout = pytest.mark.parametrize("dataset", LAYOUTS)
+
+
+def test_every_dataset_has_a_layout_here():
+    assert LAYOUTS.keys() | {"flower102", "synthetic"} == {spec.name for spec in SPECS}
+
+
+def run(dataset: str, root: Path, output: Path, *flags: str, name: str = "run") -> RunPaths:
+    code = train(
+        f"--name {name} --dataset {dataset} {TWO_STEPS}",
+        "--data_root", root, "--output_dir", output, *flags,
+    )  # fmt: skip
+    assert code == 0
+    return RunPaths(output, name)
+
+
+@of_every_layout
+def test_trains_evaluates_and_names_classes_as_officially(tmp_path, dataset):
+    layout = LAYOUTS[dataset]
+    root = layout.write(tmp_path / "data")
+    paths = run(dataset, root, tmp_path / "out")
+    code = evaluate(
+        f"--name again {TINY_EVAL}", "--checkpoint", paths.checkpoint, "--data_root", root,
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    again = RunPaths(tmp_path / "out", "again")
+    assert again.metrics.read_bytes() == paths.metrics.read_bytes()
+    for run_paths in (paths, again):
+        assert read_json(run_paths.labelmap)["classes"] == list(layout.classes)
+        stamp = read_json(run_paths.env_stamp)
+        assert stamp["dataset"]["name"] == dataset
+        assert stamp["selected_on"] == layout.eval_split == read_json(paths.metrics)["selected_on"]
+        rows = rows_of(run_paths)
+        assert len(rows) == read_json(run_paths.metrics)["samples"] == 6
+        assert {row["ground_truth"]["label"] for row in rows} == set(layout.classes)
+        assert {row["predictions"]["label"] for row in rows} <= set(layout.classes)
+        assert all(Path(row["filepath"]).is_file() for row in rows)
+        assert {tag for row in rows for tag in row["tags"]} == {layout.eval_split}
+
+
+@pytest.mark.parametrize("dataset", [name for name in LAYOUTS if LAYOUTS[name].lacking])
+def test_an_eval_split_may_lack_a_class(tmp_path, dataset):
+    layout = LAYOUTS[dataset]
+    root = layout.write(tmp_path / "data", **layout.lacking)
+    paths = run(dataset, root, tmp_path / "out")
+    assert read_json(paths.labelmap)["classes"] == list(layout.classes)
+    rows = rows_of(paths)
+    assert len(rows) == 4
+    assert {row["ground_truth"]["label"] for row in rows} == {layout.classes[0], layout.classes[2]}
+    with paths.per_class.open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["class"] for row in table] == list(layout.classes)
+    assert (table[1]["samples"], table[1]["accuracy"]) == ("0", "")
+
+
+@of_every_layout
+def test_has_tiny_subsets(tmp_path, dataset):
+    root = LAYOUTS[dataset].write(tmp_path / "data")
+    tiny = f"{dataset}_tiny"
+    paths = run(
+        dataset, root, tmp_path / "out", "--tiny_train_subset", tiny, "--tiny_infer_subset", tiny
+    )
+    assert len(rows_of(paths)) == 4  # two batches of two
+    stamp = read_json(paths.env_stamp)
+    assert stamp["tiny_train_subset"]["name"] == stamp["tiny_infer_subset"]["name"] == tiny
+    assert stamp["tiny_train_subset"]["count"] == 8
+
+
+@of_every_layout
+def test_is_found_below_a_parent_of_all_data_sets(tmp_path, dataset, monkeypatch):
+    for folder in get_spec(dataset).folders:
+        root = LAYOUTS[dataset].write(tmp_path / "all" / folder)
+        monkeypatch.setenv("DATA_ROOT", str(tmp_path / "all"))
+        output = tmp_path / folder
+        assert train(f"--name a --dataset {dataset} {TWO_STEPS}", "--output_dir", output) == 0
+        (row, *_) = rows_of(RunPaths(output, "a"))
+        assert Path(row["filepath"]).is_relative_to(root)
+        root.rename(tmp_path / f"{folder} is done")
+
+
+class TestCarving:
+    """A val split cut out of train."""
+
+    def test_is_recorded_stratified_and_repeated_by_eval(self, tmp_path):
+        root = write_cub(tmp_path / "data", train_images=8)
+        paths = run("CUB_200_2011", root, tmp_path, "--val_fraction", "0.25")
+        rows = rows_of(paths)
+        assert len(rows) == 6
+        labels = [row["ground_truth"]["label"] for row in rows]
+        assert {labels.count(label) for label in labels} == {2}
+        stamp = read_json(paths.env_stamp)
+        assert stamp["carving"] == {"fraction": 0.25, "seed": 42}
+        assert (stamp["dataset"]["samples"], stamp["dataset"]["eval_samples"]) == (18, 6)
+        assert stamp["selected_on"] == "val"
+        evaluation = f"--name again {TINY_EVAL}"
+        again = RunPaths(tmp_path, "again")
+        flags = ["--checkpoint", paths.checkpoint, "--data_root", root, "--output_dir", tmp_path]
+        assert evaluate(evaluation, *flags) == 0
+        assert again.metrics.read_bytes() == paths.metrics.read_bytes()
+        assert read_json(again.env_stamp)["carving"] == {"fraction": 0.25, "seed": 42}
+        assert evaluate(evaluation, *flags, "--eval_split", "train") == 0
+        assert not {row["sample_id"] for row in rows_of(again)} & {row["sample_id"] for row in rows}
+        assert evaluate(evaluation, *flags, "--eval_split", "test") == 0
+        metrics = read_json(again.metrics)
+        assert (metrics["split"], metrics["selected_on"], metrics["samples"]) == ("test", "val", 6)
+
+    def test_of_another_seed_is_another(self, tmp_path):
+        root = write_cub(tmp_path / "data", train_images=8)
+        ids = []
+        for seed in ("1", "2", "1"):
+            flags = ["--val_fraction", "0.25", "--split_seed", seed]
+            paths = run("CUB_200_2011", root, tmp_path, *flags, name=f"seed{len(ids)}")
+            ids.append([row["sample_id"] for row in rows_of(paths)])
+        assert ids[0] == ids[2] != ids[1]
+
+    @pytest.mark.parametrize("dataset", ["folder", "csv"])
+    def test_is_what_happens_to_a_heap(self, tmp_path, dataset):
+        if dataset == "folder":
+            root = write_folder(tmp_path / "data", split_folders=False)
+        else:
+            root = write_csv(tmp_path / "data", with_split=False)
+        paths = run(dataset, root, tmp_path / "out")
+        stamp = read_json(paths.env_stamp)
+        assert stamp["carving"] == {"fraction": 0.2, "seed": 42}
+        assert (stamp["dataset"]["samples"], stamp["dataset"]["eval_samples"]) == (14, 4)
+
+    def test_needs_a_data_set_without_val(self, tmp_path, refused):
+        flags = f"--name a --dataset aircraft {TWO_STEPS}"
+        root = write_aircraft(tmp_path / "data")
+        error = refused(train, flags, "--data_root", root, "--val_fraction", "0.5")
+        assert "--val_fraction: aircraft has a val split of its own" in error
+        error = refused(train, flags, "--data_root", root, "--split_seed", "5")
+        assert "--split_seed means nothing without --val_fraction" in error
+
+
+class TestSelectedOnTest:
+    def test_is_said_everywhere(self, tmp_path, capsys):
+        root = write_dogs(tmp_path / "data")
+        paths = run("dog", root, tmp_path / "out")
+        assert "selected on test" in capsys.readouterr().out
+        assert read_json(paths.metrics)["selected_on"] == "test"
+        assert read_json(paths.env_stamp)["selected_on"] == "test"
+
+    def test_is_not_said_of_val(self, tmp_path, capsys):
+        root = write_dogs(tmp_path / "data")
+        run("dog", root, tmp_path / "out", "--val_fraction", "0.25")
+        assert "selected on test" not in capsys.readouterr().out
+
+
+class TestCarsWithoutTestLabels:
+    def test_train_on_a_carved_val(self, tmp_path):
+        root = write_cars(tmp_path / "data", labelled=False)
+        paths = run("car", root, tmp_path / "out")
+        assert read_json(paths.metrics)["split"] == "val"
+
+    def test_say_which_file_is_missing(self, tmp_path, refused):
+        root = write_cars(tmp_path / "data", labelled=False)
+        flags = f"--name a --dataset car {TWO_STEPS} --eval_split test"
+        error = refused(train, flags, "--data_root", root)
+        assert "needs cars_test_annos_withlabels.mat" in error
+        paths = run("car", root, tmp_path / "trained")
+        error = refused(
+            evaluate, f"--name b {TINY_EVAL} --eval_split test", "--data_root", root,
+            "--checkpoint", paths.checkpoint,
+        )  # fmt: skip
+        assert "needs cars_test_annos_withlabels.mat" in error
+
+    def test_labels_may_lie_in_the_devkit(self, tmp_path):
+        root = write_cars(tmp_path / "data")
+        name = "cars_test_annos_withlabels.mat"
+        (root / name).rename(root / "devkit" / name)
+        assert read_json(run("car", root, tmp_path / "out").metrics)["split"] == "test"
+
+
+def test_dogs_lists_may_lie_in_a_folder(tmp_path):
+    root = write_dogs(tmp_path / "data", lists_folder="lists")
+    assert read_json(run("dog", root, tmp_path / "out").metrics)["split"] == "test"
+
+
+def test_nabirds_keep_their_hierarchy(tmp_path):
+    root = write_nabirds(tmp_path / "data")
+    labelmap = read_json(run("nabirds", root, tmp_path / "out").labelmap)
+    assert labelmap["parents"] == [
+        ["Finches, Sparrows, and Allies", "Birds"],
+        ["Finches, Sparrows, and Allies", "Birds"],
+        ["Ring Gull", "Gulls", "Birds"],
+    ]
+
+
+# --- Bad input ------------------------------------------------------------------------------------
+
+GENERATED = ("cifar10", "cifar100", "folder")  # what is not there is not listed, or made
+OFFICIAL = [name for name in LAYOUTS if name not in ("folder", "csv")]
+
+
+def list_files(root: Path) -> list[Path]:
+    """What a reader needs: every file that is no image; lists may be next to each other."""
+    unneeded = {
+        "cars_test_annos.mat", "cars_test_annos_withlabels.mat", "images_variant_trainval.txt",
+        "train.json", "test.json",
+    }  # fmt: skip
+    return [
+        path for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix.lower() not in (".jpg", ".png")
+        and path.name not in unneeded
+    ]  # fmt: skip
+
+
+def refused_run(refused, dataset: str, root: Path) -> str:
+    return refused(train, f"--name a --dataset {dataset} {TWO_STEPS}", "--data_root", root)
+
+
+class TestBadInput:
+    @of_every_layout
+    def test_a_root_that_is_not_there(self, tmp_path, refused, dataset):
+        assert "does not exist" in refused_run(refused, dataset, tmp_path / "absent")
+
+    @of_every_layout
+    def test_a_root_of_something_else(self, tmp_path, refused, dataset):
+        (tmp_path / "empty").mkdir()
+        error = refused_run(refused, dataset, tmp_path / "empty")
+        assert str(tmp_path / "empty") in error
+
+    @pytest.mark.parametrize("dataset", OFFICIAL)
+    def test_a_missing_list_file(self, tmp_path, refused, dataset):
+        root = LAYOUTS[dataset].write(tmp_path / "data")
+        files = list_files(root)
+        assert files
+        for path in files:
+            path.rename(tmp_path / "aside")
+            assert path.name in refused_run(refused, dataset, root), path
+            (tmp_path / "aside").rename(path)
+
+    @pytest.mark.parametrize("dataset", OFFICIAL)
+    def test_a_folder_where_a_list_file_should_be(self, tmp_path, refused, dataset):
+        root = LAYOUTS[dataset].write(tmp_path / "data")
+        for path in list_files(root):
+            path.rename(tmp_path / "aside")
+            path.mkdir()
+            assert "is a folder" in refused_run(refused, dataset, root), path
+            path.rmdir()
+            (tmp_path / "aside").rename(path)
+
+    @pytest.mark.parametrize("dataset", OFFICIAL)
+    def test_a_list_file_that_is_not_utf8_or_of_another_kind(self, tmp_path, refused, dataset):
+        root = LAYOUTS[dataset].write(tmp_path / "data")
+        for path in list_files(root):
+            content = path.read_bytes()
+            path.write_bytes(b"1 Fl\xfcgel/\xe9.jpg\n")
+            assert path.name in refused_run(refused, dataset, root), path
+            path.write_bytes(content)
+
+    @pytest.mark.parametrize("dataset", [name for name in LAYOUTS if name not in GENERATED])
+    def test_a_missing_image(self, tmp_path, refused, dataset):
+        root = LAYOUTS[dataset].write(tmp_path / "data")
+        image = Path(open_split(get_spec(dataset), root, "train").path_of(3))
+        image.unlink()
+        error = refused_run(refused, dataset, root)
+        assert "1 of 12 images of split train are missing" in error
+        assert image.name in error
+
+    def test_an_empty_class_folder(self, tmp_path, refused):
+        root = write_folder(tmp_path / "data")
+        (root / "train" / "empty").mkdir()
+        error = refused_run(refused, "folder", root)
+        assert f"{root}/train/empty has no image" in error
+
+    def test_a_class_that_is_not_trained(self, tmp_path, refused):
+        root = write_folder(tmp_path / "data")
+        (root / "val" / "extra").mkdir()
+        assert "'extra' is not in train/" in refused_run(refused, "folder", root)
+
+    def test_a_file_name_that_is_not_utf8(self, tmp_path, refused):
+        root = write_folder(tmp_path / "data")
+        try:
+            (Path(root) / "train" / "rose" / "caf\udce9.jpg").touch()
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        error = refused_run(refused, "folder", root)
+        assert r"rose/caf\xe9.jpg has a name that is not UTF-8" in error
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("path,label,splt", "has the column 'splt'; it may have path, label and perhaps split"),
+            ("path,split", "has no column 'label'"),
+            ("path,label,path", "has the column 'path' twice"),
+        ],
+    )
+    def test_a_csv_with_other_columns(self, tmp_path, refused, line, message):
+        path = write_csv(tmp_path / "data")
+        lines = path.read_text("utf-8").splitlines()
+        path.write_text("\n".join([line, *lines[1:]]), encoding="utf-8")
+        assert message in refused_run(refused, "csv", path)
+
+    def test_a_csv_with_an_unknown_split(self, tmp_path, refused):
+        path = write_csv(tmp_path / "data")
+        path.write_text(path.read_text("utf-8").replace(",train", ",training"), encoding="utf-8")
+        assert "line 2: split 'training' is none of train, val, test" in refused_run(
+            refused, "csv", path
+        )
+
+
+def test_the_docs_name_every_dataset():
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert [spec.name for spec in SPECS if f"`{spec.name}`" not in readme] == []

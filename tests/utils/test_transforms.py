@@ -1,0 +1,165 @@
+"""utils/transforms.py: what views make of working images, mixing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from utils.presets import AUGMENTS, CROP_AREA, PRESETS, Augmentation, Size
+from utils.transforms import EvalView, Mixing, RandomResizedCrop, TrainView, crop, working_image
+
+SIZE = 32
+
+
+def noise(height: int = 50, width: int = 70, seed: int = 0) -> torch.Tensor:
+    """(3, H, W) uint8, channels last in memory."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def model_input(name: str, phase: str, image: torch.Tensor, img_size: int) -> torch.Tensor:
+    preset = PRESETS[name]
+    size_of = {"train": preset.train_size, "eval": preset.eval_size}[phase]
+    working = working_image(image, size_of(img_size, Size(*image.shape[1:])))
+    if phase == "eval":
+        return EvalView(preset, img_size)(working)
+    return TrainView(preset, img_size, preset.augmentation._replace(random_erasing=0.0))(working)
+
+
+class TestViews:
+    @pytest.mark.parametrize("phase", ["train", "eval"])
+    @pytest.mark.parametrize("name", ["vit", "transfg"])
+    @pytest.mark.parametrize("img_size", [16, 64, 224])
+    @pytest.mark.parametrize("size", [(1, 1), (300, 40), (40, 300), (224, 224), (7, 5)])
+    def test_give_square_uint8_of_the_same_color(self, phase, name, img_size, size):
+        color = torch.tensor([10, 200, 30], dtype=torch.uint8)
+        image = color.expand(*size, 3).contiguous().permute(2, 0, 1)
+        pixels = model_input(name, phase, image, img_size)
+        assert type(pixels) is torch.Tensor
+        assert (pixels.shape, pixels.dtype) == ((3, img_size, img_size), torch.uint8)
+        assert (pixels == color[:, None, None]).all()
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_of_evaluation_keep_the_center(self, name):
+        image = torch.zeros(3, 40, 80, dtype=torch.uint8)
+        image[:, :, 20:60] = 250  # the middle square
+        pixels = model_input(name, "eval", image, 32)
+        columns = (pixels > 200).float().mean(dim=(0, 1))
+        # Squashed, the square is the middle half of 43 columns, of which the middle 32 are seen.
+        expected = 22 / 32 if PRESETS[name].squash else 1.0
+        assert float(columns.mean()) == pytest.approx(expected, abs=0.07)
+        assert float((columns - columns.flip(0)).abs().sum()) <= 2  # 11 of 43 columns are cut off
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_of_evaluation_are_not_random(self, name):
+        one, two = (model_input(name, "eval", noise(), SIZE) for _ in range(2))
+        assert torch.equal(one, two)
+
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_of_training_follow_torchs_generator(self, name):
+        def drawn(seed):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                return model_input(name, "train", noise(), SIZE)
+
+        assert torch.equal(drawn(1), drawn(1))
+        assert not torch.equal(drawn(1), drawn(2))
+
+    def test_transfg_crops_each_place_and_flips_half(self):
+        y, x = torch.meshgrid(torch.arange(43), torch.arange(43), indexing="ij")
+        working = torch.stack((y, x, x)).to(torch.uint8)
+        view = TrainView(PRESETS["transfg"], 32, Augmentation())
+        tops, lefts, flips = set(), set(), 0
+        for _ in range(400):
+            seen = view(working).int()
+            is_flipped = bool(seen[1, 0, 0] > seen[1, 0, 1])
+            upright = seen.flip(2) if is_flipped else seen
+            top, left = int(upright[0, 0, 0]), int(upright[1, 0, 0])
+            assert torch.equal(upright, working[:, top : top + 32, left : left + 32].int())
+            tops.add(top)
+            lefts.add(left)
+            flips += is_flipped
+        assert tops == lefts == set(range(12))
+        assert 150 < flips < 250
+
+    @pytest.mark.parametrize("augment", AUGMENTS)
+    @pytest.mark.parametrize("name", ["vit", "transfg"])
+    def test_augment_as_asked(self, name, augment):
+        preset = PRESETS[name]
+        plain, view = (TrainView(preset, SIZE, Augmentation(kind)) for kind in ("none", augment))
+        working = working_image(noise(), preset.train_size(SIZE, Size(50, 70)))
+        changed = 0
+        for seed in range(30):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                expected = plain(working)
+                torch.manual_seed(seed)
+                seen = view(working)
+            assert (seen.shape, seen.dtype) == ((3, SIZE, SIZE), torch.uint8)
+            changed += not torch.equal(seen, expected)
+        assert changed == 0 if augment == "none" else changed > 15
+
+    def test_erasing_paints_a_box_in_the_mean_color(self):
+        view = TrainView(PRESETS["vit"], SIZE, Augmentation(random_erasing=1.0))
+        seen = view(torch.zeros(3, 40, 40, dtype=torch.uint8))
+        erased = (seen == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all(0)
+        assert 0.01 < float(erased.float().mean()) < 0.4
+        assert not seen[:, ~erased].any()
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6),
+        is_channels_last=st.booleans(),
+    )  # fmt: skip
+    def test_our_random_resized_crop_is_torchvisions(self, height, width, seed, is_channels_last):
+        image = noise(height, width, seed)
+        image = image if is_channels_last else image.contiguous()
+        results = []
+        for kind in (RandomResizedCrop, v2.RandomResizedCrop):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                results.append(kind(SIZE, scale=CROP_AREA, antialias=True)(image[None]))
+        assert torch.equal(*results)
+
+    @settings(max_examples=50, deadline=None)
+    @given(data=st.data(), is_channels_last=st.booleans())
+    def test_crop_is_a_slice(self, data, is_channels_last):
+        image = noise(20, 30)[None] if is_channels_last else noise(20, 30).contiguous()[None]
+        top, left = data.draw(st.integers(0, 19)), data.draw(st.integers(0, 29))
+        height, width = (data.draw(st.integers(1, 20 - top)), data.draw(st.integers(1, 30 - left)))
+        part = crop(image, top, left, height, width)
+        assert torch.equal(part, image[:, :, top : top + height, left : left + width])
+
+
+class TestMixing:
+    IMAGES = torch.stack([torch.full((3, 16, 16), 50 * i, dtype=torch.uint8) for i in range(5)])
+    LABELS = torch.arange(5)
+
+    def test_without_alpha_is_none(self):
+        assert not Mixing(Augmentation(), 5)
+        assert Mixing(Augmentation(mixup=0.1), 5)
+        assert Mixing(Augmentation(cutmix=0.1), 5)
+
+    @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+    def test_targets_are_the_shares_of_the_pixels(self, kind):
+        mixing = Mixing(Augmentation(**{kind: 1.0}), 6)
+        for _ in range(20):
+            images, targets = mixing(self.IMAGES.clone(), self.LABELS)
+            assert (images.shape, images.dtype) == (self.IMAGES.shape, torch.uint8)
+            assert (targets.shape, targets.dtype) == ((5, 6), torch.float32)
+            assert torch.allclose(targets.sum(1), torch.ones(5))
+            # Every image is of one value, so the mean pixel is the mean value of its classes.
+            expected = targets @ torch.tensor([0.0, 50, 100, 150, 200, 0])
+            assert torch.allclose(images.float().mean((1, 2, 3)), expected, atol=0.51)
+            if kind == "cutmix":
+                assert set(images.unique().tolist()) <= {0, 50, 100, 150, 200}
+
+    def test_both_take_turns(self):
+        mixing = Mixing(Augmentation(mixup=1.0, cutmix=1.0), 5)
+        kinds = set()
+        for _ in range(30):
+            images, _ = mixing(self.IMAGES.clone(), self.LABELS)
+            kinds.add(all(len(image.unique()) == 1 for image in images))
+        assert kinds == {True, False}

@@ -1,0 +1,291 @@
+"""Caches of working images: built in parallel, in RAM or on disk, never half and never stale.
+
+A cache holds the uint8 images of one split at the preset's working size, one after another; workers
+share it, forked or spawned.
+
+    <cache_dir>/<key>/pixels.bin    H * W * 3 bytes an image, in split order
+    <cache_dir>/<key>/index.npz     where each begins, its size, the original's size
+    <cache_dir>/<key>/about.json    what it is of, for people; and which images are bad
+    <cache_dir>/<key>.lock          held by a builder as long as it lives
+
+The key covers everything the bytes depend on: ids and labels, path, length and time of change of
+every file, the working size, the versions of the decoders. What changes gets another key, so an old
+cache is never served. A cache is built beside and renamed: it is whole or not there.
+"""
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.console import log, progress
+from utils.errors import RunError
+from utils.files import canonical_json, sha256_text, write_json
+from utils.images import refuse_bomb, upright_size
+from utils.presets import Size
+from utils.splits import Split
+from utils.working_images import CachedImages, FileImages, Index, SizeOf
+
+FORMAT = 1  # raise it when the bytes or their layout change
+PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what workers share; macOS has no such folder
+RAM_SHARE = 0.6  # of the machine's memory that a cache may take
+
+
+def _fingerprint(split: Split) -> str:
+    """SHA-256 over path, length and time of change of every image."""
+    digest = hashlib.sha256()
+    for position in range(len(split)):
+        path = split.path_of(position)
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - a Path costs 10 us an image
+        except OSError as error:
+            raise RunError(f"image {path} cannot be read ({error.strerror})") from error
+        digest.update(f"{split.paths[position]}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def cache_key(split: Split, working: dict[str, Any]) -> str:
+    """The name of the cache of `split` at a working size: 24 hex digits.
+
+    Args:
+        split: the samples that are cached.
+        working: says how they get their working size.
+
+    Raises:
+        RunError: an image is not there.
+    """
+    decoders = {name: importlib.metadata.version(name) for name in ("torchvision", "pillow")}
+    parts = {
+        "format": FORMAT, "checksum": split.checksum(), "files": _fingerprint(split),
+        "working": working, "decoders": decoders,
+    }  # fmt: skip
+    return sha256_text(canonical_json(parts))[:24]
+
+
+def _in_threads(work: Callable[[int], None], positions: range, bar: tqdm) -> None:
+    """Call `work` for every position; the first failure ends it all and is raised."""
+    stop, num_threads = threading.Event(), os.cpu_count() or 1
+
+    def worker(first: int) -> None:
+        for position in positions[first::num_threads]:
+            if stop.is_set():
+                return
+            work(position)
+            bar.update()
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(worker, first) for first in range(num_threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also after Ctrl-C
+            stop.set()
+    for future in futures:
+        future.result()
+
+
+def _plan(split: Split, size_of: SizeOf, may_be_bad: bool) -> Index:
+    """Where each image will lie, from the headers of the files alone."""
+    sizes = np.zeros((len(split), 2), dtype=np.int64)
+    originals = np.zeros((len(split), 2), dtype=np.int64)
+    bad: dict[int, str] = {}
+
+    def measure(position: int) -> None:
+        path = split.path_of(position)
+        try:
+            width, height = upright_size(path)
+            size = size_of(Size(height, width))
+            refuse_bomb(path, size.width, size.height)
+        except RunError as error:
+            if not may_be_bad:
+                raise
+            bad[position] = str(error)
+            return
+        sizes[position] = size
+        originals[position] = width, height
+
+    with progress(len(split), "cache: sizes", "img") as bar:
+        _in_threads(measure, range(len(split)), bar)
+    offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
+    return Index(offsets, sizes, originals, bad)
+
+
+def _fill(
+    write: Callable[[int, Tensor], None],
+    index: Index,
+    files: FileImages,
+    may_be_bad: bool,
+) -> None:
+    """Decode every image and `write` its bytes, one after another, to its offset."""
+
+    def put(position: int) -> None:
+        if position in index.bad:
+            return
+        try:
+            image = files.load(position).image.permute(1, 2, 0)
+        except RunError as error:
+            if not may_be_bad:
+                raise
+            index.bad[position] = str(error)
+            return
+        if tuple(image.shape[:2]) != tuple(index.sizes[position]):
+            raise RunError(f"image {files.split.path_of(position)} changed while it was cached")
+        write(int(index.offsets[position]), image.contiguous().flatten())
+
+    with progress(len(files.split), f"cache: {files.split.name}", "img") as bar:
+        _in_threads(put, range(len(files.split)), bar)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _refuse_too_much(what: str, needed: int, there: int) -> None:
+    if needed > there:
+        raise RunError(
+            f"the cache needs {needed / 1e9:.1f} GB of {what}, {there / 1e9:.1f} GB are there; "
+            "use --cache disk, --cache none or a smaller --img_size"
+        )
+
+
+def ram_cache(files: FileImages, may_be_bad: bool, is_shared: bool) -> CachedImages:
+    """Build a cache in memory.
+
+    Args:
+        files: where the images come from.
+        may_be_bad: whether an image that cannot be decoded is noted instead of raised.
+        is_shared: whether loader processes will read it.
+
+    Raises:
+        RunError: an image cannot be decoded, or there is not enough memory.
+    """
+    index = _plan(files.split, files.size_of, may_be_bad)
+    total = int(index.offsets[-1])
+    _refuse_too_much("memory", total, int(_physical_memory() * RAM_SHARE))
+    pixels = torch.empty(total, dtype=torch.uint8)
+    if is_shared:
+        if SHARED_MEMORY.is_dir():
+            free = shutil.disk_usage(SHARED_MEMORY).free
+            _refuse_too_much(f"shared memory ({SHARED_MEMORY})", total, free)
+        pixels.share_memory_()
+
+    def write(offset: int, values: Tensor) -> None:
+        pixels[offset : offset + len(values)] = values
+
+    _fill(write, index, files, may_be_bad)
+    log.info("cache: %d images, %.2f GB in RAM", len(files.split), total / 1e9)
+    return CachedImages(pixels, index)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`; the system lets go of it when this process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("cache: waiting for another process that builds %s", path.stem)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open_disk_cache(folder: Path) -> CachedImages | None:
+    """The cache in `folder`, or None where it is not there or not what was written."""
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        with np.load(folder / INDEX_FILE, allow_pickle=False) as arrays:
+            index = Index(
+                arrays["offsets"], arrays["sizes"], arrays["originals"],
+                {int(position): message for position, message in about["bad"].items()},
+            )  # fmt: skip
+        is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1] > 0
+    # What a folder that is absent, emptied or overwritten raises.
+    except (
+        OSError, ValueError, KeyError, IndexError, AttributeError, EOFError, zipfile.BadZipFile,
+    ):  # fmt: skip
+        return None
+    return CachedImages(folder / PIXELS_FILE, index) if is_whole else None
+
+
+def _build_disk_cache(
+    folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool
+) -> None:
+    index = _plan(files.split, files.size_of, may_be_bad)
+    total = int(index.offsets[-1])
+    _refuse_too_much(f"disk in {folder.parent}", total, shutil.disk_usage(folder.parent).free)
+    if not total:
+        raise RunError(f"no image of split {files.split.name} can be decoded")
+    beside = folder.with_name(f"{folder.name}.tmp")
+    # Of a builder that was killed: the lock is ours, so nobody is at work in there.
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        with (beside / PIXELS_FILE).open("wb") as file:
+            # Not through a mapping of the file: a full disk would be a signal, not an OSError.
+            def write(offset: int, values: Tensor) -> None:
+                written = os.pwrite(file.fileno(), values.numpy(), offset)
+                if written < len(values):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+            _fill(write, index, files, may_be_bad)
+            file.truncate(total)  # the last image may be a bad one
+        arrays = {name: array for name, array in index._asdict().items() if name != "bad"}
+        np.savez(beside / INDEX_FILE, **arrays)
+        bad = {str(position): message for position, message in sorted(index.bad.items())}
+        write_json(beside / ABOUT_FILE, {**about, "bytes": total, "bad": bad})
+        for path in beside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)  # of what was damaged
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    log.info("cache: %d images, %.2f GB in %s", len(files.split), total / 1e9, folder)
+
+
+def disk_cache(
+    cache_dir: Path, files: FileImages, working: dict[str, Any], may_be_bad: bool
+) -> CachedImages:
+    """Open the cache of these images, building it first where it is not there.
+
+    Args:
+        cache_dir: holds all caches.
+        files: where the images come from.
+        working: says how they get their working size.
+        may_be_bad: whether an image that cannot be decoded is noted instead of raised.
+
+    Raises:
+        RunError: an image cannot be decoded, or the disk is full.
+    """
+    key = cache_key(files.split, working)
+    folder = cache_dir / key
+    with _locked(cache_dir / f"{key}.lock"):
+        cache = _open_disk_cache(folder)
+        if cache is None:
+            about = {
+                "dataset": files.split.dataset, "split": files.split.name,
+                "images": len(files.split), "working": working,
+            }  # fmt: skip
+            _build_disk_cache(folder, files, about, may_be_bad)
+            cache = _open_disk_cache(folder)
+        else:
+            log.info("cache: reading %s", folder)
+    if cache is None:
+        raise RunError(f"the cache in {folder} vanished")
+    return cache

@@ -1,0 +1,213 @@
+"""Image files: which are whole, how they are turned, and decoding with Pillow.
+
+No torch here: a missing or damaged image is refused before torch is imported. `utils/decode.py` is
+the quick way to pixels; what it cannot decode comes here.
+"""
+
+import struct
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from utils.console import progress
+from utils.errors import InputError, RunError
+from utils.splits import Split
+
+# Decoding every image would take minutes; this many are decoded, the rest are looked at.
+MAX_DECODED_IN_CHECK = 64
+# From here on looking takes seconds, and a bar says so.
+MANY_IMAGES = 20_000
+THREADS = 8  # waiting for the disk, mostly
+_QUIET = threading.Lock()
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
+
+# Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
+# where Pillow begins to warn: a quarter of a gigabyte in RGB.
+MAX_PIXELS = 89_478_485
+
+# What Pillow raises for files that are cut, damaged or no images.
+IMAGE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
+)  # fmt: skip
+# What Pillow raises for EXIF that is damaged, in images that are whole.
+EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+# What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
+# it writes the EXIF anew and fails on tags of odd types.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """The orientation that EXIF asks for, 1 to 8; 1, upright, where it is absent or damaged."""
+    try:
+        orientation = read_exif().get(ExifTags.Base.Orientation)
+    except EXIF_ERRORS:
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in UPRIGHT else 1
+
+
+def refuse_bomb(path: str | Path, width: int, height: int) -> None:
+    """Refuse to decode an image of more than `MAX_PIXELS`.
+
+    Raises:
+        RunError: names the image, its size and the limit.
+    """
+    if width * height > MAX_PIXELS:
+        raise RunError(
+            f"image {path} is {width}x{height} pixels, over the limit of {MAX_PIXELS}: scale it "
+            "down or leave it out"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of any mode; 16 bits are scaled to 8, where Pillow would clip them to white."""
+    if image.mode.startswith("I"):  # 16-bit grey, as "I;16" or widened to "I"
+        values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(values.astype(np.uint8))
+    return image.convert("RGB")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings (of tags that are cut, of sizes) are no concern of the user's.
+
+    One thread at a time: what `warnings` remembers belongs to the process.
+    """
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
+    """The image at `path`, not decoded yet, and its EXIF orientation."""
+    try:
+        with _quiet(), Image.open(path) as image:
+            refuse_bomb(path, *image.size)
+            yield image, exif_orientation(image.getexif)
+    except IMAGE_ERRORS as error:
+        raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
+
+
+def decode_rgb(path: str | Path) -> Image.Image:
+    """The image at `path` as RGB, turned upright as its EXIF orientation says.
+
+    Of a file with several frames (GIF, WebP) the first.
+
+    Raises:
+        RunError: the file is missing, cut, damaged, too large or no image; the message names it.
+    """
+    with _opened(path) as (image, orientation):
+        rgb = _to_rgb(image)
+        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of the image at `path` once it is turned upright; reads the header only.
+
+    Raises:
+        RunError: the file is missing, no image, or too large.
+    """
+    with _opened(path) as (image, orientation):
+        width, height = image.size
+        return (height, width) if orientation >= 5 else (width, height)
+
+
+# --- Checks before a run --------------------------------------------------------------------------
+
+
+def decodes(path: str | Path) -> bool:
+    """Whether the whole image at `path` can be decoded."""
+    try:
+        decode_rgb(path)
+    except RunError:
+        return False
+    return True
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file is a JPEG with opening and closing markers, or anything that decodes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(len(JPEG_START))
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - JPEG_TAIL))
+        tail = file.read()
+    return (head == JPEG_START and JPEG_END in tail) or decodes(path)
+
+
+def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[Path]:
+    """The images of `split` that are not good, in split order."""
+
+    def check(position: int) -> Path | None:
+        path = Path(split.path_of(position))
+        return None if is_good(path) else path
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(check, range(len(split)))
+        if len(split) < MANY_IMAGES:
+            return [path for path in results if path is not None]
+        failing = []
+        with progress(len(split), f"{what} {split.name}", "img") as bar:
+            for path in results:
+                bar.update()
+                if path is not None:
+                    failing.append(path)
+        return failing
+
+
+def check_images(
+    splits: Collection[Split], used: Collection[Split], may_be_damaged: int = 0
+) -> None:
+    """Refuse data with images that are missing, empty or damaged.
+
+    Every image of `splits` must exist and be non-empty and have its header and closing marker; the
+    images of `used`, if they are at most `MAX_DECODED_IN_CHECK` in all, are decoded.
+
+    Args:
+        splits: whole splits.
+        used: the parts of them that a run uses.
+        may_be_damaged: how many damaged images of the split named first are let through.
+
+    Raises:
+        InputError: says how many of how many are bad, where, and names the first.
+    """
+    for split, allowed in zip(splits, _allowances(splits, may_be_damaged), strict=True):
+        missing = _failing(split, Path.exists, "find")
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
+                f"{missing[0].parent} (first: {missing[0].name}); fetch the whole archive, or "
+                "choose another split"
+            )
+        _refuse_damaged(_failing(split, _looks_whole, "check"), split, allowed)
+    if sum(map(len, used)) <= MAX_DECODED_IN_CHECK:
+        for split, allowed in zip(used, _allowances(used, may_be_damaged), strict=True):
+            _refuse_damaged(_failing(split, decodes, "decode"), split, allowed)
+
+
+def _allowances(splits: Collection[Split], of_first: int) -> list[int]:
+    return [of_first if number == 0 else 0 for number in range(len(splits))]
+
+
+def _refuse_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:
+    if len(damaged) > allowed:
+        raise InputError(
+            f"{len(damaged)} of {len(split)} images of split {split.name} are empty or damaged "
+            f"(first: {damaged[0]}); fetch them again"
+        )
