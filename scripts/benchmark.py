@@ -3,6 +3,7 @@
     python scripts/benchmark.py startup --check
     python scripts/benchmark.py block --model_type ViT-Ti_16 --img_size 224
     python scripts/benchmark.py model --json figures.json --check
+    python scripts/benchmark.py data --json figures.json --check
 
 `--check` exits 1 if a promise is missed, `--json FILE` writes the figures.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.data_figures import add_data_flags, measure_data
 from scripts.model_figures import add_model_flags, measure_model
 from scripts.paired import in_pairs
 from utils.console import Parser, entrypoint
@@ -124,7 +126,10 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    measures = {"startup": measure_startup, "block": measure_block, "model": measure_model}
+    measures = {
+        "startup": measure_startup, "block": measure_block, "model": measure_model,
+        "data": measure_data,
+    }  # fmt: skip
     for name, measure in measures.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.set_defaults(measure=measure)
@@ -137,6 +142,8 @@ def main(argv: Sequence[str]) -> None:
             command.add_argument("--batch_size", type=int, default=8, help="images a step")
         if name == "model":
             add_model_flags(command)
+        if name == "data":
+            add_data_flags(command)
     args = parser.parse_args(argv)
     if args.json is not None and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "python scripts/benchmark.py model --json figures.json --plot growth.png --check": (
         "12 minutes; .ci/run takes 2 pairs and no growth"
     ),
+    "python scripts/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
     "shasum -a 256 env_export.yml": "macOS's name of sha256sum",
     "python scripts/check_fiftyone.py --predictions output/flower_mps/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"

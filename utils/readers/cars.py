@@ -24,7 +24,7 @@ REMEDY = "fetch the annotations of Stanford Cars again"
 # Why a root may lack a split.
 ABSENT = {
     "test": f"the test split needs {LABELLED_FILE}, beside {DEVKIT}/ or in it, and "
-    f"{IMAGE_FOLDERS['test']}/"
+    f"{IMAGE_FOLDERS['test']}/; training works without"
 }
 
 

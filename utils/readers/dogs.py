@@ -14,7 +14,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.readers.listing import Listing, make_listing, without_ending
 from utils.readers.matlab import load_mat, text, whole_numbers
-from utils.readers.pet import Sample, name_classes
+from utils.readers.named import Sample, name_classes
 
 IMAGE_FOLDER = "Images"
 LIST_FOLDER = "lists"

@@ -4,20 +4,26 @@ As torchvision's `ImageFolder`, images may lie at any depth below their class. H
 is no image by its ending are passed over.
 """
 
+import errno
+import heapq
 import os
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
 from utils.readers.listing import Listing, clean_name, make_listing, printable, without_ending
 
 SPLITS = ("train", "val", "test")
+# What others call their splits. Read as classes they would make a model of two classes.
+MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
 # Pillow's, and torchvision's IMG_EXTENSIONS with GIF.
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif",
 )  # fmt: skip
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def splits(root: Path) -> tuple[str, ...]:
@@ -26,10 +32,54 @@ def splits(root: Path) -> tuple[str, ...]:
     Raises:
         InputError: the root is no folder, has split folders and others, or no `train/`.
     """
+    return tuple(_split_folders(root))
+
+
+def read(root: Path, split: str) -> Listing:
+    """The images of one split, sorted by class and path; the sample id is the path in the split.
+
+    Raises:
+        InputError: as `splits`; a class folder without an image, or that train lacks; two folders
+            for one class; a folder that cannot be read; a name that is not UTF-8.
+    """
+    folders = _split_folders(root)
+    names = _class_names(folders)
+    classes = sorted(names["train"].values())
+    index = {name: number for number, name in enumerate(classes)}
+    prefix = "" if folders[split] == root else f"{split}/"
+    within, labels = [], []
+    for folder, name in sorted(names[split].items(), key=lambda item: item[1]):
+        found = _images(folders[split] / folder)
+        within += [f"{folder}/{path}" for path in found]
+        labels += [index[name]] * len(found)
+    ids = short_ids([_composed(path) for path in within])
+    return make_listing(folders[split], classes, ids, [prefix + path for path in within], labels)
+
+
+def short_ids(paths: Sequence[str]) -> list[str]:
+    """The paths without their endings; where two would be equal, their endings stay.
+
+    Different paths give different ids: nor does `a.jpg.png` become `a.jpg` beside an `a.jpg`.
+    """
+    short = [without_ending(path) for path in paths]
+    counts, taken = Counter(short), set(paths)
+    return [
+        brief if counts[brief] == 1 and brief not in taken else path
+        for path, brief in zip(paths, short, strict=True)
+    ]
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder that holds the classes of each split; the root where it holds them itself."""
     folders = _folders(root)
-    found = tuple(split for split in SPLITS if split in folders)
+    found = [split for split in SPLITS if split in folders]
+    for name in folders:
+        if name not in SPLITS and name.lower() in MISNAMED:
+            raise InputError(
+                f"{root} has {name}/: splits are called train, val and test; rename it"
+            )
     if not found:
-        return ("train",)
+        return {"train": root}
     others = [name for name in folders if name not in SPLITS]
     if others:
         raise InputError(
@@ -37,39 +87,11 @@ def splits(root: Path) -> tuple[str, ...]:
         )
     if "train" not in found:
         raise InputError(f"{root} has {found[0]}/ but no train/")
-    return found
+    return {split: root / split for split in found}
 
 
-def read(root: Path, split: str) -> Listing:
-    """The images of one split, sorted by class and path; the sample id is the path in the split.
-
-    Raises:
-        InputError: as `splits`; a class without an image, or of no image in train; two folders for
-            one class; a name that is not UTF-8.
-    """
-    official = splits(root)
-    folders = {name: root / name for name in SPLITS if (root / name).is_dir()} or {"train": root}
-    names = _class_names({name: folders[name] for name in official})
-    index = {name: number for number, name in enumerate(sorted(set(names["train"].values())))}
-    ids, paths, labels = [], [], []
-    for folder, name in sorted(names[split].items(), key=lambda item: (item[1], item[0])):
-        for path in _images(folders[split] / folder):
-            within = f"{folder}/{path}"
-            ids.append(unicodedata.normalize("NFC", within))
-            paths.append(within if folders[split] == root else f"{split}/{within}")
-            labels.append(index[name])
-    return make_listing(folders[split], list(index), _shortened(ids), paths, labels)
-
-
-def _shortened(ids: list[str]) -> list[str]:
-    """Without the endings, where that leaves them different."""
-    short = [without_ending(sample_id) for sample_id in ids]
-    counts = Counter(short)
-    return [whole if counts[brief] > 1 else brief for whole, brief in zip(ids, short, strict=True)]
-
-
-def _class_names(folders: dict[str, Path]) -> dict[str, dict[str, str]]:
-    """For each split its class folders and their class names."""
+def _class_names(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """For each split the class name of each class folder."""
     names: dict[str, dict[str, str]] = {}
     for split, folder in folders.items():
         owners: dict[str, str] = {}
@@ -85,64 +107,102 @@ def _class_names(folders: dict[str, Path]) -> dict[str, dict[str, str]]:
         if not owners:
             raise InputError(f"{folder} has no class folder: put images into {folder}/<class>/")
         names[split] = {entry: name for name, entry in owners.items()}
+    trained = set(names["train"].values())
     for split, owners in names.items():
         for entry, name in owners.items():
-            if name not in names["train"].values():
+            if name not in trained:
                 raise InputError(f"{folders[split] / entry}: the class {name!r} is not in train/")
     return names
 
 
 def _folders(root: Path) -> list[str]:
     """The names of the folders in `root` that are not hidden, sorted."""
-    with _scanned(root) as entries:
-        return sorted(entry.name for entry in entries if _is_seen(entry) and entry.is_dir())
+    return sorted(_checked_name(entry) for entry in _entries(str(root)) if _is_folder(entry))
 
 
 def _images(folder: Path) -> list[str]:
-    """The images below a class folder, as sorted paths relative to it."""
-    found = sorted(_walk(str(folder), "", frozenset()))
+    """The images below a class folder, as paths relative to it, sorted by their NFC form.
+
+    Links to folders are followed, but a folder is entered once, however many links lead there:
+    links in a circle end and links across do not multiply.
+    """
+    found: list[str] = []
+    folders = [("", str(folder))]  # paths below the class folder, and whole
+    links: list[tuple[str, str, str]] = []  # the same after the path's NFC form, as a heap
+    entered: set[tuple[int, int]] = set()
+    while folders or links:
+        # Links last and sorted: which way to a folder counts must not depend on the file system.
+        prefix, here = folders.pop() if folders else heapq.heappop(links)[1:]
+        identity = _identity(here)
+        if identity in entered:
+            continue
+        entered.add(identity)
+        for entry in _entries(here):
+            # A folder may be called `x.jpg`. No stat for images, even where they are links.
+            is_named = entry.name.lower().endswith(IMAGE_ENDINGS)
+            if is_named and not entry.is_dir(follow_symlinks=False):
+                found.append(prefix + _checked_name(entry))
+            elif _is_folder(entry):
+                below = f"{prefix}{_checked_name(entry)}/"
+                if entry.is_symlink():
+                    heapq.heappush(links, (_composed(below), below, entry.path))
+                else:
+                    folders.append((below, entry.path))
     if not found:
         raise InputError(f"{folder} has no image ({' '.join(IMAGE_ENDINGS)})")
-    return found
+    return sorted(found, key=_composed)
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Follows links to folders, but not into a folder that the link lies in."""
-    inside = above
-    with _scanned(Path(folder)) as entries:
-        for entry in entries:
-            if not _is_seen(entry):
-                continue
-            if entry.name.lower().endswith(IMAGE_ENDINGS):
-                yield prefix + entry.name
-            elif entry.is_dir():
-                if inside is above:
-                    state = os.stat(folder)  # noqa: PTH116 - one of many thousands
-                    inside = above | {(state.st_dev, state.st_ino)}
-                target = entry.stat()
-                if (target.st_dev, target.st_ino) not in inside:
-                    yield from _walk(entry.path, f"{prefix}{entry.name}/", inside)
+def _composed(path: str) -> str:
+    # Some file systems hand out decomposed names; ids and order must not depend on that.
+    return unicodedata.normalize("NFC", path)
 
 
-def _is_seen(entry: os.DirEntry) -> bool:
-    """Whether an entry is not hidden.
-
-    Raises:
-        InputError: its name is not UTF-8.
-    """
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds and is not hidden."""
     try:
-        entry.name.encode()
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except NotADirectoryError as error:
+        raise InputError(f"{printable(folder)} is a file, not a folder") from error
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself, as useless as a broken one
+            return False
+        raise _unreadable(entry.path, error) from error
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    try:
+        state = os.stat(folder)  # noqa: PTH116 - one of many thousands
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return state.st_dev, state.st_ino
+
+
+def _unreadable(path: str, error: OSError) -> InputError:
+    return InputError(f"{printable(path)} cannot be read ({error.strerror})")
+
+
+def _checked_name(entry: os.DirEntry[str]) -> str:
+    """The name of a folder or image, unless lists of paths could not hold it."""
+    name = entry.name
+    if name.isprintable() and "\\" not in name:  # nearly all, and quick
+        return name
+    try:
+        name.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{printable(entry.path)} has a name that is not UTF-8; rename it"
         ) from error
-    return not entry.name.startswith(".")
-
-
-def _scanned(folder: Path) -> "os._ScandirIterator":
-    try:
-        return os.scandir(folder)
-    except NotADirectoryError as error:
-        raise InputError(f"{printable(str(folder))} is a file, not a folder") from error
-    except OSError as error:
-        raise InputError(f"{printable(str(folder))} cannot be read ({error.strerror})") from error
+    if "\\" in name or CONTROL.search(name):
+        raise InputError(
+            f"{printable(entry.path)} has a backslash or control character in its name; rename it"
+        )
+    return name

@@ -1,8 +1,7 @@
 """iNaturalist 2017 (Van Horn et al., CVPR 2018): 675,170 photos of 5,089 species, train and val.
 
 `train2017.json` and `val2017.json` are COCO style: `images` with a path below the data root,
-`annotations` that give each image one category, `categories` with a name and a supercategory. Each
-file lists all the categories.
+`annotations` that give each image one category, `categories` with a name and a supercategory.
 """
 
 import json
@@ -15,6 +14,11 @@ from utils.readers.listing import Listing, clean_name, make_listing, read_text, 
 
 ENTRIES = ("train2017.json", "val2017.json", "train_val_images")
 REMEDY = "fetch it again"
+# All that is read of the documents. The rest, the rights holders above all, would fill memory.
+_KEYS = frozenset((
+    "images", "annotations", "categories", "id", "file_name", "image_id", "category_id", "name",
+    "supercategory",
+))  # fmt: skip
 
 
 def read(root: Path, split: str) -> Listing:
@@ -28,6 +32,8 @@ def read(root: Path, split: str) -> Listing:
         InputError: the split's file is missing, damaged or contradicts itself.
     """
     path = root / f"{split}2017.json"
+    # Taken for granted: both splits' files list the same categories. To look into the other one
+    # too, all of it would have to be parsed, and reading val would take as long as reading train.
     document = _parse(path)
     index, names, parents = _read_categories(path, document)
     labels = _read_annotations(path, document, index)
@@ -40,9 +46,9 @@ def read(root: Path, split: str) -> Listing:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`: 0.6 GB at the peak for the official train file."""
+    """The JSON object in the file at `path`, of it and of the objects in it only `_KEYS`."""
     try:
-        document = json.loads(read_text(path))
+        document = json.loads(read_text(path), object_hook=_needed)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} line {error.lineno} column {error.colno} is not JSON ({error.msg}); {REMEDY}"
@@ -52,6 +58,10 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no JSON object; {REMEDY}")
     return document
+
+
+def _needed(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in _KEYS}
 
 
 def _entries(

@@ -128,3 +128,26 @@ class TestRefusals:
         path.mkdir()
         with pytest.raises(InputError, match=f"{name} is a folder, not a file"):
             aircraft.read(data.parent, "train")
+
+    @pytest.mark.parametrize(
+        ("split", "other"),
+        [("train", "val"), ("train", "test"), ("val", "train"), ("val", "test"),
+         ("trainval", "test"), ("test", "trainval")],
+    )  # fmt: skip
+    def test_of_an_image_that_another_split_has(self, data, split, other):
+        source = f"images_variant_{split}.txt"
+        shared = (data / source).read_text().splitlines()[0]
+        edit_lines(data / f"images_variant_{other}.txt", lambda lines: [*lines, shared])
+        key = shared.split()[0]
+        with pytest.raises(
+            InputError, match=rf"{source} has the image {key}, and so has the {other} split$"
+        ):
+            aircraft.read(data.parent, split)
+
+    @settings(max_examples=40, deadline=None)
+    @given(content=st.binary(max_size=60), name=st.sampled_from(["variants.txt", TRAIN]))
+    def test_of_random_bytes(self, tmp_path_factory, content, name):
+        root = write_aircraft(tmp_path_factory.getbasetemp() / "aircraft_random", photos=False)
+        (root / "data" / name).write_bytes(content)
+        with pytest.raises(InputError, match=r"\.txt"):
+            aircraft.read(root, "train")

@@ -139,3 +139,25 @@ class TestRefusals:
         path.mkdir()
         with pytest.raises(InputError, match=f"{name} is a folder, not a file"):
             food101.read(root, "train")
+
+    @pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+    def test_of_an_image_that_the_other_split_has(self, root, split, other):
+        shared = (root / "meta" / f"{split}.txt").read_text().splitlines()[0]
+        edit_lines(root / "meta" / f"{other}.txt", lambda lines: [*lines, shared])
+        with pytest.raises(
+            InputError, match=rf"{split}.txt has the image '{shared}', and so has the other split$"
+        ):
+            food101.read(root, split)
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        content=st.binary(max_size=60),
+        name=st.sampled_from(["classes.txt", "labels.txt", "train.txt"]),
+    )
+    def test_of_random_bytes(self, tmp_path_factory, content, name):
+        root = write_food101(tmp_path_factory.getbasetemp() / "food_random", photos=False)
+        # Names for people may be any text, but not of another number of lines.
+        ending = b"\nx" * 4 if name == "labels.txt" else b""
+        (root / "meta" / name).write_bytes(content + ending)
+        with pytest.raises(InputError, match=r"\.txt"):
+            food101.read(root, "train")
