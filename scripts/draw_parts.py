@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageDraw, ImageOps
 
+from scripts.contact_sheet import paste_tiles, save_picture
 from utils.console import Parser, entrypoint, log
 from utils.errors import InputError
-from utils.files import open_atomic
 from utils.flag_types import positive_int
 from utils.images import decode_rgb
 
@@ -84,13 +84,7 @@ def main(argv: Sequence[str]) -> None:
     rows = list(read_rows(args.predictions))
     count = min(args.count, len(rows))
     tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]
-    columns = min(COLUMNS, count)
-    height = -(-count // columns) * (TILE + CAPTION)
-    sheet = Image.new("RGB", (columns * TILE, height), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % columns * TILE, i // columns * (TILE + CAPTION)))
-    with open_atomic(args.out) as file:
-        sheet.save(file, format="PNG" if args.out.suffix.lower() == ".png" else "JPEG")
+    save_picture(paste_tiles(tiles, min(COLUMNS, count)), args.out)
     log.info("%d images with their parts: %s", count, args.out)
 
 

@@ -20,10 +20,8 @@ import importlib.metadata
 import json
 import os
 import shutil
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.console import log, progress
 from utils.errors import RunError
 from utils.files import canonical_json, sha256_text, write_json
-from utils.images import refuse_bomb, upright_size
+from utils.images import describe, refuse_bomb
+from utils.parallel import in_threads
 from utils.presets import Size
 from utils.splits import Split
 from utils.working_images import CachedImages, FileImages, Index, SizeOf
@@ -78,27 +76,6 @@ def cache_key(split: Split, working: dict[str, Any]) -> str:
     return sha256_text(canonical_json(parts))[:24]
 
 
-def _in_threads(work: Callable[[int], None], positions: range, bar: tqdm) -> None:
-    """Call `work` for every position; the first failure ends it all and is raised."""
-    stop, num_threads = threading.Event(), os.cpu_count() or 1
-
-    def worker(first: int) -> None:
-        for position in positions[first::num_threads]:
-            if stop.is_set():
-                return
-            work(position)
-            bar.update()
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        futures = [pool.submit(worker, first) for first in range(num_threads)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also after Ctrl-C
-            stop.set()
-    for future in futures:
-        future.result()
-
-
 def _plan(split: Split, size_of: SizeOf, may_be_bad: bool) -> Index:
     """Where each image will lie, from the headers of the files alone."""
     sizes = np.zeros((len(split), 2), dtype=np.int64)
@@ -108,7 +85,7 @@ def _plan(split: Split, size_of: SizeOf, may_be_bad: bool) -> Index:
     def measure(position: int) -> None:
         path = split.path_of(position)
         try:
-            width, height = upright_size(path)
+            _, width, height, _ = describe(path)
             size = size_of(Size(height, width))
             refuse_bomb(path, size.width, size.height)
         except RunError as error:
@@ -120,7 +97,7 @@ def _plan(split: Split, size_of: SizeOf, may_be_bad: bool) -> Index:
         originals[position] = width, height
 
     with progress(len(split), "cache: sizes", "img") as bar:
-        _in_threads(measure, range(len(split)), bar)
+        in_threads(measure, len(split), bar)
     offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
     return Index(offsets, sizes, originals, bad)
 
@@ -148,7 +125,7 @@ def _fill(
         write(int(index.offsets[position]), image.contiguous().flatten())
 
     with progress(len(files.split), f"cache: {files.split.name}", "img") as bar:
-        _in_threads(put, range(len(files.split)), bar)
+        in_threads(put, len(files.split), bar)
 
 
 def _physical_memory() -> int:
@@ -223,6 +200,17 @@ def _open_disk_cache(folder: Path) -> CachedImages | None:
     return CachedImages(folder / PIXELS_FILE, index) if is_whole else None
 
 
+def _has_healed(files: FileImages, positions: Collection[int]) -> bool:
+    """Whether an image that could not be decoded now can: a drive or a permission may come back."""
+    for position in positions:
+        try:
+            files.load(position)
+        except RunError:
+            continue
+        return True
+    return False
+
+
 def _build_disk_cache(
     folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool
 ) -> None:
@@ -277,7 +265,7 @@ def disk_cache(
     folder = cache_dir / key
     with _locked(cache_dir / f"{key}.lock"):
         cache = _open_disk_cache(folder)
-        if cache is None:
+        if cache is None or _has_healed(files, cache.index.bad):
             about = {
                 "dataset": files.split.dataset, "split": files.split.name,
                 "images": len(files.split), "working": working,

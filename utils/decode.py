@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors: torchvision's decoders where they can, Pillow where they cannot.
+"""Image files to uint8 tensors: JPEG by torchvision, everything else by Pillow.
 
 Pixels are laid out channels last in memory, as decoders write them: torch's uint8 resize is twice
 as fast on that layout. Shapes: H height, W width, pixels.
@@ -12,33 +12,36 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.errors import RunError
 from utils.images import decode_rgb, exif_orientation, refuse_bomb
 
-JPEG_MAGIC, PNG_MAGIC = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-EXIF_MAGIC = b"Exif\x00\x00"
+JPEG_MAGIC = b"\xff\xd8\xff"
+EXIF_MAGIC, XMP_MAGIC = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
 # JPEG markers (ITU T.81, table B.1): frame headers but DHT, JPG and DAC; application segment 1;
 # those without a length.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 APP1, START_OF_SCAN = 0xE1, 0xDA
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-PNG_GREY, PNG_RGB, PNG_RGBA = 0, 2, 6
 
 
 class Header(NamedTuple):
-    """What the header of an image file says."""
+    """What the header of a JPEG says."""
 
     width: int
     height: int
     orientation: int  # EXIF, 1 to 8
-    decoder: Callable[[Tensor, ImageReadMode], Tensor]
 
 
-def _jpeg_header(data: bytes) -> Header | None:
-    """None where torchvision cannot decode: CMYK, 12 bits, no frame header."""
-    orientation, at = 1, 2
+def read_header(data: bytes) -> Header | None:
+    """The header of a JPEG, or None for what Pillow decodes.
+
+    That is every other format, CMYK, 12 bits, and what has no frame header or no scan.
+    """
+    if not data.startswith(JPEG_MAGIC):
+        return None
+    size, notes, at = None, {}, 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
             return None
@@ -57,38 +60,28 @@ def _jpeg_header(data: bytes) -> Header | None:
             bits, height, width, components = struct.unpack_from(">BHHB", segment)
             if bits != 8 or components not in (1, 3) or not width or not height:
                 return None
-            return Header(width, height, orientation, decode_jpeg)
+            size = width, height
         if marker == APP1 and segment.startswith(EXIF_MAGIC):
-            orientation = exif_orientation(lambda exif=segment: _parsed(exif))
+            # EXIF of more than 64 KB has several segments.
+            notes["exif"] = notes.get("exif", EXIF_MAGIC) + segment[len(EXIF_MAGIC) :]
+        if marker == APP1 and segment.startswith(XMP_MAGIC):
+            notes["xmp"] = segment[len(XMP_MAGIC) :]
         if marker == START_OF_SCAN:
-            return None
+            # Not at the frame header: notes may follow it.
+            return None if size is None else Header(*size, _orientation(notes))
         at += 2 + length
     return None
 
 
-def _parsed(segment: bytes) -> Image.Exif:
-    exif = Image.Exif()
-    exif.load(segment)
-    return exif
-
-
-def _png_header(data: bytes) -> Header | None:
-    """None where torchvision cannot decode as Pillow does: palettes, 16 bits, EXIF."""
-    if len(data) < 33 or data[12:16] != b"IHDR" or b"eXIf" in data:
-        return None
-    width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-    if bits != 8 or color not in (PNG_GREY, PNG_RGB, PNG_RGBA):
-        return None
-    return Header(width, height, 1, decode_png)
-
-
-def read_header(data: bytes) -> Header | None:
-    """The header of an encoded image, or None where it is for Pillow to decode."""
-    if data.startswith(JPEG_MAGIC):
-        return _jpeg_header(data)
-    if data.startswith(PNG_MAGIC):
-        return _png_header(data)
-    return None
+def _orientation(notes: dict[str, bytes]) -> int:
+    """The orientation that EXIF or, where it has none, XMP asks for."""
+    if not notes:
+        return 1
+    # Pillow's reading of both, without opening the file: else an image that is decoded here would
+    # be turned otherwise than its size in `utils.images` says.
+    image = Image.Image()
+    image.info.update(notes)
+    return exif_orientation(image.getexif)
 
 
 # What turns (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
@@ -116,7 +109,7 @@ def _decode_quickly(data: bytes, path: str) -> Tensor | None:
     # A bytearray: torch warns of memory that may not be written.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        image = header.decoder(encoded, ImageReadMode.RGB)
+        image = decode_jpeg(encoded, ImageReadMode.RGB)
     except RuntimeError:  # cut or damaged; Pillow says how, or manages
         return None
     turn = _TURN.get(header.orientation)
@@ -126,9 +119,9 @@ def _decode_quickly(data: bytes, path: str) -> Tensor | None:
 def decode(path: str) -> Tensor:
     """The image at `path`, (3, H, W) uint8 RGB, channels last in memory, turned upright.
 
-    JPEG (grey or YCbCr, 8 bits) and PNG (grey, RGB or RGBA, 8 bits) are decoded by torchvision,
-    everything else by Pillow: CMYK, 16 bits, palettes, GIF, WebP, and what torchvision gives up on.
-    Alpha is dropped.
+    JPEG (grey or YCbCr, 8 bits) is decoded by torchvision, everything else by Pillow: CMYK, PNG,
+    GIF, WebP, and what torchvision gives up on. Not PNG by torchvision: its decoder crashes the
+    process on damaged files (segmentation fault, 3 of 3 runs over damaged PNG). Alpha is dropped.
 
     Raises:
         RunError: the file is missing, cut, damaged, too large or no image; the message names it.

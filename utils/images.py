@@ -8,34 +8,33 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from utils.console import progress
 from utils.errors import InputError, RunError
+from utils.parallel import in_threads
 from utils.splits import Split
 
 # Decoding every image would take minutes; this many are decoded, the rest are looked at.
 MAX_DECODED_IN_CHECK = 64
-# From here on looking takes seconds, and a bar says so.
-MANY_IMAGES = 20_000
 THREADS = 8  # waiting for the disk, mostly
 _QUIET = threading.Lock()
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
-# where Pillow begins to warn: a quarter of a gigabyte in RGB.
+# where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
+# looked at whenever an image is opened, and names the image.
 MAX_PIXELS = 89_478_485
+Image.MAX_IMAGE_PIXELS = None
 
 # What Pillow raises for files that are cut, damaged or no images.
-IMAGE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError,
-)  # fmt: skip
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
 # What Pillow raises for EXIF that is damaged, in images that are whole.
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 # What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
@@ -60,14 +59,18 @@ def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
     return orientation if isinstance(orientation, int) and orientation in UPRIGHT else 1
 
 
+class TooLarge(RunError):
+    """An image of more than `MAX_PIXELS`."""
+
+
 def refuse_bomb(path: str | Path, width: int, height: int) -> None:
     """Refuse to decode an image of more than `MAX_PIXELS`.
 
     Raises:
-        RunError: names the image, its size and the limit.
+        TooLarge: names the image, its size and the limit.
     """
     if width * height > MAX_PIXELS:
-        raise RunError(
+        raise TooLarge(
             f"image {path} is {width}x{height} pixels, over the limit of {MAX_PIXELS}: scale it "
             "down or leave it out"
         )
@@ -98,7 +101,9 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     try:
         with _quiet(), Image.open(path) as image:
             refuse_bomb(path, *image.size)
-            yield image, exif_orientation(image.getexif)
+            # Pillow turns a TIFF itself when it loads it, and gives the size that it has then.
+            is_turned = image.format == "TIFF"
+            yield image, 1 if is_turned else exif_orientation(image.getexif)
     except IMAGE_ERRORS as error:
         raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
 
@@ -116,15 +121,26 @@ def decode_rgb(path: str | Path) -> Image.Image:
         return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of the image at `path` once it is turned upright; reads the header only.
+class Description(NamedTuple):
+    """What the header of an image file says."""
+
+    kind: str  # format and mode as Pillow names them: `JPEG RGB`
+    width: int  # pixels, once it is turned upright
+    height: int
+    orientation: int  # EXIF, 1 to 8
+
+
+def describe(path: str | Path) -> Description:
+    """What the image at `path` is; reads the header only.
 
     Raises:
         RunError: the file is missing, no image, or too large.
     """
     with _opened(path) as (image, orientation):
         width, height = image.size
-        return (height, width) if orientation >= 5 else (width, height)
+        if orientation >= 5:
+            width, height = height, width
+        return Description(f"{image.format} {image.mode}", width, height, orientation)
 
 
 # --- Checks before a run --------------------------------------------------------------------------
@@ -143,32 +159,27 @@ def _looks_whole(path: Path) -> bool:
     """Whether a file is a JPEG with opening and closing markers, or anything that decodes."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        head = file.read(len(JPEG_START))
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - JPEG_TAIL))
-        tail = file.read()
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(JPEG_START))
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - JPEG_TAIL))
+            tail = file.read()
+    except OSError:  # not to be read: bad input as well
+        return False
     return (head == JPEG_START and JPEG_END in tail) or decodes(path)
 
 
 def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[Path]:
     """The images of `split` that are not good, in split order."""
+    is_bad = np.zeros(len(split), dtype=bool)
 
-    def check(position: int) -> Path | None:
-        path = Path(split.path_of(position))
-        return None if is_good(path) else path
+    def check(position: int) -> None:
+        is_bad[position] = not is_good(Path(split.path_of(position)))
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(check, range(len(split)))
-        if len(split) < MANY_IMAGES:
-            return [path for path in results if path is not None]
-        failing = []
-        with progress(len(split), f"{what} {split.name}", "img") as bar:
-            for path in results:
-                bar.update()
-                if path is not None:
-                    failing.append(path)
-        return failing
+    with progress(len(split), f"{what} {split.name}", "img") as bar:
+        in_threads(check, len(split), bar, THREADS)
+    return [Path(split.path_of(position)) for position in np.flatnonzero(is_bad)]
 
 
 def check_images(
@@ -206,8 +217,13 @@ def _allowances(splits: Collection[Split], of_first: int) -> list[int]:
 
 
 def _refuse_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:
-    if len(damaged) > allowed:
-        raise InputError(
-            f"{len(damaged)} of {len(split)} images of split {split.name} are empty or damaged "
-            f"(first: {damaged[0]}); fetch them again"
-        )
+    if len(damaged) <= allowed:
+        return
+    counted = f"{len(damaged)} of {len(split)} images of split {split.name}"
+    try:
+        describe(damaged[0])
+    except TooLarge as error:  # fetched again it would be as large
+        raise InputError(f"{counted} are damaged or too large; first: {error}") from error
+    except RunError:
+        pass
+    raise InputError(f"{counted} are empty or damaged (first: {damaged[0]}); fetch them again")

@@ -1,0 +1,106 @@
+"""Look through a dataset before a night is spent on it.
+
+    python scripts/check_data.py CUB_200_2011 /path/to/CUB_200_2011
+
+Decodes every image once, in parallel. Reports counts, missing and damaged images, the same picture
+in two splits, sizes and colour modes. Writes report.json, report.txt and a sheet with one image a
+class. Exits 1 if an image is damaged, or missing from a split that is otherwise there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from scripts.contact_sheet import contact_sheet, save_picture
+from scripts.data_report import full_lines, make_report, summary_lines
+from scripts.image_scan import Files, Scan, collect, scan
+from utils.console import Parser, entrypoint, log
+from utils.dataset import dataset_names, get_spec, open_split
+from utils.errors import InputError, RunError, named_failures
+from utils.files import write_json, write_text
+from utils.flag_types import positive_int
+from utils.splits import Split
+
+
+def open_splits(dataset: str, data_root: Path) -> list[Split]:
+    """Every official split of a dataset; makes the images of one that has none yet."""
+    spec = get_spec(dataset)
+    root = spec.find_root(spec, data_root)
+    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
+    if spec.prepare is not None:
+        spec.prepare(root)
+    return splits
+
+
+def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
+    """Path of the first image of each class that decodes, or None."""
+    examples: list[str | None] = [None] * len(files.splits[0].classes)
+    for position in np.flatnonzero(scanned.readable).tolist():
+        label = files.labels[position]
+        if examples[label] is None:
+            examples[label] = files.path_of(position)
+    return examples
+
+
+def check_output(folder: Path) -> None:
+    """Refuse an output folder that is a file.
+
+    Raises:
+        InputError: it, or what it would lie in, is no folder.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--output {folder}: {nearest} is a file, not a folder")
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Read the lists, scan the images, write and print the report."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "dataset", choices=dataset_names(), metavar="DATASET", help="a name as for --dataset"
+    )
+    parser.add_argument("data_root", type=Path, metavar="ROOT", help="as for --data_root")
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH",
+        help="folder of the report (default: output/check_<dataset>)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_workers", type=positive_int, metavar="N", default=os.cpu_count() or 1,
+        help="processes that decode (default: one for each processor)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    output = args.output or Path("output") / f"check_{get_spec(args.dataset).name}"
+    check_output(output)
+    splits = open_splits(args.dataset, args.data_root)
+
+    with named_failures(lambda: f"while writing to {output}"):
+        files = collect(splits)
+        scanned = scan(files, args.num_workers)
+        report = make_report(files, scanned, splits)
+        names = splits[0].classes
+        save_picture(
+            contact_sheet(names, example_of_each_class(files, scanned)),
+            output / "contact_sheet.png",
+        )
+        write_json(output / "report.json", report)
+        write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
+    for line in summary_lines(report):
+        log.info("%s", line)
+    log.info("report.json, report.txt and contact_sheet.png are in %s", output)
+
+    bad = [*report["missing"], *report["unreadable"]]
+    if bad:
+        raise RunError(
+            f"{len(bad)} images are missing or damaged (first: {bad[0]['path']}); all of them are "
+            f"in {output / 'report.json'}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

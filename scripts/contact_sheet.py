@@ -1,0 +1,61 @@
+"""Pictures of many pictures: tiles with captions, pasted into rows."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from utils.files import open_atomic
+from utils.images import decode_rgb
+
+CAPTION_SIZE = 11  # points
+CAPTION_HEIGHT = 16  # pixels
+# Side of a tile, pixels, by the number of tiles: a sheet of 5,089 classes is 4,700 pixels wide.
+SIDES = ((250, 160), (1_200, 96))
+SMALLEST_SIDE = 64
+
+
+def paste_tiles(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Tiles of one size, row by row on white."""
+    width, height = tiles[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Save as PNG or, where the path ends in .jpg, as JPEG; whole or not at all."""
+    with open_atomic(path) as file:
+        picture.save(file, format="JPEG" if path.suffix.lower() == ".jpg" else "PNG")
+
+
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """As much of `text` as fits into `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
+
+
+def contact_sheet(names: Sequence[str], paths: Sequence[str | None]) -> Image.Image:
+    """One square tile a class with its index and name, as square a sheet as can be.
+
+    Args:
+        names: of the classes in index order.
+        paths: an image of each that decodes; None: it has none, and its tile is grey.
+    """
+    side = next((side for most, side in SIDES if len(names) <= most), SMALLEST_SIDE)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    tiles = []
+    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+        tile = Image.new("RGB", (side, side + CAPTION_HEIGHT), "white")
+        photo = Image.new("RGB", (side, side), "lightgrey") if path is None else decode_rgb(path)
+        tile.paste(ImageOps.fit(photo, (side, side)), (0, 0))
+        caption = _shortened(f"{index} {name}", side - 4, font)
+        ImageDraw.Draw(tile).text((2, side + 1), caption, fill="black", font=font)
+        tiles.append(tile)
+    columns = math.ceil(math.sqrt(len(tiles) * (side + CAPTION_HEIGHT) / side))
+    return paste_tiles(tiles, min(columns, len(tiles)))

@@ -1,0 +1,105 @@
+"""Find images that are there twice: the same pixels, or the same picture saved in another way.
+
+N images. A perceptual hash (pHash: Zauner 2010, "Implementation and benchmarking of perceptual
+image hash functions", section 3.2) finds candidates; the correlation of thumbnails confirms them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+HASHED_SIDE = 32  # pixels of the grey image that is hashed
+THUMBNAIL_SIDE = 16
+# Measured on Flowers-102 (specs/003-datasets-and-input/research.md): together they keep an image
+# that was compressed again, resized, brightened or cropped by 2 % a side.
+MAX_DISTANCE = 8  # bits of 63
+MIN_CORRELATION = 0.9
+FREQUENCIES = 8  # a side, of the cosine transform
+PAIRS_AT_A_TIME = 1 << 22  # 32 MB of distances
+
+_PIXELS = np.arange(HASHED_SIDE)
+# Rows: the first cosines of DCT-II over the pixels of a side.
+_COSINES = np.cos(
+    np.pi * np.arange(FREQUENCIES)[:, None] * (2 * _PIXELS[None] + 1) / (2 * HASHED_SIDE)
+)
+_BITS = np.uint64(1) << np.arange(FREQUENCIES**2 - 1, dtype=np.uint64)
+
+
+class Pair(NamedTuple):
+    """Two images that look alike."""
+
+    first: int
+    second: int
+    distance: int  # bits of the hash that differ
+    correlation: float
+
+
+def perceptual_hash(grey: np.ndarray) -> np.uint64:
+    """63 bits: which low frequencies of a grey (32, 32) image are above their median."""
+    values = (_COSINES @ grey.astype(np.float64) @ _COSINES.T).ravel()[1:]  # but the brightness
+    return np.bitwise_or.reduce(_BITS[values > np.median(values)])
+
+
+def thumbnail(grey: np.ndarray) -> np.ndarray:
+    """(16, 16) uint8 of a grey (32, 32) image: means of 2 x 2 pixels."""
+    factor = HASHED_SIDE // THUMBNAIL_SIDE
+    blocks = grey.reshape(THUMBNAIL_SIDE, factor, THUMBNAIL_SIDE, factor)
+    return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+
+
+def exact_groups(digests: Sequence[bytes]) -> list[list[int]]:
+    """Positions of equal digests, two or more a group; an empty digest is nobody's."""
+    positions: dict[bytes, list[int]] = defaultdict(list)
+    for position, digest in enumerate(digests):
+        if digest:
+            positions[digest].append(position)
+    return [group for group in positions.values() if len(group) > 1]
+
+
+def near_pairs(
+    hashes: np.ndarray, thumbnails: np.ndarray, parts: Sequence[np.ndarray]
+) -> list[Pair]:
+    """Pairs of images of different parts that look alike; of a single part, pairs within it.
+
+    Every pair is looked at, so the time grows with the product of the parts' sizes.
+
+    Args:
+        hashes: (N,) uint64.
+        thumbnails: (N, 16, 16) uint8.
+        parts: positions that belong together, of images that can be decoded.
+    """
+    pairs = []
+    for one, two in _combinations(parts):
+        for first, second, distance in _close(hashes, one, two):
+            correlation = _correlation(thumbnails[first], thumbnails[second])
+            if correlation >= MIN_CORRELATION:
+                pairs.append(Pair(first, second, distance, correlation))
+    return sorted(pairs, key=lambda pair: (pair.distance, -pair.correlation, pair[:2]))
+
+
+def _combinations(parts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if len(parts) == 1:
+        yield parts[0], parts[0]
+    for number, one in enumerate(parts):
+        for two in parts[number + 1 :]:
+            yield one, two
+
+
+def _close(hashes: np.ndarray, one: np.ndarray, two: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    rows = max(1, PAIRS_AT_A_TIME // max(1, len(two)))
+    for start in range(0, len(one), rows):
+        chosen = one[start : start + rows]
+        distances = np.bitwise_count(hashes[chosen, None] ^ hashes[None, two])
+        for row, column in zip(*np.nonzero(distances <= MAX_DISTANCE), strict=True):
+            first, second = int(chosen[row]), int(two[column])
+            if one is not two or first < second:
+                yield first, second, int(distances[row, column])
+
+
+def _correlation(one: np.ndarray, two: np.ndarray) -> float:
+    """Of the pixels of two thumbnails, -1 to 1; 0 where one is of a single shade."""
+    a, b = (image.astype(np.float64).ravel() - image.mean() for image in (one, two))
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / norm) if norm else 0.0

@@ -1,0 +1,220 @@
+"""Read every image of a dataset once: what `check_data.py` reports of."""
+
+import hashlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from scripts.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
+from utils.console import progress
+from utils.errors import RunError
+from utils.images import describe
+from utils.splits import Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AT_A_TIME = 16  # files that a process is handed
+NO_DIGEST = b""
+
+
+# --- Which files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a dataset, N of them, each once."""
+
+    paths: list[str]  # relative to the root of the splits
+    split_of: np.ndarray  # (N,) int64, index into `splits`
+    labels: np.ndarray  # (N,) int64
+    splits: tuple[Split, ...]  # those that are no union of others
+    shared: list[tuple[str, str, str]]  # a path that two of them list, and their names
+
+    def path_of(self, position: int) -> str:
+        """Where the file at `position` lies."""
+        return f"{self.splits[0].root}/{self.paths[position]}"
+
+
+def is_union(split: Split, others: Sequence[Split]) -> bool:
+    """Whether a split is made of several `others`, as trainval is."""
+    paths = set(split.paths.tolist())
+    parts = [set(o.paths.tolist()) for o in others if len(o) < len(split)]
+    within = [part for part in parts if part <= paths]
+    return len(within) > 1 and set().union(*within) == paths
+
+
+def collect(splits: Sequence[Split]) -> Files:
+    """The files of all `splits`; one that two of them list counts for the first."""
+    bases = tuple(split for split in splits if not is_union(split, splits))
+    owner: dict[str, int] = {}
+    split_of, labels, shared = [], [], []
+    for number, split in enumerate(bases):
+        for path, label in zip(split.paths.tolist(), split.labels.tolist(), strict=True):
+            first = owner.setdefault(path, number)
+            if first != number:
+                shared.append((path, bases[first].name, split.name))
+                continue
+            split_of.append(number)
+            labels.append(label)
+    return Files(list(owner), np.array(split_of), np.array(labels), bases, shared)
+
+
+# --- One file -------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """What one file is; `trouble` says why it cannot be decoded, and then the rest says nothing."""
+
+    is_missing: bool = False
+    trouble: str = ""
+    warning: str = ""  # what the decoder said of an image that it decoded all the same
+    kind: str = ""  # format and mode
+    width: int = 0  # pixels, once upright
+    height: int = 0
+    orientation: int = 0  # EXIF, 1 to 8
+    length: int = 0  # bytes
+    digest: bytes = NO_DIGEST  # SHA-256 of the decoded pixels
+    hash: int = 0
+    thumbnail: np.ndarray | None = None  # (16, 16) uint8
+
+
+def _grey_square(image: "Tensor") -> np.ndarray:
+    """(3, H, W) uint8 as a grey (32, 32) uint8, squashed."""
+    from torchvision.transforms.v2 import functional as F
+
+    small = F.resize(image[None], [HASHED_SIDE, HASHED_SIDE], antialias=True)
+    return F.rgb_to_grayscale(small)[0, 0].numpy()
+
+
+def look(path: str) -> Look:
+    """Decode the file at `path` as training does, in a process that `_listen` has prepared."""
+    from utils.decode import decode
+
+    try:
+        length = os.stat(path).st_size  # noqa: PTH116 - a Path costs 10 us an image
+    except OSError:
+        return Look(is_missing=True)
+    _heard()
+    try:
+        described, image = describe(path), decode(path)
+    except RunError as error:
+        return Look(trouble=str(error))
+    pixels, grey = image.permute(1, 2, 0).contiguous().numpy(), _grey_square(image)
+    # The shape too: a black image of 2 x 3 is none of 3 x 2.
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels)
+    return Look(
+        False, "", _heard(), described.kind, described.width, described.height,
+        described.orientation, length, digest.digest(), int(perceptual_hash(grey)),
+        thumbnail(grey),
+    )  # fmt: skip
+
+
+def _listen() -> None:
+    """Prepare a process: libjpeg's warnings, which go to file descriptor 2, are caught in a file.
+
+    libjpeg decodes what is damaged as best it can, grey where it cannot; only a warning tells.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # the processes are what runs side by side
+    caught = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
+    os.dup2(caught.fileno(), 2)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - Python's own warnings are none
+
+
+def _heard() -> str:
+    """The first line that was caught since the last call, or nothing."""
+    length = os.lseek(2, 0, os.SEEK_CUR)
+    if not length:
+        return ""
+    text = os.pread(2, length, 0).decode(errors="replace")
+    os.ftruncate(2, 0)
+    os.lseek(2, 0, os.SEEK_SET)
+    return text.strip().partition("\n")[0]
+
+
+# --- All of them ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found, by position; zeros for files that are missing or cannot be decoded."""
+
+    sizes: np.ndarray  # (N, 2) int64, width and height once upright, pixels
+    lengths: np.ndarray  # (N,) int64, bytes
+    orientations: np.ndarray  # (N,) int64, EXIF, 1 to 8
+    kinds: list[str]  # format and mode
+    digests: list[bytes]
+    hashes: np.ndarray  # (N,) uint64
+    thumbnails: np.ndarray  # (N, 16, 16) uint8
+    missing: list[int]  # positions
+    trouble: dict[int, str]  # why a file cannot be decoded
+    warnings: dict[int, str]  # what the decoder said of one that it decoded all the same
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(N,) bool: which files are there and decode."""
+        return self.lengths > 0
+
+    @classmethod
+    def empty(cls, count: int) -> "Scan":
+        """Nothing is known of `count` files yet."""
+        return cls(
+            np.zeros((count, 2), np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64),
+            [""] * count, [NO_DIGEST] * count, np.zeros(count, np.uint64),
+            np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), [], {}, {},
+        )  # fmt: skip
+
+    def note(self, position: int, found: Look) -> None:
+        """Record the look at one file."""
+        if found.is_missing:
+            self.missing.append(position)
+            return
+        if found.trouble:
+            self.trouble[position] = found.trouble
+            return
+        if found.warning:
+            self.warnings[position] = found.warning
+        self.sizes[position] = found.width, found.height
+        self.lengths[position] = found.length
+        self.orientations[position] = found.orientation
+        self.kinds[position] = found.kind
+        self.digests[position] = found.digest
+        self.hashes[position] = found.hash
+        self.thumbnails[position] = found.thumbnail
+
+
+def scan(files: Files, num_workers: int) -> Scan:
+    """Decode every file in `num_workers` processes, with a progress bar.
+
+    Raises:
+        RunError: a process was lost.
+    """
+    found, done = Scan.empty(len(files.paths)), 0
+    paths = map(files.path_of, range(len(files.paths)))
+    # Spawned on every system: a forked child of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, _listen) as pool:
+        try:
+            with progress(len(files.paths), "check", "img") as bar:
+                for one in pool.map(look, paths, chunksize=AT_A_TIME):
+                    found.note(done, one)
+                    done += 1
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"a process was lost that read {files.path_of(done)} or one of the next images"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found

@@ -1,0 +1,363 @@
+"""scripts/check_data.py: what it finds in a dataset, and how it ends."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from helpers import read_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts_birds import write_cub
+from PIL import Image, ImageEnhance
+
+from scripts import check_data, contact_sheet, duplicates
+from scripts.image_scan import collect, is_union
+from utils.dataset import get_spec, open_split
+
+
+def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Smooth colors, other ones for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def save(path: Path, image: Image.Image, kind: str = "JPEG", **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, kind, **options)
+    return path
+
+
+def check(dataset: str, root: Path, output: Path, *flags: str) -> int:
+    return check_data.main(
+        [dataset, str(root), "--output", str(output), "--num_workers", "1", *flags]
+    )
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory) -> Path:
+    """Class folders with everything in them that is to be found."""
+    root = tmp_path_factory.mktemp("troubled")
+    train, val = root / "train", root / "val"
+    for i in range(3):
+        save(train / "rose" / f"{i}.jpg", photo(i), quality=95)
+        save(train / "fern" / f"{i}.jpg", photo(10 + i), quality=95)
+    save(val / "rose" / "own.jpg", photo(20))
+    save(val / "fern" / "own.png", photo(21).convert("L"), "PNG")
+    # The same file in both splits, and the same pixels in another format, of another class.
+    shutil.copy(train / "rose" / "0.jpg", val / "rose" / "copy.jpg")
+    with Image.open(train / "fern" / "0.jpg") as same:
+        save(val / "rose" / "same.png", same, "PNG")
+    # The same picture, saved in another way.
+    save(val / "rose" / "smaller.jpg", photo(1).resize((60, 45)), quality=60)
+    save(val / "fern" / "brighter.jpg", ImageEnhance.Brightness(photo(11)).enhance(1.2))
+    # Twice in one split.
+    shutil.copy(train / "fern" / "2.jpg", train / "fern" / "2 again.jpg")
+    # Damaged: cut, empty, no image, and with a hole that libjpeg bridges.
+    whole = (train / "rose" / "2.jpg").read_bytes()
+    (train / "rose" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (val / "fern" / "empty.jpg").touch()
+    (val / "fern" / "text.jpg").write_text("no image")
+    middle = save(train / "fern" / "hole.jpg", photo(30), quality=95)
+    content = bytearray(middle.read_bytes())
+    content[len(content) // 2 :] = bytes(30) + b"\xff\xd9"
+    middle.write_bytes(content)
+    # Other kinds.
+    save(train / "fern" / "cmyk.jpg", photo(31).convert("CMYK"))
+    exif = Image.Exif()
+    exif[274] = 6
+    save(train / "rose" / "turned.jpg", photo(32), exif=exif)
+    return root
+
+
+class Found(NamedTuple):
+    """What a check of `troubled` leaves behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+    output: Path
+    report: dict
+
+
+@pytest.fixture(scope="module")
+def found(troubled, tmp_path_factory) -> Found:
+    output = tmp_path_factory.mktemp("report") / "of it"
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        code = check("folder", troubled, output)
+    report = read_json(output / "report.json")
+    return Found(code, stdout.getvalue(), stderr.getvalue(), output, report)
+
+
+def names(group: dict) -> list[str]:
+    return sorted(image["path"] for image in group["images"])
+
+
+class TestFindings:
+    def test_end_with_1_and_one_line(self, found):
+        assert found.code == 1
+        assert found.stderr == (
+            "error: 3 images are missing or damaged (first: train/rose/cut.jpg); all of them are "
+            f"in {found.output / 'report.json'}\n"
+        )
+        assert "exact duplicates across splits: 2" in found.stdout
+
+    def test_of_damage(self, found):
+        report = found.report
+        assert {image["path"] for image in report["unreadable"]} == {
+            "train/rose/cut.jpg", "val/fern/empty.jpg", "val/fern/text.jpg",
+        }  # fmt: skip
+        assert all(image["path"] in image["message"] for image in report["unreadable"])
+        (hole,) = report["decoded_with_a_warning"]
+        assert hole["path"] == "train/fern/hole.jpg"
+        assert "Corrupt JPEG data" in hole["message"]
+
+    def test_of_exact_duplicates(self, found):
+        report = found.report
+        across = [group for group in report["exact_duplicates"] if group["across_splits"]]
+        assert sorted((names(group), group["labels_differ"]) for group in across) == [
+            (["train/fern/0.jpg", "val/rose/same.png"], True),
+            (["train/rose/0.jpg", "val/rose/copy.jpg"], False),
+        ]
+        (within,) = [group for group in report["exact_duplicates"] if not group["across_splits"]]
+        assert names(within) == ["train/fern/2 again.jpg", "train/fern/2.jpg"]
+
+    def test_of_near_duplicates(self, found):
+        report = found.report
+        assert sorted(names(pair) for pair in report["near_duplicates"]) == [
+            ["train/fern/1.jpg", "val/fern/brighter.jpg"],
+            ["train/rose/1.jpg", "val/rose/smaller.jpg"],
+        ]
+
+    def test_of_counts(self, found):
+        report = found.report
+        assert report["classes"] == [
+            {"index": 0, "class": "fern", "train": 6, "val": 4},
+            {"index": 1, "class": "rose", "train": 5, "val": 4},
+        ]
+        train, val = report["splits"]["train"], report["splits"]["val"]
+        assert (train["samples"], train["unreadable"], train["missing"]) == (11, 1, 0)
+        assert (val["samples"], val["unreadable"], val["classes"]) == (8, 2, 2)
+        assert (train["smallest_class"], train["largest_class"]) == (5, 6)
+
+    def test_of_sizes_and_kinds(self, found, troubled):
+        report = found.report
+        assert report["kinds"] == {"JPEG RGB": 13, "PNG L": 1, "PNG RGB": 1, "JPEG CMYK": 1}
+        assert report["exif_orientations"] == {"1": 15, "6": 1}
+        assert report["sizes"]["width"] == {"min": 60, "median": 120, "max": 120}
+        assert report["sizes"]["height"] == {"min": 45, "median": 90, "max": 120}  # turned
+        assert report["sizes"]["smallest"] == "val/rose/smaller.jpg"
+        largest = max(path.stat().st_size for path in troubled.rglob("*") if path.is_file())
+        assert report["sizes"]["kilobytes"]["max"] == pytest.approx(largest / 1e3, abs=1e-3)
+
+    def test_are_a_readable_table(self, found):
+        lines = (found.output / "report.txt").read_text("utf-8").splitlines()
+        assert "train      11        0           1        2         5        6" in lines
+        assert "    1  rose       5    4" in lines
+        assert "  train train/fern/0.jpg = val val/rose/same.png; of different classes" in lines
+
+    def test_have_a_contact_sheet(self, found, troubled):
+        side = contact_sheet.SIDES[0][1]
+        with Image.open(found.output / "contact_sheet.png") as sheet:
+            assert sheet.size == (2 * side, side + contact_sheet.CAPTION_HEIGHT)
+            centers = [sheet.getpixel((side // 2 + i * side, side // 2)) for i in range(2)]
+        for center, path in zip(centers, ("fern/0.jpg", "rose/0.jpg"), strict=True):
+            with Image.open(troubled / "train" / path) as image:
+                expected = image.getpixel((60, 45))
+            assert np.abs(np.subtract(center, expected)).max() < 12
+
+
+def test_flowers_that_are_in_two_splits_are_found(drawn, tmp_path, capsys):
+    """As the real ones: 7307 and 7309, 8067 and 8077 are one photo each."""
+    root = tmp_path / "flowers"
+    shutil.copytree(drawn, root)
+    train, test = (open_split(get_spec("flower102"), root, name) for name in ("train", "test"))
+    shutil.copy(train.path_of(4), test.path_of(7))
+    assert check("flower102", root, tmp_path / "report") == 0
+    report = read_json(tmp_path / "report" / "report.json")
+    (pair,) = [group for group in report["exact_duplicates"] if group["across_splits"]]
+    assert names(pair) == sorted([str(train.paths[4]), str(test.paths[7])])
+    assert {image["split"] for image in pair["images"]} == {"train", "test"}  # not trainval
+    assert report["splits"]["trainval"]["samples"] == 300
+
+
+def test_a_split_of_which_nothing_is_here_is_said_but_no_failure(tmp_path, capsys):
+    root = write_cub(tmp_path / "data")
+    test = open_split(get_spec("CUB_200_2011"), root, "test")
+    for position in range(len(test)):
+        Path(test.path_of(position)).unlink()
+    assert check("cub", root, tmp_path / "report") == 0
+    assert "no image is here of: test" in capsys.readouterr().out
+    report = read_json(tmp_path / "report" / "report.json")
+    assert (report["splits"]["test"]["missing"], report["missing"]) == (6, [])
+
+
+def test_an_image_that_is_missing_is_a_failure(tmp_path, capsys):
+    root = write_cub(tmp_path / "data")
+    test = open_split(get_spec("CUB_200_2011"), root, "test")
+    Path(test.path_of(2)).unlink()
+    assert check("cub", root, tmp_path / "report") == 1
+    assert f"first: {test.paths[2]}" in capsys.readouterr().err
+    (missing,) = read_json(tmp_path / "report" / "report.json")["missing"]
+    assert missing["split"] == "test"
+
+
+def test_a_heap_is_compared_with_itself(tmp_path):
+    for i in range(3):
+        save(tmp_path / "data" / "a" / f"{i}.jpg", photo(i))
+    save(tmp_path / "data" / "b" / "again.jpg", photo(2), quality=40)
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 0
+    (pair,) = read_json(tmp_path / "report" / "report.json")["near_duplicates"]
+    assert names(pair) == ["a/2.jpg", "b/again.jpg"]
+    assert pair["labels_differ"]
+
+
+def test_nothing_that_decodes_is_reported_too(tmp_path, capsys):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "x.jpg").touch()
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 1
+    assert read_json(tmp_path / "report" / "report.json")["sizes"] == {}
+    assert (tmp_path / "report" / "contact_sheet.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["birds", "{root}"], "argument DATASET: invalid choice: 'birds'"),
+        (["cub", "{root}/none"], "{root}/none does not exist"),
+        (["cub", "{root}", "--output", "{root}/images.txt"], "images.txt is a file, not a folder"),
+        (
+            ["cub", "{root}", "--output", "{root}/images.txt/x"],
+            "images.txt is a file, not a folder",
+        ),
+        (["cub", "{root}", "--num_workers", "0"], "'0' is not a whole number above 0"),
+        (["cub"], "the following arguments are required: ROOT"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(argv, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = write_cub(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    assert check_data.main([word.format(root=root) for word in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message.format(root=root) in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_list_is_refused(tmp_path, capsys):
+    root = write_cub(tmp_path / "data")
+    (root / "classes.txt").write_text("1\n")
+    assert check("cub", root, tmp_path / "report") == 2
+    assert "classes.txt line 1" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+class TestSplits:
+    def test_that_are_made_of_others_are_left_out(self, drawn):
+        splits = [
+            open_split(get_spec("flower102"), drawn, name)
+            for name in ("train", "val", "test", "trainval")
+        ]
+        assert [is_union(split, splits) for split in splits] == [False, False, False, True]
+        files = collect(splits)
+        assert [split.name for split in files.splits] == ["train", "val", "test"]
+        assert len(files.paths) == len(set(files.paths)) == 400
+        assert files.shared == []
+
+    def test_that_list_one_image_both_are_named(self, make_two_splits):
+        train, test = make_two_splits
+        files = collect([train, test])
+        assert files.shared == [("jpg/b.jpg", "train", "test")]
+        assert files.paths == ["jpg/a.jpg", "jpg/b.jpg", "jpg/c.jpg"]
+        assert files.split_of.tolist() == [0, 0, 1]
+
+    def test_that_are_equal_are_no_union(self, make_two_splits):
+        train, _ = make_two_splits
+        assert len(collect([train, train]).shared) == 2
+
+    @pytest.fixture
+    def make_two_splits(self, tmp_path):
+        from utils.splits import Split
+
+        def split(name: str, letters: str) -> Split:
+            return Split(
+                "toy", name, tmp_path, ("x",), np.array(list(letters)),
+                np.array([f"jpg/{letter}.jpg" for letter in letters]), np.zeros(2, np.int64),
+            )  # fmt: skip
+
+        return split("train", "ab"), split("test", "bc")
+
+
+class TestDuplicates:
+    @settings(max_examples=30, deadline=None)
+    @given(seed=st.integers(0, 2**32 - 1))
+    def test_hash_and_thumbnail_bear_noise_and_brightness(self, seed):
+        random = np.random.default_rng(seed)
+        grey = np.asarray(photo(seed, (32, 32)).convert("L"))
+        noisy = np.clip(grey * 0.9 + random.normal(0, 2, grey.shape), 0, 255).astype(np.uint8)
+        hashes = np.array([duplicates.perceptual_hash(g) for g in (grey, noisy)])
+        thumbnails = np.stack([duplicates.thumbnail(g) for g in (grey, noisy)])
+        (pair,) = duplicates.near_pairs(hashes, thumbnails, [np.array([0, 1])])
+        assert pair[:2] == (0, 1)
+        assert pair.correlation > 0.98
+
+    def test_hash_has_half_of_its_63_bits(self):
+        value = duplicates.perceptual_hash(np.asarray(photo(1, (32, 32)).convert("L")))
+        assert int(value).bit_count() == 31
+        assert int(value) < 2**63
+
+    @settings(max_examples=30, deadline=None)
+    @given(
+        hashes=st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=12),
+        cut=st.integers(1, 11),
+        rows=st.sampled_from([1, 5, 1 << 20]),
+    )
+    def test_every_close_pair_across_parts_is_found(self, hashes, cut, rows):
+        cut = min(cut, len(hashes) - 1)
+        everyone = np.arange(len(hashes))
+        values = np.array(hashes, dtype=np.uint64)
+        same = np.broadcast_to(
+            np.arange(256, dtype=np.uint8).reshape(16, 16), (len(hashes), 16, 16)
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(duplicates, "PAIRS_AT_A_TIME", rows)
+            patch.setattr(duplicates, "MAX_DISTANCE", 3)
+            pairs = duplicates.near_pairs(values, same, [everyone[:cut], everyone[cut:]])
+        expected = {
+            (i, j) for i in range(cut) for j in range(cut, len(hashes))
+            if (hashes[i] ^ hashes[j]).bit_count() <= 3
+        }  # fmt: skip
+        assert {pair[:2] for pair in pairs} == expected
+
+    def test_blank_images_are_only_exact_ones(self):
+        blank = np.stack([np.zeros((16, 16), np.uint8), np.full((16, 16), 9, np.uint8)])
+        parts = [np.array([0]), np.array([1])]
+        assert duplicates.near_pairs(np.zeros(2, np.uint64), blank, parts) == []
+        assert duplicates.exact_groups([b"a", b"", b"", b"a", b"b"]) == [[0, 3]]
+
+
+class TestContactSheet:
+    @pytest.mark.parametrize(("classes", "side"), [(3, 160), (300, 96), (1300, 64)])
+    def test_has_a_tile_for_each_class_and_is_about_square(self, classes, side):
+        sheet = contact_sheet.contact_sheet(["a name"] * classes, [None] * classes)
+        columns, rest = divmod(sheet.width, side)
+        rows = sheet.height // (side + contact_sheet.CAPTION_HEIGHT)
+        assert rest == 0
+        assert columns * rows >= classes > columns * (rows - 1)
+        assert classes == 3 or 0.9 < sheet.width / sheet.height < 1.1
+
+    def test_shortens_long_names(self):
+        one, two = (contact_sheet.contact_sheet([name], [None]) for name in ("x" * 200, "x" * 201))
+        assert one.tobytes() == two.tobytes()
+
+
+def test_the_report_is_plain_json(found):
+    text = (found.output / "report.json").read_text("utf-8")
+    assert json.loads(text, parse_constant=lambda constant: pytest.fail(constant)) == found.report
