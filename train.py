@@ -141,7 +141,10 @@ def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
     path, keep_head = Path(config.pretrained), False
     if is_checkpoint(path):
         if config.pretrained_profile != "auto":
-            raise InputError(f"--pretrained_profile: {path} says itself how it was trained")
+            raise InputError(
+                f"--pretrained_profile {config.pretrained_profile}: {path} says itself how it was "
+                "trained; use --pretrained_profile auto"
+            )
         own = load_checkpoint(path)
         weights = own_pretrained(own.state_dict, own.model_config, own.normalization)
         keep_head = own.classes == list(classes)

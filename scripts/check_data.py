@@ -20,8 +20,9 @@ from scripts.contact_sheet import contact_sheet, save_picture
 from scripts.data_report import full_lines, make_report, summary_lines
 from scripts.image_scan import Files, Scan, collect, scan
 from utils.console import Parser, entrypoint, log
+from utils.data_utils import check_writable
 from utils.dataset import dataset_names, get_spec, open_split
-from utils.errors import InputError, RunError, named_failures
+from utils.errors import RunError, named_failures
 from utils.files import write_json, write_text
 from utils.flag_types import positive_int
 from utils.splits import Split
@@ -47,17 +48,6 @@ def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
     return examples
 
 
-def check_output(folder: Path) -> None:
-    """Refuse an output folder that is a file.
-
-    Raises:
-        InputError: it, or what it would lie in, is no folder.
-    """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--output {folder}: {nearest} is a file, not a folder")
-
-
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Read the lists, scan the images, write and print the report."""
@@ -76,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv)
     output = args.output or Path("output") / f"check_{get_spec(args.dataset).name}"
-    check_output(output)
+    check_writable(output, "--output")
     splits = open_splits(args.dataset, args.data_root)
 
     with named_failures(lambda: f"while writing to {output}"):

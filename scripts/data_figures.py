@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.paired import Action, in_turn, ratio_of
 from utils.errors import InputError
+from utils.presets import PRESETS
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict
@@ -61,7 +62,9 @@ def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDi
         "eval_batch_size": BATCH, "seed": 42, "num_workers": 0, "cache": "none", "cache_dir": None,
         "skip_bad_images": 0,
     }  # fmt: skip
-    return FrozenConfigDict({**defaults, **changes})
+    merged = {**defaults, **changes}
+    merged["crops_from"] = PRESETS[preset].crops_from(merged["cache"] != "none")
+    return FrozenConfigDict(merged)
 
 
 # --- The pipelines of others ----------------------------------------------------------------------

@@ -52,6 +52,7 @@ def refused(tmp_path, capsys):
             warnings.simplefilter("always")
             for hidden in (DeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", hidden)
+            warnings.filterwarnings("ignore", module="PIL")  # as utils/images.py does
             code = main(flags, "--output_dir", output, *more)
         error = capsys.readouterr().err
         assert code == 2, error

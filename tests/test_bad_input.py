@@ -51,7 +51,10 @@ class TestFlags:
             ("--gradient_accumulation_steps 3", "3 does not divide --train_batch_size 4"),
             ("--model_type ViT-X", "--model_type: invalid choice: 'ViT-X'"),
             ("--dataset birds", "--dataset: invalid choice: 'birds'"),
-            ("--train_split all", "--train_split all: flower102 has the splits train, val"),
+            (
+                "--train_split all",
+                "--train_split all: flower102 has no split 'all'; it has train, val, test",
+            ),
             ("--tiny_train_subset tiny", "--tiny_train_subset tiny is neither flower102_tiny nor"),
             ("--tiny_infer_subset synthetic_tiny", "is neither flower102_tiny nor a file"),
             ("--pretrained nowhere.bin", "--pretrained nowhere.bin does not exist"),

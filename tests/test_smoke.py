@@ -43,14 +43,17 @@ STAMP_KEYS = {
     "gpu_name", "gpu_count", "num_threads", "driver_version", "cuda_version", "cudnn_version",
     "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
     "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization", "predictions_digest",
+    "carving", "selected_on",
 }  # fmt: skip
 OF_TRAINING, OF_EVALUATION = (
-    {"micro_batches"}, {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
+    {"micro_batches", "skipped_images"}, {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
 )  # fmt: skip
 EVAL_TAGS = {
     "eval/loss", "eval/accuracy", "eval/top5", "eval/mean_per_class_accuracy", "eval/macro_f1",
 }  # fmt: skip
-TRAIN_TAGS = {"train/loss", "train/accuracy", "train/lr", "train/images_per_second"}
+TRAIN_TAGS = {
+    "train/loss", "train/accuracy", "train/lr", "train/images_per_second", "data/wait_fraction",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["drawn", "real"])

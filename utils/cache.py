@@ -10,7 +10,8 @@ share it, forked or spawned.
 
 The key covers everything the bytes depend on: ids and labels, path, length and time of change of
 every file, the working size, the versions of the decoders. What changes gets another key, so an old
-cache is never served. A cache is built beside and renamed: it is whole or not there.
+cache is never served. Images that were bad are tried again when a cache is opened: not all that
+ails them is in the file. A cache is built beside and renamed: it is whole or not there.
 """
 
 import errno

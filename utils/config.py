@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from utils.data_utils import RunPaths, check_run_name
+from utils.data_utils import RunPaths, check_run_name, check_writable
 from utils.dataset import DatasetSpec, get_spec, offered_splits, settle_carving
 from utils.errors import InputError
 from utils.flags import (
@@ -103,10 +103,11 @@ def _os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
         yield
     except OSError as error:
         named = [
-            f"--{flag}" for flag, value in values.items()
+            (len(str(value)), f"--{flag}") for flag, value in values.items()
             if value is not None and str(error.filename or "").find(str(value)) >= 0
         ]  # fmt: skip
-        flag = named[0] if named else "a path"
+        # The longest: one folder may lie in another, as the cache does in the output folder.
+        flag = max(named)[1] if named else "a path"
         raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
 
 
@@ -187,15 +188,19 @@ def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             "mixed images have no one class that the contrastive loss could compare; use --mixup 0 "
             "--cutmix 0 or --contrastive_weight 0"
         )
-    return {**values, **chosen}
+    crops_from = PRESETS[values["preset"]].crops_from(values["cache"] != "none")
+    return {**values, **chosen, "crops_from": crops_from}
 
 
 def _settle_cache(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the default of `--cache_dir`."""
+    """`values` with the default of `--cache_dir`.
+
+    Raises:
+        InputError: it was given without `--cache disk`, or cannot be written into.
+    """
     if values["cache"] == "disk":
         cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
-        if cache_dir.exists() and not cache_dir.is_dir():
-            raise InputError(f"--cache_dir {cache_dir} is a file, not a folder")
+        check_writable(cache_dir, "--cache_dir")
         return {**values, "cache_dir": cache_dir}
     if values["cache_dir"] is not None:
         raise InputError("--cache_dir means nothing without --cache disk")
@@ -234,7 +239,7 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    values = _settle_cache(_settle_preset(_settle_dependent_flags(values)))
+    values = _settle_preset(_settle_dependent_flags(values))
     check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
@@ -243,6 +248,7 @@ def _checked_train_config(
             f"--train_batch_size {batch}"
         )
     check_run_name(RunPaths(values["output_dir"], values["name"]))
+    values = _settle_cache(values)  # below the output folder, unless told
     if values["pretrained"] is not None:
         _check_file(values["pretrained"], "--pretrained")
     return _frozen(_resolve_data_flags(values))
@@ -258,9 +264,7 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
         SystemExit: with code 0, after `--help`.
     """
     values = vars(build_eval_parser(tuple(model_names)).parse_args(argv))
-    values = _settle_cache(
-        {**values, "skip_bad_images": 0, "val_fraction": None, "split_seed": None}
-    )
+    values |= {"skip_bad_images": 0, "val_fraction": None, "split_seed": None}
     with _os_errors_are_input_errors(_paths_in(values)):
         return _checked_eval_config(values)
 
@@ -268,6 +272,7 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
 def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     paths = RunPaths(values["output_dir"], values["name"])
     check_run_name(paths)
+    values = _settle_cache(values)
     _check_file(values["checkpoint"], "--checkpoint")
     if values["checkpoint"].resolve().is_relative_to(paths.run.resolve()):
         raise InputError(

@@ -92,19 +92,28 @@ class RunPaths:
         return {what: path for what, path in named.items() if path.exists()}
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """Refuse a folder, there or not yet, that cannot be written into.
+
+    Raises:
+        InputError: it or something above it is a file or may not be written; names `flag`.
+    """
+    absolute = folder.absolute()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{flag} {folder}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{flag} {folder}: no permission to write in {nearest}")
+
+
 def check_run_name(paths: RunPaths) -> None:
     """Refuse a run that cannot be written: an output folder that is a file, a name that folds.
 
     Raises:
-        InputError: the output folder or something above it is a file or may not be written, or a
-            run whose name differs only in case exists (Mac file systems would mix the two).
+        InputError: the output folder cannot be written into, or a run whose name differs only in
+            case exists (Mac file systems would mix the two).
     """
-    absolute = paths.output_dir.absolute()
-    nearest = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--output_dir {paths.output_dir}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--output_dir {paths.output_dir}: no permission to write in {nearest}")
+    check_writable(paths.output_dir, "--output_dir")
     tensorboard = paths.output_dir / TENSORBOARD_FOLDER
     if tensorboard.exists() and not tensorboard.is_dir():
         raise InputError(f"--output_dir {paths.output_dir}: {tensorboard} is a file, not a folder")

@@ -42,6 +42,7 @@ class TrainMeter:
     def restart(self) -> None:
         """Forget what was added, and start the clock again."""
         self.results: list[StepResult] = []
+        self.result_steps: list[int] = []  # that they are of
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -54,6 +55,7 @@ class TrainMeter:
         """
         if result is not None:
             self.results.append(result)
+            self.result_steps.append(self.step + 1)
         self.waited += waited
         self.step += 1
 
@@ -74,7 +76,7 @@ class TrainMeter:
         columns = [(result.loss, result.correct.float()) for result in self.results]
         losses, correct = zip(*torch.stack([torch.stack(c) for c in columns]).tolist(), strict=True)
         images = sum(result.samples for result in self.results)
-        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+        for step, loss in zip(self.result_steps, losses, strict=True):
             if not math.isfinite(loss):
                 raise RunError(f"the loss of step {step} is {loss}; try a lower --learning_rate")
         seconds = time.perf_counter() - self.started

@@ -5,7 +5,6 @@ the quick way to pixels; what it cannot decode comes here.
 """
 
 import struct
-import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from utils.splits import Split
 # Decoding every image would take minutes; this many are decoded, the rest are looked at.
 MAX_DECODED_IN_CHECK = 64
 THREADS = 8  # waiting for the disk, mostly
-_QUIET = threading.Lock()
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
 
@@ -32,6 +30,10 @@ JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: 
 # looked at whenever an image is opened, and names the image.
 MAX_PIXELS = 89_478_485
 Image.MAX_IMAGE_PIXELS = None
+
+# Pillow's warnings (of tags that are cut, of odd palettes) are no concern of the user's. For the
+# whole process: `catch_warnings` would have threads decode one after another.
+warnings.filterwarnings("ignore", module="PIL")
 
 # What Pillow raises for files that are cut, damaged or no images.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
@@ -85,25 +87,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow's warnings (of tags that are cut, of sizes) are no concern of the user's.
-
-    One thread at a time: what `warnings` remembers belongs to the process.
-    """
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     """The image at `path`, not decoded yet, and its EXIF orientation."""
     try:
-        with _quiet(), Image.open(path) as image:
+        with Image.open(path) as image:
             refuse_bomb(path, *image.size)
-            # Pillow turns a TIFF itself when it loads it, and gives the size that it has then.
-            is_turned = image.format == "TIFF"
-            yield image, 1 if is_turned else exif_orientation(image.getexif)
+            if image.format != "TIFF":
+                yield image, exif_orientation(image.getexif)
+                return
+            # Pillow turns a TIFF itself when it loads it, and gives the size that it has then. But
+            # a file with a name it may map into memory, with sides of that size: garbled pixels.
+            image.filename = ""
+            yield image, 1
     except IMAGE_ERRORS as error:
         raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
 

@@ -20,7 +20,7 @@ from utils.cache import disk_cache, ram_cache
 from utils.console import log
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
-from utils.presets import PRESETS, Augmentation
+from utils.presets import PRESETS, Augmentation, original_size
 from utils.splits import Split
 from utils.transforms import EvalView, Mixing, TrainView
 from utils.working_images import FileImages, WorkingImages
@@ -232,16 +232,15 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
         RunError: a cache is to be built, and an image is bad or there is no room.
     """
     preset = PRESETS[config.preset]
-    size_of, side = {
-        "train": (preset.train_size, preset.train_side(config.img_size)),
-        "eval": (preset.eval_size, preset.eval_side(config.img_size)),
-    }[phase]
+    size_of = {"train": preset.train_size, "eval": preset.eval_size}[phase]
+    if phase == "train" and config.crops_from == "original":
+        size_of = original_size
     files = FileImages(split, functools.partial(size_of, config.img_size))
     may_be_bad = phase == "train" and config.skip_bad_images > 0
     if config.cache == "ram":
         return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)
     if config.cache == "disk":
-        working = {"phase": phase, "squash": preset.squash, "side": side}
+        working = {"phase": phase, "squash": preset.squash, "img_size": config.img_size}
         return disk_cache(Path(config.cache_dir), files, working, may_be_bad)
     return files
 

@@ -1,12 +1,15 @@
 """What is done to images, by name: one definition of each preset, for training and evaluation.
 
-A preset has three steps. `working` is fixed: it brings a decoded image to the preset's working size
-and is what a cache keeps. `train` is random and `view` is fixed; both take the working image to the
-model's input. So a cache changes no result. No torch here: the flags ask for the names.
+A preset has two steps. The first is fixed: it brings a decoded image to the preset's working size,
+and its result is what a cache keeps. The second takes the working image to the model's input, by a
+random crop in training, from the center in evaluation. Only training without a cache may leave out
+the first, where a random resized crop needs it not (`crops_from`). No torch here: the flags ask for
+the names.
 
 Sizes are in pixels; S is the side of the model's square input.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ import numpy as np
 
 # Area of a random crop; smaller ones lose the flower.
 CROP_AREA = (0.25, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop's width over its height
 
 
 class Size(NamedTuple):
@@ -41,11 +45,6 @@ class Preset:
     squash: bool
     augmentation: Augmentation
 
-    def train_side(self, img_size: int) -> int:
-        """Side of the working image that training crops from; of the shorter side, at most."""
-        # Twice what evaluation sees: a crop of a quarter of the area still has S pixels a side.
-        return self.eval_side(img_size) if self.squash else 2 * self.eval_side(img_size)
-
     def eval_side(self, img_size: int) -> int:
         """Side of the image that evaluation takes the center from."""
         if not self.squash:
@@ -53,17 +52,34 @@ class Preset:
         # TransFG's code: 600 for 448, but 400 for iNaturalist's 304, which is not in proportion.
         return 400 if img_size == 304 else round(img_size * 600 / 448)
 
+    def crops_from(self, is_cached: bool) -> str:
+        """What training takes its crops from: `working` images or the `original` ones.
+
+        Squashing is part of the result. Otherwise the working size only saves room and time, and
+        decoding does not pay for a resize that the crop would do again.
+        """
+        return "working" if self.squash or is_cached else "original"
+
     def train_size(self, img_size: int, size: Size) -> Size:
-        """Size of the working image in training, of an image of `size`."""
-        side = self.train_side(img_size)
+        """Working size in training, of an image of `size`."""
         if self.squash:
+            side = self.eval_side(img_size)
             return Size(side, side)
-        return size if min(size) <= side else shorter_side_to(side, size)
+        # 4 S^2 pixels: so the smallest crops, a quarter of the area, still have S^2.
+        scale = math.sqrt(img_size**2 / CROP_AREA[0] / (size.height * size.width))
+        if scale >= 1:
+            return size
+        return Size(*(max(1, round(side * scale)) for side in size))
 
     def eval_size(self, img_size: int, size: Size) -> Size:
         """Size to which evaluation brings an image of `size` before it takes the center."""
         side = self.eval_side(img_size)
         return Size(side, side) if self.squash else shorter_side_to(side, size)
+
+
+def original_size(img_size: int, size: Size) -> Size:
+    """`size`: the working size of images that are left as they are."""
+    return size
 
 
 def shorter_side_to(side: int, size: Size) -> Size:

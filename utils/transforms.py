@@ -4,15 +4,19 @@ Images are (3, H, W) uint8, channels last in memory: v2's resize is twice as fas
 and keeps it for images with a batch dimension. Shapes: B batch, S image side, C classes.
 """
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from utils.presets import CROP_AREA, Augmentation, Preset, Size
+from utils.presets import CROP_AREA, CROP_ASPECT, Augmentation, Preset, Size
 
+CROP_TRIES = 10  # as torchvision
 # Erased pixels: the mean of ImageNet, in [0, 255].
 ERASED = (124, 116, 104)
 
@@ -24,13 +28,60 @@ def crop(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
     return part.view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
-class RandomResizedCrop(v2.RandomResizedCrop):
-    """torchvision's, but keeping channels last: twice as fast."""
+class Box(NamedTuple):
+    """A part of an image, pixels."""
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - v2's signature
-        """Crop, then resize, (1, 3, H, W) to (1, 3, S, S)."""
-        part = crop(inpt, params["top"], params["left"], params["height"], params["width"])
-        return F.resize(part, list(self.size), interpolation=self.interpolation, antialias=True)
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def random_box(size: Size, draws: Sequence[float]) -> Box:
+    """The box of a random resized crop (Szegedy et al. 2015, section 6), as torchvision draws it.
+
+    Args:
+        size: of the image.
+        draws: uniform in [0, 1), four for each try; what the last of them leaves without a box
+            gets the largest one in the center that keeps to `CROP_ASPECT`.
+    """
+    height, width = size
+    area, (lowest, highest) = height * width, CROP_ASPECT
+    for share, aspect, row, column in zip(*[iter(draws)] * 4, strict=True):
+        target = area * (CROP_AREA[0] + share * (CROP_AREA[1] - CROP_AREA[0]))
+        ratio = lowest * (highest / lowest) ** aspect  # uniform in its logarithm
+        box_width, box_height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(row * (height - box_height + 1))
+            return Box(top, int(column * (width - box_width + 1)), box_height, box_width)
+    box_width = min(width, round(height * highest))
+    box_height = min(height, round(width / lowest))
+    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+class RandomResizedCrop:
+    """A random box of an image, resized.
+
+    Not torchvision's: that draws through five tensors of one element, and looks through what it is
+    given. It takes 40 us more an image, and from a cache an image takes 0.3 ms in all.
+    """
+
+    def __init__(self, img_size: int) -> None:
+        self.img_size = img_size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W) to (1, 3, S, S), uint8; draws from torch's CPU generator."""
+        box = random_box(Size(*image.shape[-2:]), torch.rand(4 * CROP_TRIES).tolist())
+        side = self.img_size
+        part = crop(image, *box)
+        # Height first: torch's pass over the width is the slow one, and then has fewer rows.
+        rows = interpolate(part, (side, box.width), mode="bilinear", antialias=True)
+        return interpolate(rows, (side, side), mode="bilinear", antialias=True)
+
+
+def random_flip(image: Tensor) -> Tensor:
+    """Every second image its mirror image; draws from torch's CPU generator."""
+    return image.flip(-1) if float(torch.rand(())) < 0.5 else image
 
 
 def _augment(name: str) -> list[v2.Transform]:
@@ -54,19 +105,17 @@ class TrainView:
     """Working image to random model input."""
 
     def __init__(self, preset: Preset, img_size: int, augmentation: Augmentation) -> None:
-        geometry = (
-            v2.RandomCrop(img_size)
-            if preset.squash
-            else RandomResizedCrop(img_size, scale=CROP_AREA, antialias=True)
-        )
-        steps = [geometry, v2.RandomHorizontalFlip(), *_augment(augmentation.augment)]
+        geometry = v2.RandomCrop(img_size) if preset.squash else RandomResizedCrop(img_size)
+        self.steps = [geometry, random_flip, *_augment(augmentation.augment)]
         if augmentation.random_erasing:
-            steps.append(v2.RandomErasing(augmentation.random_erasing, value=ERASED))
-        self.transform = v2.Compose(steps)
+            self.steps.append(v2.RandomErasing(augmentation.random_erasing, value=ERASED))
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) to (3, S, S), uint8; draws from torch's CPU generator."""
-        return self.transform(image[None])[0]
+        image = image[None]
+        for step in self.steps:
+            image = step(image)
+        return image[0]
 
 
 class EvalView:

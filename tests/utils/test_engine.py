@@ -330,6 +330,13 @@ class TestTrainMeter:
         with pytest.raises(RunError, match=f"the loss of step {start + 4} is .*--learning_rate"):
             meter.read()
 
+    def test_names_the_step_where_images_of_others_were_all_bad(self):
+        meter = TrainMeter(step=0)
+        for result in (None, self.result(1.0, 0), None, self.result(float("nan"), 0), None):
+            meter.add(result, 0.25)
+        with pytest.raises(RunError, match=r"the loss of step 4 is nan"):
+            meter.read()
+
     def test_restart_forgets(self):
         meter = TrainMeter(step=0)
         meter.add(self.result(float("nan"), 0), 0.25)

@@ -131,13 +131,30 @@ class TestSizes:
         preset = PRESETS[name]
         assert preset.eval_size(224, Size(500, 375)) == (341, 256)
         assert preset.eval_size(224, Size(30, 40)) == (256, 341)
-        assert preset.train_size(224, Size(1000, 750)) == (682, 512)
+        # 448 x 448 pixels, in this aspect ratio
+        assert preset.train_size(224, Size(1000, 750)) == (517, 388)
+        assert preset.train_size(224, Size(448, 448)) == (448, 448)
+        assert preset.train_size(224, Size(449, 449)) == (448, 448)
+        assert preset.train_size(224, Size(100_000, 2)) == (100_000, 2)
 
     @settings(max_examples=200, deadline=None)
     @given(height=st.integers(1, 4000), width=st.integers(1, 4000), img_size=st.integers(8, 600))
-    def test_training_enlarges_nothing_that_is_cropped_at_random(self, height, width, img_size):
+    def test_training_keeps_enough_for_the_smallest_crop(self, height, width, img_size):
         size = Size(height, width)
         working = PRESETS["vit"].train_size(img_size, size)
         assert working.height <= height
         assert working.width <= width
-        assert min(working) == min(*size, PRESETS["vit"].train_side(img_size))
+        if height * width <= 4 * img_size**2:
+            assert working == size
+        else:
+            # Rounding moves each side by half a pixel, or up to one.
+            assert (working.height + 0.5) * (working.width + 0.5) >= 4 * img_size**2
+            assert (working.height - 1) * (working.width - 1) <= 4 * img_size**2
+
+    @pytest.mark.parametrize("name", list(PRESETS))
+    def test_only_random_resized_crops_without_a_cache_are_of_the_original(self, name):
+        preset = PRESETS[name]
+        assert preset.crops_from(is_cached=True) == "working"
+        assert preset.crops_from(is_cached=False) == (
+            "working" if name == "transfg" else "original"
+        )

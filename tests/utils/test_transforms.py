@@ -6,9 +6,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from utils.presets import AUGMENTS, CROP_AREA, PRESETS, Augmentation, Size
-from utils.transforms import EvalView, Mixing, RandomResizedCrop, TrainView, crop, working_image
+from utils.transforms import (
+    EvalView,
+    Mixing,
+    RandomResizedCrop,
+    TrainView,
+    crop,
+    random_box,
+    random_flip,
+    working_image,
+)
 
 SIZE = 32
 
@@ -109,19 +119,67 @@ class TestViews:
         assert not seen[:, ~erased].any()
 
     @settings(max_examples=50, deadline=None)
-    @given(
-        height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6),
-        is_channels_last=st.booleans(),
-    )  # fmt: skip
-    def test_our_random_resized_crop_is_torchvisions(self, height, width, seed, is_channels_last):
+    @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6))
+    def test_our_random_resized_crop_is_torchvisions_of_its_box(self, height, width, seed):
+        """Within a step of rounding: it resizes the height first, torchvision the width."""
         image = noise(height, width, seed)
-        image = image if is_channels_last else image.contiguous()
-        results = []
-        for kind in (RandomResizedCrop, v2.RandomResizedCrop):
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                results.append(kind(SIZE, scale=CROP_AREA, antialias=True)(image[None]))
-        assert torch.equal(*results)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            seen = RandomResizedCrop(SIZE)(image[None])
+            torch.manual_seed(seed)
+            box = random_box(Size(height, width), torch.rand(40).tolist())
+        expected = F.resized_crop(image[None], *box, [SIZE, SIZE], antialias=True)
+        assert (seen.shape, seen.dtype) == (expected.shape, torch.uint8)
+        assert (seen.int() - expected.int()).abs().max() <= 1
+
+    @settings(max_examples=200, deadline=None)
+    @given(height=st.integers(1, 3000), width=st.integers(1, 3000), data=st.data())
+    def test_boxes_lie_in_the_image_and_have_their_area_and_aspect(self, height, width, data):
+        draw = st.floats(0, 1, exclude_max=True)
+        draws = data.draw(st.lists(draw, min_size=4, max_size=4))
+        box = random_box(Size(height, width), draws * 10)
+        assert box.height >= 1
+        assert box.width >= 1
+        assert 0 <= box.top <= height - box.height
+        assert 0 <= box.left <= width - box.width
+        if box == random_box(Size(height, width), []):  # the fallback
+            return
+        # Rounding moves a side by half a pixel.
+        least, most = ((box.height + d) * (box.width + d) for d in (-0.5, 0.5))
+        assert least <= height * width * CROP_AREA[1]
+        assert most >= height * width * CROP_AREA[0] * (1 - 1e-9)
+        assert (box.width - 0.5) / (box.height + 0.5) <= 4 / 3
+        assert (box.width + 0.5) / (box.height - 0.5) >= 3 / 4
+
+    @pytest.mark.parametrize("size", [(10, 300), (300, 10), (1, 1), (1, 500), (40, 40), (30, 40)])
+    def test_without_a_box_that_fits_it_is_torchvisions_center(self, size):
+        # Areas beyond the image: no try of torchvision's fits either.
+        params = v2.RandomResizedCrop(8, scale=(50.0, 60.0)).make_params([torch.empty(1, 3, *size)])
+        box = random_box(Size(*size), [])
+        assert box._asdict() == {key: params[key] for key in box._fields}
+
+    def test_boxes_are_distributed_as_torchvisions(self):
+        size, generator = Size(375, 500), np.random.default_rng(0)
+        ours = np.array([random_box(size, generator.random(40).tolist()) for _ in range(4000)])
+        theirs = v2.RandomResizedCrop(8, scale=CROP_AREA)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            params = [theirs.make_params([torch.empty(1, 3, *size)]) for _ in range(4000)]
+        expected = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in params])
+        for q in (10, 50, 90):
+            difference = np.percentile(ours, q, axis=0) - np.percentile(expected, q, axis=0)
+            assert np.abs(difference).max() < 0.03 * 500
+
+    def test_flips_every_second_image(self):
+        image = noise()[None]
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            flips = [not torch.equal(random_flip(image), image) for _ in range(400)]
+        assert 160 < sum(flips) < 240
+        assert torch.equal(
+            image.flip(-1),
+            next(r for r in (random_flip(image) for _ in range(99)) if not torch.equal(r, image)),
+        )
 
     @settings(max_examples=50, deadline=None)
     @given(data=st.data(), is_channels_last=st.booleans())
