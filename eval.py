@@ -16,11 +16,11 @@ from ml_collections import FrozenConfigDict
 
 from models.configs import complete_config, model_names
 from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
-from utils.console import entrypoint, log, progress
-from utils.data_utils import RunPaths, open_subset, prepare_images, seed_everything
+from utils.console import entrypoint, log
+from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
 from utils.files import sha256_file
-from utils.presets import PRESETS
+from utils.run_data import open_subset, prepare_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +57,8 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     """Check, wire, make the first writes, evaluate, export, summarise."""
     from utils.checkpoint import checkpoint_id, load_checkpoint
     from utils.dist_util import build_env_stamp, choose_device
-    from utils.engine import Normalizer, evaluate
-    from utils.metrics import summarize
+    from utils.engine import Normalizer
+    from utils.evaluator import Evaluator
     from utils.pipeline import eval_loader
     from utils.run import Run
 
@@ -89,18 +89,10 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
 
     run = Run(RunPaths(Path(config.output_dir), config.name), stamp, subset.split)
     loader = eval_loader(config, subset.split, device)
-    with progress(len(subset.split), "eval", "img") as bar:
-        evaluation = evaluate(
-            model, loader, Normalizer(checkpoint.normalization, device), PRESETS[config.preset],
-            config.tta == "flip", bar,
-        )  # fmt: skip
-    metrics = {
-        "split": config.eval_split, "selected_on": selected_on, "step": checkpoint.step,
-        "tta": config.tta,
-    }  # fmt: skip
-    metrics |= summarize(evaluation.logits, evaluation.labels) | {"checkpoint_id": weights_id}
-    run.log_evaluation(metrics, checkpoint.step)
-    run.export(evaluation, metrics, config.export_logits)
+    evaluator = Evaluator(config, loader, Normalizer(checkpoint.normalization, device), run)
+    evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
+    metrics["checkpoint_id"] = weights_id
+    evaluator.export(evaluation, metrics)
     run.finish(metrics)
 
 

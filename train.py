@@ -12,117 +12,27 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
 from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
 from utils.console import entrypoint, log, log_table, progress
-from utils.data_utils import (
-    RunPaths,
-    Subset,
-    carving_of,
-    open_subset,
-    prepare_images,
-    seed_everything,
-)
+from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
-from utils.presets import PRESETS
-from utils.splits import Split
+from utils.run_data import Data, carving_of, open_data, prepare_images
+from utils.training_state import TrainingState
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
     from models.losses import Objective
     from models.start import Start
     from models.vit import Backbone
     from utils.engine import Normalizer
-    from utils.pipeline import Steps
+    from utils.evaluator import BestKeeper
     from utils.run import Run
-
-
-@dataclass
-class Data:
-    """The splits of a run and the parts of them that it uses."""
-
-    train_split: Split
-    eval_split: Split
-    train: Subset
-    eval: Subset
-
-    def facts(self, config: FrozenConfigDict) -> dict[str, Any]:
-        """What the env stamp says of the data."""
-        carving = carving_of(config)
-        evaluated = {f"eval_{k}": v for k, v in self.eval_split.identity().items() if k != "name"}
-        return {
-            "dataset": {**self.train_split.identity(), **evaluated},
-            "carving": None if carving is None else carving._asdict(),
-            "selected_on": self.eval_split.name,
-            "tiny_train_subset": self.train.identity,
-            "tiny_infer_subset": self.eval.identity,
-        }
-
-
-@dataclass
-class TrainingState:
-    """What changes during training besides model, optimizer and schedule."""
-
-    step: int = 0  # optimizer steps done
-    best: dict[str, Any] | None = None  # metrics of the best evaluation so far
-
-
-@dataclass
-class Evaluator:
-    """Evaluates the model in training, and keeps it and its predictions if it is the best yet."""
-
-    config: FrozenConfigDict
-    model: "Backbone"
-    loader: "DataLoader"
-    normalize: "Normalizer"
-    run: "Run"
-    checkpoint_fields: dict[str, Any]  # of utils.checkpoint.Checkpoint, those that never change
-
-    def __call__(self, state: TrainingState) -> None:
-        """Evaluate at `state.step`; ties keep the earlier checkpoint."""
-        from utils.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
-        from utils.engine import evaluate
-        from utils.metrics import summarize
-
-        with progress(len(self.loader.dataset), "eval", "img") as bar:
-            evaluation = evaluate(
-                self.model, self.loader, self.normalize, PRESETS[self.config.preset],
-                self.config.tta == "flip", bar,
-            )  # fmt: skip
-        split = self.config.eval_split
-        metrics = {"split": split, "selected_on": split, "step": state.step, "tta": self.config.tta}
-        metrics |= summarize(evaluation.logits, evaluation.labels)
-        self.run.log_evaluation(metrics, state.step)
-        if state.best is not None and metrics["accuracy"] <= state.best["accuracy"]:
-            return
-        # To the CPU once: the id and the file both read them there.
-        weights = {key: value.detach().cpu() for key, value in self.model.state_dict().items()}
-        metrics["checkpoint_id"] = checkpoint_id(weights)
-        save_checkpoint(
-            self.run.paths.checkpoint,
-            Checkpoint(
-                **self.checkpoint_fields, step=state.step, metrics=metrics, state_dict=weights
-            ),
-        )
-        self.run.export(evaluation, metrics, self.config.export_logits)
-        state.best = metrics
-
-
-def open_data(config: FrozenConfigDict) -> Data:
-    """Read the lists of both splits; no image is opened."""
-    train_split, train = open_subset(config, "train")
-    eval_split, evaluated = open_subset(config, "eval")
-    shared = len(set(train.split.ids) & set(evaluated.split.ids))
-    if shared:
-        log.warning("warning: %d evaluated samples are also trained on", shared)
-    return Data(train_split, eval_split, train, evaluated)
+    from utils.steps import Steps
 
 
 def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
@@ -186,7 +96,7 @@ def train_loop(
     steps: "Steps",
     normalize: "Normalizer",
     run: "Run",
-    evaluate_now: Evaluator,
+    keep_best: "BestKeeper",
 ) -> float:
     """Train to `config.num_steps`, evaluating now and then and after the last step.
 
@@ -213,6 +123,8 @@ def train_loop(
                     model, objective, optimizer, micro_batches, normalize, config.max_grad_norm,
                     joint_forward,
                 )  # fmt: skip
+            else:  # all images are bad: nothing has a gradient, so nothing moves
+                optimizer.step()
             scheduler.step()
             state.step += 1
             meter.add(result, steps.waited)
@@ -231,7 +143,7 @@ def train_loop(
                     shown = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
                     log.info("step %d/%d  %s", state.step, config.num_steps, shown)
             if is_eval_due:
-                evaluate_now(state)
+                keep_best(state)
                 meter.restart()  # an evaluation is no training time
     return meter.wait_fraction
 
@@ -239,11 +151,14 @@ def train_loop(
 def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
     """Wire everything, make the first writes, train, summarise."""
     from models.losses import build_objective
+    from utils.class_weights import class_weights
     from utils.dist_util import build_env_stamp, choose_device, config_hash
     from utils.engine import Normalizer
+    from utils.evaluator import BestKeeper, Evaluator
     from utils.micro_batches import plan_micro_batches
-    from utils.pipeline import Skipped, Steps, class_weights, eval_loader, train_loader
+    from utils.pipeline import eval_loader, train_loader
     from utils.run import Run
+    from utils.steps import Skipped, Steps
 
     classes = data.train_split.classes
     device, reason = choose_device(config.device, config.prefer_mps)
@@ -281,10 +196,12 @@ def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: s
         "normalization": start.normalization,
         "config_hash": config_hash(config),
     }
-    evaluator = Evaluator(config, model, eval_batches, normalize, run, checkpoint_fields)
+    keep_best = BestKeeper(
+        Evaluator(config, eval_batches, normalize, run), model, checkpoint_fields
+    )  # fmt: skip
     objective = build_objective(config, class_weights(config, data.train.split, device))
     try:
-        waited = train_loop(config, state, model, objective, steps, normalize, run, evaluator)
+        waited = train_loop(config, state, model, objective, steps, normalize, run, keep_best)
     finally:
         run.write_stamp(skipped_images=skipped.facts())
     run.finish(state.best, data_wait_fraction=waited, skipped_images=len(skipped.ids))

@@ -15,9 +15,10 @@ HEAVY = {"torch", "torchvision", "tensorboard", "fiftyone", "scipy"}
 # itself that it imports no torch.
 LIGHT = [
     "train.py", "eval.py", "models/configs.py", "models/profiles.py", "utils/config.py",
-    "utils/flags.py", "utils/console.py", "utils/data_utils.py", "utils/dataset.py",
-    "utils/errors.py", "utils/files.py", "utils/flag_types.py", "utils/images.py",
-    "utils/presets.py", "utils/recipes.py", "utils/splits.py",
+    "utils/flags.py", "utils/console.py", "utils/data_flags.py", "utils/data_utils.py",
+    "utils/dataset.py", "utils/dependent_flags.py", "utils/errors.py", "utils/files.py",
+    "utils/flag_types.py", "utils/images.py", "utils/parallel.py", "utils/presets.py",
+    "utils/recipes.py", "utils/run_data.py", "utils/splits.py", "utils/training_state.py",
     *(path.relative_to(REPO).as_posix() for path in (REPO / "utils" / "readers").glob("*.py")),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from models.configs import get_config, patch_centers
 from utils import dist_util
 from utils.checkpoint import load_checkpoint
 from utils.data_utils import RunPaths
-from utils.flags import DEPENDENT
+from utils.dependent_flags import DEPENDENT
 from utils.presets import PRESETS, crop_to_image
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"

@@ -1,7 +1,6 @@
 """From argv to one frozen config; after it no argparse object exists. Imports no torch."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,91 +8,21 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from utils.data_flags import resolve_data_flags, resolve_data_root
 from utils.data_utils import RunPaths, check_run_name, check_writable
-from utils.dataset import DatasetSpec, get_spec, offered_splits, settle_carving
+from utils.dataset import get_spec
+from utils.dependent_flags import means_nothing, settle_dependent_flags
 from utils.errors import InputError
 from utils.flags import (
     CACHE_FOLDER,
     DEFAULT_NUM_STEPS,
     DEFAULT_NUM_WORKERS,
-    DEFAULT_SPLIT_SEED,
-    DEPENDENT,
     MAX_WARMUP_STEPS,
-    SYNTHETIC_FOLDER,
     build_eval_parser,
     build_train_parser,
 )
 from utils.presets import PRESETS
 from utils.recipes import parse_with_recipe
-from utils.splits import Carving
-
-
-def _resolve_data_root(dataset: str, data_root: Path | str | None, output_dir: Path) -> str:
-    """Where the data of `dataset` lies: the flag, else the default."""
-    if data_root is not None:
-        return str(data_root)
-    if dataset == "synthetic":  # not $DATA_ROOT: that is where somebody's photos are
-        return str(output_dir / SYNTHETIC_FOLDER)
-    from_environment = os.environ.get("DATA_ROOT", "")
-    if from_environment:
-        return from_environment
-    raise InputError(
-        f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
-        "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"
-    )
-
-
-def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | None:
-    """The canonical name of a named subset, or the absolute path of a list of ids."""
-    if wanted is None:
-        return None
-    tiny = f"{spec.name}_tiny"
-    if wanted in {f"{name}_tiny" for name in (spec.name, *spec.aliases)}:
-        return tiny
-    if not Path(wanted).is_file():
-        raise InputError(f"{flag} {wanted} is neither {tiny} nor a file with one sample id a line")
-    return str(Path(wanted).resolve())
-
-
-def _resolve_data_flags(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with its data flags in canonical form; the dataset must be known."""
-    spec = get_spec(values["dataset"])
-    changes = {"dataset": spec.name}
-    changes["data_root"] = _resolve_data_root(
-        spec.name, values["data_root"], Path(values["output_dir"])
-    )
-    for flag in ("tiny_train_subset", "tiny_infer_subset"):
-        if flag in values:
-            changes[flag] = _resolve_subset(spec, values[flag], f"--{flag}")
-    root = spec.find_root(spec, Path(changes["data_root"]))
-    return {**values, **changes, **_resolve_splits(spec, root, values)}
-
-
-def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The splits of a run and how its val split is carved."""
-    fraction, seed = values["val_fraction"], values["split_seed"]
-    if "train_split" in values:  # an evaluation carves as its checkpoint did
-        given_seed, seed = seed, DEFAULT_SPLIT_SEED if seed is None else seed
-        carving = settle_carving(spec, root, fraction, seed)
-        if carving is None and given_seed is not None:
-            raise InputError("--split_seed means nothing without --val_fraction")
-    else:
-        carving = None if fraction is None else Carving(fraction, seed)
-    offered = offered_splits(spec, root, carving)
-    chosen = {
-        "train_split": values.get("train_split"),
-        "eval_split": values["eval_split"]
-        or next(split for split in ("val", "test", *offered) if split in offered),
-    }
-    if "train_split" not in values:
-        del chosen["train_split"]
-    for flag, split in chosen.items():
-        spec.refuse_split(split, offered, flag)
-    return {
-        **chosen,
-        "val_fraction": None if carving is None else carving.fraction,
-        "split_seed": None if carving is None else carving.seed,
-    }
 
 
 @contextmanager
@@ -159,22 +88,6 @@ def check_freeze(config: FrozenConfigDict, depth: int) -> None:
         raise InputError(f"--freeze {config.freeze}: {config.model_type} has {depth} blocks")
 
 
-def _settle_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the defaults of flags that depend on another one.
-
-    Raises:
-        InputError: such a flag was given without the other one.
-    """
-    settled = dict(values)
-    for flag, dependence in DEPENDENT.items():
-        unmet = dependence.unmet(values)
-        if unmet is not None and values[flag] is not None:
-            raise InputError(f"--{flag} means nothing without {unmet}")
-        if unmet is None and values[flag] is None:
-            settled[flag] = dependence.default
-    return settled
-
-
 def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with what the preset says where no flag does.
 
@@ -207,11 +120,6 @@ def _settle_cache(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-def _unmet(flag: str, values: Mapping[str, Any]) -> bool:
-    """Whether a flag means nothing next to these values of others."""
-    return flag in DEPENDENT and DEPENDENT[flag].unmet(values) is not None
-
-
 def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> FrozenConfigDict:
     """Parse and check the flags of `train.py`, without opening the data.
 
@@ -223,7 +131,7 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
         InputError: a flag is wrong, or a file or folder it names is not there.
         SystemExit: with code 0, after `--help`.
     """
-    values = parse_with_recipe(build_train_parser(tuple(patch_sizes)), argv, _unmet)
+    values = parse_with_recipe(build_train_parser(tuple(patch_sizes)), argv, means_nothing)
     with _os_errors_are_input_errors(_paths_in(values)):
         return _checked_train_config(values, patch_sizes)
 
@@ -239,7 +147,7 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    values = _settle_preset(_settle_dependent_flags(values))
+    values = _settle_preset(settle_dependent_flags(values))
     check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
@@ -251,7 +159,7 @@ def _checked_train_config(
     values = _settle_cache(values)  # below the output folder, unless told
     if values["pretrained"] is not None:
         _check_file(values["pretrained"], "--pretrained")
-    return _frozen(_resolve_data_flags(values))
+    return _frozen(resolve_data_flags(values))
 
 
 def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenConfigDict:
@@ -281,7 +189,7 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
         )
     if values["dataset"] is not None:
         spec = get_spec(values["dataset"])
-        root = _resolve_data_root(spec.name, values["data_root"], values["output_dir"])
+        root = resolve_data_root(spec.name, values["data_root"], values["output_dir"])
         spec.find_root(spec, Path(root))
     return _frozen(values)
 
@@ -357,6 +265,6 @@ def resolve_from_checkpoint(
         values["val_fraction"] = checkpoint["carving"]["fraction"]
         values["split_seed"] = checkpoint["carving"]["seed"]
     with _os_errors_are_input_errors(_paths_in(values)):
-        values = _resolve_data_flags(values)
+        values = resolve_data_flags(values)
     values["num_workers"] = _workers(config, config.tiny_infer_subset)
     return _frozen(values)

@@ -1,12 +1,12 @@
 """The flags of both entrypoints: argument groups, parsers. Imports no torch."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from utils.console import Parser
 from utils.dataset import DEFAULT_VAL_FRACTION, dataset_names
+from utils.dependent_flags import DEFAULT_SLIDE_STEP
 from utils.flag_types import (
     cosine,
     count,
@@ -30,39 +30,6 @@ SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart fr
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
-DEFAULT_SLIDE_STEP = 12
-
-
-class Dependence(NamedTuple):
-    """What a flag needs to mean anything, and its default then."""
-
-    needs: Mapping[str, tuple[str, ...]]  # other flags, and their values that do (empty: any)
-    default: Any
-
-    def unmet(self, values: Mapping[str, Any]) -> str | None:
-        """The first need that `values` does not meet, as a flag to type, or None."""
-        for flag, meanings in self.needs.items():
-            if meanings and values[flag] not in meanings:
-                return f"--{flag} {meanings[0]}"
-            if values[flag] is None:
-                return f"--{flag}"
-        return None
-
-
-# Given without what they need they are refused, not ignored.
-DEPENDENT = {
-    "slide_step": Dependence({"split": ("overlap",)}, DEFAULT_SLIDE_STEP),
-    "contrastive_weight": Dependence({"head": ("parts",)}, 1.0),
-    "contrastive_margin": Dependence({"head": ("parts",)}, 0.4),
-    "contrastive_scope": Dependence({"head": ("parts",)}, "micro"),
-    "layer_decay": Dependence({"optimizer": ("adamw",)}, 1.0),
-    "pretrained_profile": Dependence({"pretrained": ()}, "auto"),
-    "pos_resample": Dependence({"pretrained": ()}, "bicubic"),
-    "part_init": Dependence({"pretrained": (), "head": ("parts",)}, "pretrained"),
-}
-
-
-# --- Flags ----------------------------------------------------------------------------------------
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:

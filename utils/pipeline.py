@@ -4,20 +4,16 @@ Shapes: B batch, S image side in pixels, C classes.
 """
 
 import functools
-import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.cache import disk_cache, ram_cache
-from utils.console import log
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation, original_size
@@ -297,91 +293,3 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
     dataset = ImageDataset(split, images, view, config.img_size, seed=0)
     sampler = EvalSampler(len(split))
     return make_loader(dataset, sampler, config.eval_batch_size, config.num_workers, device)
-
-
-# --- Training steps -------------------------------------------------------------------------------
-
-
-class Skipped:
-    """Bad images that were left out of training: at most so many, each named once."""
-
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
-        self.ids: list[str] = []
-
-    def note(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Log images that have not been seen before.
-
-        Args:
-            bad: id and trouble of each.
-
-        Raises:
-            RunError: there are more than are allowed.
-        """
-        for sample_id, trouble in bad:
-            if sample_id in self.ids:
-                continue
-            self.ids.append(sample_id)
-            if len(self.ids) > self.allowed:
-                raise RunError(
-                    f"{trouble}; it is bad image {len(self.ids)}, --skip_bad_images allows "
-                    f"{self.allowed}"
-                )
-            log.warning("warning: left out %s: %s", sample_id, trouble)
-
-    def facts(self) -> dict[str, object]:
-        """What the env stamp says of them."""
-        return {"allowed": self.allowed, "count": len(self.ids), "ids": list(self.ids)}
-
-
-class Steps:
-    """The micro-batches of one optimizer step after another."""
-
-    def __init__(self, loader: DataLoader, micro_batches: int, skipped: Skipped) -> None:
-        self.batches = iter(loader)
-        self.micro_batches = micro_batches
-        self.skipped = skipped
-        # Seconds that the last `next` took: what training waited for data. An accelerator may still
-        # be at work in that time, so this is the most that it can have waited.
-        self.waited = 0.0
-
-    def __iter__(self) -> "Steps":
-        return self
-
-    def __next__(self) -> list[Batch]:
-        """The next step; without the micro-batches of which every image is bad.
-
-        Raises:
-            RunError: too many images are bad.
-        """
-        started = time.perf_counter()
-        step = list(itertools.islice(self.batches, self.micro_batches))
-        self.waited = time.perf_counter() - started
-        if not step:
-            raise StopIteration
-        for batch in step:
-            self.skipped.note(batch.bad)
-        return [batch for batch in step if len(batch.labels)]
-
-
-# --- Class weights --------------------------------------------------------------------------------
-
-
-def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """(C,) float32 weights by the inverse of the classes' counts; their mean over `labels` is 1.
-
-    Classes without samples get 1: they are no sample's target, but label smoothing has a share for
-    them.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    present = counts > 0
-    weights = len(labels) / (present.sum() * np.maximum(counts, 1))
-    return np.where(present, weights, 1.0).astype(np.float32)
-
-
-def class_weights(config: FrozenConfigDict, train: Split, device: torch.device) -> Tensor | None:
-    """The weights of `--class_weights` for the samples trained on, (C,) on `device`, or None."""
-    if config.class_weights == "none":
-        return None
-    weights = balanced_class_weights(train.labels, len(train.classes))
-    return torch.from_numpy(weights).to(device)

@@ -25,8 +25,9 @@ from utils.config import (
     resolve_length,
     resolve_model,
 )
+from utils.dependent_flags import DEPENDENT
 from utils.errors import InputError
-from utils.flags import DEPENDENT, MAX_WARMUP_STEPS
+from utils.flags import MAX_WARMUP_STEPS
 
 PATCHES = patch_sizes()
 TOO_LONG = "x" * 300  # longer than a file name may be

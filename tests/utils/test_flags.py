@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.dependent_flags import DEPENDENT
 from utils.errors import InputError
-from utils.flags import DEPENDENT, build_eval_parser, build_train_parser
+from utils.flags import build_eval_parser, build_train_parser
 
 MODELS = ("testing", "ViT-B_16")
 REQUIRED = {"train": ["--name", "a"], "eval": ["--name", "a", "--checkpoint", "ckpt.bin"]}

@@ -9,7 +9,6 @@ import torch
 from helpers import loader_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import FrozenConfigDict
 from PIL import ExifTags, Image
 
 from utils.data_utils import seed_everything
@@ -18,17 +17,14 @@ from utils.pipeline import (
     Batch,
     EvalSampler,
     ImageDataset,
-    Skipped,
-    Steps,
     TrainSampler,
-    balanced_class_weights,
-    class_weights,
     eval_loader,
     make_loader,
     open_images,
     train_loader,
 )
 from utils.presets import PRESETS, Augmentation
+from utils.steps import Skipped, Steps
 from utils.transforms import EvalView, TrainView
 
 CPU = torch.device("cpu")
@@ -124,44 +120,6 @@ class TestTrainSampler:
 
     def test_a_longer_run_starts_as_the_shorter(self):
         assert list(TrainSampler(7, 100, seed=3))[:20] == list(TrainSampler(7, 20, seed=3))
-
-
-class TestClassWeights:
-    @settings(max_examples=200, deadline=None)
-    @given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=200), more=st.integers(0, 5))
-    def test_average_to_one_over_the_labels(self, labels, more):
-        labels, classes = np.array(labels), max(labels) + 1 + more
-        weights = balanced_class_weights(labels, classes)
-        assert (weights.shape, weights.dtype) == ((classes,), np.float32)
-        assert weights[labels].mean() == pytest.approx(1, rel=1e-5)
-        counts = np.bincount(labels, minlength=classes)
-        assert (weights[counts == 0] == 1).all()
-        # n / (present classes * count): what sklearn's compute_class_weight("balanced") gives.
-        present = counts[counts > 0]
-        expected = len(labels) / (len(present) * present)
-        assert weights[counts > 0] == pytest.approx(expected, rel=1e-6)
-
-    def test_by_hand(self):
-        weights = balanced_class_weights(np.array([0, 0, 0, 2, 2, 3]), 5)
-        assert weights.tolist() == pytest.approx([6 / 9, 1, 6 / 6, 6 / 3, 1], rel=1e-6)
-
-    @settings(max_examples=50, deadline=None)
-    @given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=50))
-    def test_give_every_class_the_same_total(self, labels):
-        weights = balanced_class_weights(np.array(labels), 5)
-        totals = [float(weights[label]) * labels.count(label) for label in set(labels)]
-        assert totals == pytest.approx([totals[0]] * len(totals), rel=1e-5)
-
-    def test_of_equally_many_are_one(self):
-        assert balanced_class_weights(np.array([1, 0, 2] * 7), 3).tolist() == [1, 1, 1]
-
-    def test_of_a_run_are_those_of_its_samples_if_asked(self, tmp_path, make_split):
-        labels = [0, 0, 0, 2, 2, 3]
-        split = make_split(tmp_path, labels, num_classes=5, photos=False)
-        assert class_weights(FrozenConfigDict({"class_weights": "none"}), split, CPU) is None
-        weights = class_weights(FrozenConfigDict({"class_weights": "balanced"}), split, CPU)
-        assert (weights.dtype, weights.device) == (torch.float32, CPU)
-        assert weights.tolist() == balanced_class_weights(np.array(labels), 5).tolist()
 
 
 class TestImageDataset:
