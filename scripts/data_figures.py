@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.paired import Action, in_turn, ratio_of
 from utils.errors import InputError
+from utils.flag_types import fraction, positive_int
 from utils.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -45,11 +46,17 @@ def add_data_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data_root", type=Path, help="of the real Flowers-102 (default: $DATA_ROOT)"
     )
-    command.add_argument("--images", type=int, default=256, help="images a measurement reads")
     command.add_argument(
-        "--samples", type=int, default=50_000, help="samples that memory is watched over"
+        "--images", type=positive_int, default=256, help="images a measurement reads"
     )
-    command.add_argument("--steps", type=int, default=60, help="training steps, batch 16")
+    command.add_argument(
+        "--samples", type=positive_int, default=50_000, help="samples that memory is watched over"
+    )
+    command.add_argument("--steps", type=positive_int, default=60, help="training steps, batch 16")
+    command.add_argument(
+        "--tolerance", type=fraction, default=0.0,
+        help="share by which a speed may miss its promise, where others use the machine too",
+    )  # fmt: skip
 
 
 def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDict":
@@ -152,7 +159,9 @@ def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
     return actions
 
 
-def measure_speed(split: "Split", rounds: int) -> tuple[dict[str, Any], list[str]]:
+def measure_speed(
+    split: "Split", rounds: int, tolerance: float = 0.0
+) -> tuple[dict[str, Any], list[str]]:
     """Images a second of every pipeline; ours over theirs; decoding over ours."""
     import torch
 
@@ -172,7 +181,8 @@ def measure_speed(split: "Split", rounds: int) -> tuple[dict[str, Any], list[str
     bounds = {name: ratio_of(times["decode alone"], times[name])["ratio"] for name in IMG_SIZES}
     missed = [
         f"{name} is {speedups[name]['ratio']:.2f} times PIL's, not {least}"
-        for name, least in MIN_SPEEDUP.items() if speedups[name]["ratio"] < least
+        for name, least in MIN_SPEEDUP.items()
+        if speedups[name]["ratio"] < least * (1 - tolerance)
     ]  # fmt: skip
     figures = {
         "images_per_second_per_core": rates,
@@ -293,21 +303,35 @@ def measure_wait(data_root: Path, steps: int) -> tuple[dict[str, Any], list[str]
 # --- All of it ------------------------------------------------------------------------------------
 
 
+def chosen_images(split: "Split", count: int) -> "Split":
+    """About `count` images from all over `split`, in whole batches.
+
+    Raises:
+        InputError: that is less than a batch.
+    """
+    spread = split.select(range(0, len(split), max(1, len(split) // count)))
+    whole = spread.select(range(len(spread) // BATCH * BATCH))
+    if not len(whole):
+        raise InputError(f"--images {count} is under a batch of {BATCH}")
+    return whole
+
+
 def sections(args: argparse.Namespace) -> Iterator[tuple[str, tuple[dict[str, Any], list[str]]]]:
-    """Name and outcome of each part."""
+    """Name and outcome of each part.
+
+    Raises:
+        InputError: there are no flowers, or too few.
+    """
+    from utils.data_flags import resolve_data_root
     from utils.dataset import get_spec, open_split
 
-    root = args.data_root or Path(os.environ.get("DATA_ROOT", ""))
-    spec = get_spec("flower102")
-    split = open_split(spec, root, "train")
-    chosen = split.select(range(0, len(split), max(1, len(split) // args.images)))
-    chosen = chosen.select(range(len(chosen) // BATCH * BATCH))
-    if not len(chosen):
-        raise InputError(f"--images {args.images} is under a batch of {BATCH}")
-    yield "speed", measure_speed(chosen, args.pairs)
+    root = Path(resolve_data_root("flower102", args.data_root, REPO))
+    split = open_split(get_spec("flower102"), root, "train")
+    chosen = chosen_images(split, args.images)
+    yield "speed", measure_speed(chosen, args.pairs, args.tolerance)
     yield "eval_difference", measure_difference(chosen)
     yield "memory", measure_memory(split, args.samples)
-    yield "waiting", measure_wait(root, args.steps)
+    yield "waiting", measure_wait(root.resolve(), args.steps)
 
 
 def measure_data(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from scripts import benchmark, contenders, model_figures
+from scripts import benchmark, contenders, data_figures, model_figures
 from scripts.paired import in_turn, peak_bytes, ratio_of
+from utils.dataset import get_spec, open_split
+
+NAMES = ("decode alone", "PIL vit, same crops", "PIL vit", "PIL transfg", *data_figures.MIN_SPEEDUP)
 
 
 def test_actions_take_turns_after_an_uncounted_round():
@@ -66,6 +69,54 @@ def test_the_growth_is_drawn(tmp_path):
     ]  # fmt: skip
     model_figures.plot_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestData:
+    @pytest.fixture(scope="class")
+    def split(self, drawn):
+        whole = open_split(get_spec("flower102"), drawn, "train")
+        return data_figures.chosen_images(whole, data_figures.BATCH)
+
+    def test_every_promise_is_about_a_speed_that_is_measured(self, split, monkeypatch):
+        promises = dict.fromkeys(data_figures.MIN_SPEEDUP, 1e-3)
+        monkeypatch.setattr(data_figures, "MIN_SPEEDUP", {**promises, "vit": 1e6})
+        figures, missed = data_figures.measure_speed(split, rounds=1)
+        assert figures["times_as_fast_as_pil"].keys() == promises.keys()
+        assert figures["images_per_second_per_core"].keys() > promises.keys()
+        assert figures["share_of_the_speed_of_decoding_alone"].keys() == {"transfg", "vit"}
+        (said,) = missed
+        assert said.startswith("vit is ")
+
+    def test_a_tolerance_lowers_the_promise_by_its_share(self, split, monkeypatch):
+        monkeypatch.setattr(data_figures, "contenders", lambda *_: dict.fromkeys(NAMES))
+        seconds = {name: [2.6 if name.startswith("PIL") else 1.0] for name in NAMES}
+        monkeypatch.setattr(data_figures, "in_turn", lambda *_: seconds)
+        for tolerance, missed in ((0.0, 5), (0.3, 5), (0.36, 4), (0.75, 0)):
+            assert len(data_figures.measure_speed(split, 1, tolerance)[1]) == missed
+
+    def test_eval_images_are_pils(self, split):
+        figures, missed = data_figures.measure_difference(split)
+        assert figures.keys() == {"transfg", "vit"}
+        assert max(figures.values()) < 1e-3
+        assert missed == []
+
+    def test_a_difference_is_said(self, split, monkeypatch):
+        monkeypatch.setattr(data_figures, "MAX_DIFFERENCE", 1e-9)
+        assert len(data_figures.measure_difference(split)[1]) == 2
+
+    def test_memory_is_watched(self, split):
+        figures, _ = data_figures.measure_memory(split, 640)
+        assert len(figures["private_mb_at_each_fifth"]) == 5
+        assert min(figures["private_mb_at_each_fifth"]) > 1
+
+    def test_too_few_images_are_refused(self, drawn, capsys):
+        flags = ["data", "--data_root", str(drawn), "--images", "5"]
+        assert benchmark.main(flags) == 2
+        assert "--images 5 is under a batch of 32" in capsys.readouterr().err
+
+    def test_flowers_must_be_there(self, tmp_path, capsys):
+        assert benchmark.main(["data"]) == 2
+        assert "no data for flower102: give --data_root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
