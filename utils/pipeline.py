@@ -18,7 +18,7 @@ from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation, original_size
 from utils.splits import Split
-from utils.transforms import EvalView, Mixing, TrainView
+from utils.transforms import EvalView, Mixing, TrainView, height_first
 from utils.working_images import FileImages, WorkingImages
 
 View = Callable[[Tensor], Tensor]  # working image (3, H, W) to model input (3, S, S), both uint8
@@ -228,10 +228,14 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
         RunError: a cache is to be built, and an image is bad or there is no room.
     """
     preset = PRESETS[config.preset]
-    size_of = {"train": preset.train_size, "eval": preset.eval_size}[phase]
-    if phase == "train" and config.crops_from == "original":
-        size_of = original_size
-    files = FileImages(split, functools.partial(size_of, config.img_size))
+    if phase == "eval":
+        files = FileImages(split, functools.partial(preset.eval_size, config.img_size))
+    elif config.cache == "none" and (preset.squash or config.crops_from == "original"):
+        # Squashing too is for the view, which needs not all rows of the squashed image.
+        files = FileImages(split, original_size)
+    else:
+        size_of = functools.partial(preset.train_size, config.img_size)
+        files = FileImages(split, size_of, height_first)
     may_be_bad = phase == "train" and config.skip_bad_images > 0
     if config.cache == "ram":
         return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)

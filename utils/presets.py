@@ -77,7 +77,7 @@ class Preset:
         return Size(side, side) if self.squash else shorter_side_to(side, size)
 
 
-def original_size(img_size: int, size: Size) -> Size:
+def original_size(size: Size) -> Size:
     """`size`: the working size of images that are left as they are."""
     return size
 

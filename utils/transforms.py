@@ -94,25 +94,73 @@ def _augment(name: str) -> list[v2.Transform]:
     return [kind() for kind in kinds[name]]
 
 
+def as_batch(image: Tensor) -> Tensor:
+    """(3, H, W) as (1, 3, H, W) whose strides say channels last, where the memory is.
+
+    `image[None]` gives the new dimension a stride by which torch's resize does not see the layout.
+    """
+    return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+
+
 def working_image(image: Tensor, size: Size) -> Tensor:
-    """(3, H, W) brought to a working size; the same image if it has it."""
+    """(3, H, W) brought to a working size as Pillow does; the same image if it has it."""
     if image.shape[1:] == size:
         return image
-    return F.resize(image[None], list(size), antialias=True)[0]
+    return F.resize(as_batch(image), list(size), antialias=True)[0]
+
+
+def height_first(image: Tensor, size: Size, rows: slice = slice(None)) -> Tensor:
+    """`rows` of (3, H, W) brought to a working size; within 1 of `working_image`.
+
+    torch's pass over the width is the slow one. After the height it is for each row on its own, so
+    rows that a crop does not want need not go through it: the others' bytes do not depend on that.
+    """
+    high = image
+    if image.shape[1] != size.height:
+        shape = (size.height, image.shape[2])
+        high = interpolate(as_batch(image), shape, mode="bilinear", antialias=True)[0]
+    wanted = high[:, rows]
+    if image.shape[2] == size.width:
+        return wanted
+    shape = (wanted.shape[1], size.width)
+    return interpolate(as_batch(wanted), shape, mode="bilinear", antialias=True)[0]
+
+
+class RandomSquashedCrop:
+    """A random square of an image that is squashed to a larger square."""
+
+    def __init__(self, img_size: int, side: int) -> None:
+        self.img_size = img_size
+        self.side = side
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1, 3, H, W), squashed already or not yet, to (1, 3, S, S), uint8.
+
+        Draws from torch's CPU generator.
+        """
+        free = self.side - self.img_size + 1
+        top, left = (int(draw * free) for draw in torch.rand(2).tolist())
+        rows = slice(top, top + self.img_size)
+        squashed = height_first(image[0], Size(self.side, self.side), rows)
+        return squashed[None, :, :, left : left + self.img_size]
 
 
 class TrainView:
-    """Working image to random model input."""
+    """Original or working image to random model input."""
 
     def __init__(self, preset: Preset, img_size: int, augmentation: Augmentation) -> None:
-        geometry = v2.RandomCrop(img_size) if preset.squash else RandomResizedCrop(img_size)
+        geometry = (
+            RandomSquashedCrop(img_size, preset.eval_side(img_size))
+            if preset.squash
+            else RandomResizedCrop(img_size)
+        )
         self.steps = [geometry, random_flip, *_augment(augmentation.augment)]
         if augmentation.random_erasing:
             self.steps.append(v2.RandomErasing(augmentation.random_erasing, value=ERASED))
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) to (3, S, S), uint8; draws from torch's CPU generator."""
-        image = image[None]
+        image = as_batch(image)
         for step in self.steps:
             image = step(image)
         return image[0]
@@ -126,7 +174,7 @@ class EvalView:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) to (3, S, S), uint8."""
-        return self.center(image[None])[0]
+        return self.center(as_batch(image))[0]
 
 
 class Mixing:

@@ -13,8 +13,10 @@ from utils.transforms import (
     EvalView,
     Mixing,
     RandomResizedCrop,
+    RandomSquashedCrop,
     TrainView,
     crop,
+    height_first,
     random_box,
     random_flip,
     working_image,
@@ -111,6 +113,18 @@ class TestViews:
             changed += not torch.equal(seen, expected)
         assert changed == 0 if augment == "none" else changed > 15
 
+    @pytest.mark.parametrize(
+        ("augment", "kind"),
+        [
+            ("autoaugment", v2.AutoAugment),
+            ("trivialaugment", v2.TrivialAugmentWide),
+            ("randaugment", v2.RandAugment),
+        ],
+    )
+    def test_augment_with_torchvisions_of_that_name(self, augment, kind):
+        steps = TrainView(PRESETS["vit"], SIZE, Augmentation(augment)).steps
+        assert [type(step) for step in steps[2:]] == [kind]
+
     def test_erasing_paints_a_box_in_the_mean_color(self):
         view = TrainView(PRESETS["vit"], SIZE, Augmentation(random_erasing=1.0))
         seen = view(torch.zeros(3, 40, 40, dtype=torch.uint8))
@@ -158,6 +172,14 @@ class TestViews:
         box = random_box(Size(*size), [])
         assert box._asdict() == {key: params[key] for key in box._fields}
 
+    def test_boxes_reach_every_edge_and_aspects_are_uniform_in_their_logarithm(self):
+        size, last = Size(1200, 1200), 1 - 1e-9
+        assert random_box(size, [0, 0.5, 0, 0]) == (0, 0, 600, 600)
+        assert random_box(size, [0, 0.5, last, 0]) == (600, 0, 600, 600)
+        assert random_box(size, [0, 0.5, 0, last]) == (0, 600, 600, 600)
+        assert random_box(size, [0, 0, 0, 0]) == (0, 0, 693, 520)  # a quarter of the area, 3 to 4
+        assert random_box(size, [last, 0.5, 0, 0]) == (0, 0, 1200, 1200)
+
     def test_boxes_are_distributed_as_torchvisions(self):
         size, generator = Size(375, 500), np.random.default_rng(0)
         ours = np.array([random_box(size, generator.random(40).tolist()) for _ in range(4000)])
@@ -169,6 +191,36 @@ class TestViews:
         for q in (10, 50, 90):
             difference = np.percentile(ours, q, axis=0) - np.percentile(expected, q, axis=0)
             assert np.abs(difference).max() < 0.03 * 500
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        height=st.integers(1, 60), width=st.integers(1, 60), to_height=st.integers(1, 60),
+        to_width=st.integers(1, 60), data=st.data(),
+    )  # fmt: skip
+    def test_height_first_gives_the_rows_of_a_working_image(
+        self, height, width, to_height, to_width, data
+    ):
+        image, size = noise(height, width), Size(to_height, to_width)
+        whole = height_first(image, size)
+        assert whole.shape == (3, *size)
+        assert (whole.int() - working_image(image, size).int()).abs().max() <= 1
+        first = data.draw(st.integers(0, to_height - 1))
+        rows = slice(first, data.draw(st.integers(first + 1, to_height)))
+        assert torch.equal(height_first(image, size, rows), whole[:, rows])
+
+    @settings(max_examples=30, deadline=None)
+    @given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 99))
+    def test_squashed_crops_are_those_of_the_squashed_image(self, height, width, seed):
+        """So a cache, which keeps the squashed image, changes no byte."""
+        image, crop_ = noise(height, width), RandomSquashedCrop(32, 43)
+        squashed = height_first(image, Size(43, 43))
+        crops = []
+        for source in (image, squashed):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                crops.append(crop_(source[None]))
+        assert torch.equal(*crops)
+        assert crops[0].shape == (1, 3, 32, 32)
 
     def test_flips_every_second_image(self):
         image = noise()[None]
@@ -213,6 +265,16 @@ class TestMixing:
             assert torch.allclose(images.float().mean((1, 2, 3)), expected, atol=0.51)
             if kind == "cutmix":
                 assert set(images.unique().tolist()) <= {0, 50, 100, 150, 200}
+
+    @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+    def test_alpha_says_how_even_the_shares_are(self, kind):
+        largest = {}
+        for alpha in (0.02, 50.0):
+            mixing = Mixing(Augmentation(**{kind: alpha}), 5)
+            shares = [mixing(self.IMAGES.clone(), self.LABELS)[1].max() for _ in range(40)]
+            largest[alpha] = float(torch.stack(shares).quantile(0.8))
+        assert largest[0.02] > 0.99  # half of the time nothing is mixed
+        assert largest[50.0] < 0.9
 
     def test_both_take_turns(self):
         mixing = Mixing(Augmentation(mixup=1.0, cutmix=1.0), 5)
