@@ -25,17 +25,6 @@ from utils.dataset import dataset_names, get_spec, open_split
 from utils.errors import RunError, named_failures
 from utils.files import write_json, write_text
 from utils.flag_types import positive_int
-from utils.splits import Split
-
-
-def open_splits(dataset: str, data_root: Path) -> list[Split]:
-    """Every official split of a dataset; makes the images of one that has none yet."""
-    spec = get_spec(dataset)
-    root = spec.find_root(spec, data_root)
-    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
-    if spec.prepare is not None:
-        spec.prepare(root)
-    return splits
 
 
 def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
@@ -65,21 +54,24 @@ def main(argv: Sequence[str]) -> None:
         help="processes that decode (default: one for each processor)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    output = args.output or Path("output") / f"check_{get_spec(args.dataset).name}"
+    spec = get_spec(args.dataset)
+    output = args.output or Path("output") / f"check_{spec.name}"
     check_writable(output, "--output")
-    splits = open_splits(args.dataset, args.data_root)
+    root = spec.find_root(spec, args.data_root)
+    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
 
-    with named_failures(lambda: f"while writing to {output}"):
+    with named_failures(lambda: f"while reading {root}"):
+        if spec.prepare is not None:
+            spec.prepare(root)  # makes the images of a dataset that has none yet
         files = collect(splits)
         scanned = scan(files, args.num_workers)
         report = make_report(files, scanned, splits)
-        names = splits[0].classes
-        save_picture(
-            contact_sheet(names, example_of_each_class(files, scanned)),
-            output / "contact_sheet.png",
-        )
+    with named_failures(lambda: f"while writing to {output}"):
         write_json(output / "report.json", report)
         write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
+        examples = example_of_each_class(files, scanned)
+        sheet = contact_sheet(splits[0].classes, examples)
+        save_picture(sheet, output / "contact_sheet.png")
     for line in summary_lines(report):
         log.info("%s", line)
     log.info("report.json, report.txt and contact_sheet.png are in %s", output)

@@ -1,19 +1,25 @@
 """Pictures of many pictures: tiles with captions, pasted into rows."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from utils.console import progress
 from utils.files import open_atomic
 from utils.images import decode_rgb
+from utils.parallel import in_threads
 
 CAPTION_SIZE = 11  # points
 CAPTION_HEIGHT = 16  # pixels
 # Side of a tile, pixels, by the number of tiles: a sheet of 5,089 classes is 4,700 pixels wide.
 SIDES = ((250, 160), (1_200, 96))
 SMALLEST_SIDE = 64
+# Pillow's own font has the letters of ASCII; macOS and most Linux bring one that has more.
+FONTS = ("Arial Unicode.ttf", "DejaVuSans.ttf")
 
 
 def paste_tiles(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -31,6 +37,15 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(file, format="JPEG" if path.suffix.lower() == ".jpg" else "PNG")
 
 
+def _font(names: Sequence[str]) -> ImageFont.FreeTypeFont:
+    """A font for captions that has the letters of all names, as far as there is one."""
+    if not all(map(str.isascii, names)):
+        for name in FONTS:
+            with suppress(OSError):
+                return ImageFont.truetype(name, CAPTION_SIZE)
+    return ImageFont.load_default(CAPTION_SIZE)
+
+
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """As much of `text` as fits into `width` pixels."""
     if font.getlength(text) <= width:
@@ -46,14 +61,26 @@ def contact_sheet(names: Sequence[str], paths: Sequence[str | None]) -> Image.Im
     Args:
         names: of the classes in index order.
         paths: an image of each that decodes; None: it has none, and its tile is grey.
+
+    Raises:
+        RunError: an image cannot be decoded.
     """
     side = next((side for most, side in SIDES if len(names) <= most), SMALLEST_SIDE)
-    font = ImageFont.load_default(CAPTION_SIZE)
+    photos = [Image.new("RGB", (side, side), "lightgrey")] * len(names)
+
+    def load(index: int) -> None:
+        if (path := paths[index]) is not None:
+            photos[index] = ImageOps.fit(decode_rgb(path), (side, side))
+
+    with progress(len(names), "contact sheet", "img") as bar:
+        in_threads(load, len(names), bar)
+    # Composed: names from a Mac's folders may have an accent as a letter of its own.
+    names = [unicodedata.normalize("NFC", name) for name in names]
+    font = _font(names)
     tiles = []
-    for index, (name, path) in enumerate(zip(names, paths, strict=True)):
+    for index, (name, photo) in enumerate(zip(names, photos, strict=True)):
         tile = Image.new("RGB", (side, side + CAPTION_HEIGHT), "white")
-        photo = Image.new("RGB", (side, side), "lightgrey") if path is None else decode_rgb(path)
-        tile.paste(ImageOps.fit(photo, (side, side)), (0, 0))
+        tile.paste(photo, (0, 0))
         caption = _shortened(f"{index} {name}", side - 4, font)
         ImageDraw.Draw(tile).text((2, side + 1), caption, fill="black", font=font)
         tiles.append(tile)

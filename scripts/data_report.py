@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from scripts.duplicates import exact_groups, near_pairs
+from scripts.duplicates import Pair, exact_groups, near_pairs
 from scripts.image_scan import Files, Scan
 from utils.splits import Split
 
 SHOWN = 5  # findings of a kind in the text; the JSON has all
+LISTED = 10_000  # but of near duplicates the nearest: the frames of films are millions of pairs
 SIZES = ("width", "height", "megapixels", "aspect_ratio", "kilobytes")
 
 
@@ -37,7 +38,7 @@ def make_report(files: Files, scan: Scan, splits: Sequence[Split]) -> dict[str, 
             {"path": path, "splits": [one, two]} for path, one, two in files.shared
         ],
         "exact_duplicates": _exact(files, scan),
-        "near_duplicates": _near(files, scan),
+        **_near(files, scan),
         "sizes": _sizes(files, scan),
         "kinds": dict(Counter(kind for kind in scan.kinds if kind).most_common()),
         "exif_orientations": {
@@ -101,32 +102,35 @@ def _exact(files: Files, scan: Scan) -> list[dict[str, Any]]:
     return sorted(groups, key=lambda group: not group["across_splits"])
 
 
-def _near(files: Files, scan: Scan) -> list[dict[str, Any]]:
+def _near(files: Files, scan: Scan) -> dict[str, Any]:
     # Equal images once a split: many blank ones would be a pair each.
     seen: set[tuple[int, bytes]] = set()
-    parts: dict[int, list[int]] = {}
+    # Also of splits that are not at hand: with one part alone, its own images are compared.
+    parts: list[list[int]] = [[] for _ in files.splits]
     for position in np.flatnonzero(scan.readable).tolist():
         number = int(files.split_of[position])
         key = (number, scan.digests[position])
         if key not in seen:
             seen.add(key)
-            parts.setdefault(number, []).append(position)
-    found = []
-    for pair in near_pairs(
-        scan.hashes, scan.thumbnails, [np.array(part) for part in parts.values()]
-    ):
-        if scan.digests[pair.first] == scan.digests[pair.second]:
-            continue  # an exact one
-        images = [_named(files, pair.first), _named(files, pair.second)]
-        found.append(
-            {
-                "distance": pair.distance,
-                "correlation": round(pair.correlation, 4),
-                "labels_differ": images[0]["class"] != images[1]["class"],
-                "images": images,
-            }
-        )
-    return found
+            parts[number].append(position)
+    found = near_pairs(
+        scan.hashes, scan.thumbnails, [np.array(part, dtype=np.int64) for part in parts]
+    )  # fmt: skip
+    near = [pair for pair in found if scan.digests[pair.first] != scan.digests[pair.second]]
+    return {
+        "near_duplicates_found": len(near),
+        "near_duplicates": [_of_pair(files, pair) for pair in near[:LISTED]],
+    }
+
+
+def _of_pair(files: Files, pair: Pair) -> dict[str, Any]:
+    images = [_named(files, pair.first), _named(files, pair.second)]
+    return {
+        "distance": pair.distance,
+        "correlation": round(pair.correlation, 4),
+        "labels_differ": images[0]["class"] != images[1]["class"],
+        "images": images,
+    }
 
 
 def _sizes(files: Files, scan: Scan) -> dict[str, Any]:
@@ -192,6 +196,7 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
     if absent:
         yield f"no image is here of: {', '.join(absent)}"
     exact = report["exact_duplicates"]
+    near = "near duplicates" + (" across splits" if len(report["splits"]) > 1 else "")
     kinds = (
         ("missing", report["missing"]),
         ("unreadable", report["unreadable"]),
@@ -199,22 +204,22 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
         ("listed in two splits", report["listed_in_two_splits"]),
         ("exact duplicates across splits", [g for g in exact if g["across_splits"]]),
         ("exact duplicates within a split", [g for g in exact if not g["across_splits"]]),
-        (
-            "near duplicates" + (" across splits" if len(report["splits"]) > 1 else ""),
-            report["near_duplicates"],
-        ),
+        (near, report["near_duplicates"]),
     )
     for title, found in kinds:
-        yield f"{title}: {len(found) or 'none'}"
+        count = report["near_duplicates_found"] if title == near else len(found)
+        yield f"{title}: {count or 'none'}"
         for entry in found[:SHOWN]:
             yield f"  {_described(entry)}"
-        if len(found) > SHOWN:
-            yield f"  and {len(found) - SHOWN} more in report.json"
+        if count > SHOWN:
+            yield f"  and {count - SHOWN} more; see report.json"
 
 
 def _described(entry: dict[str, Any]) -> str:
     if "images" in entry:
         images = [f"{image['split']} {image['path']}" for image in entry["images"]]
+        if len(images) > SHOWN:
+            images[SHOWN:] = [f"{len(images) - SHOWN} more"]
         notes = "; of different classes" if entry["labels_differ"] else ""
         if "distance" in entry:
             notes += f"; {entry['distance']} bits, correlation {entry['correlation']}"

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
+
+from utils.console import progress
 
 HASHED_SIDE = 32  # pixels of the grey image that is hashed
 THUMBNAIL_SIDE = 16
@@ -17,7 +20,7 @@ THUMBNAIL_SIDE = 16
 MAX_DISTANCE = 8  # bits of 63
 MIN_CORRELATION = 0.9
 FREQUENCIES = 8  # a side, of the cosine transform
-PAIRS_AT_A_TIME = 1 << 22  # 32 MB of distances
+BLOCK = (16, 8192)  # pairs that are compared at a time: their 1 MB stays in a processor's cache
 
 _PIXELS = np.arange(HASHED_SIDE)
 # Rows: the first cosines of DCT-II over the pixels of a side.
@@ -63,19 +66,21 @@ def near_pairs(
 ) -> list[Pair]:
     """Pairs of images of different parts that look alike; of a single part, pairs within it.
 
-    Every pair is looked at, so the time grows with the product of the parts' sizes.
+    Every pair is looked at, so the time grows with the product of the parts' sizes: 0.7 ns each,
+    40 s for iNaturalist's 579,184 and 95,986. Shows a progress bar.
 
     Args:
         hashes: (N,) uint64.
         thumbnails: (N, 16, 16) uint8.
         parts: positions that belong together, of images that can be decoded.
     """
-    pairs = []
-    for one, two in _combinations(parts):
-        for first, second, distance in _close(hashes, one, two):
-            correlation = _correlation(thumbnails[first], thumbnails[second])
-            if correlation >= MIN_CORRELATION:
-                pairs.append(Pair(first, second, distance, correlation))
+    pairs, combinations = [], list(_combinations(parts))
+    with progress(sum(len(one) for one, _ in combinations), "compare", "img") as bar:
+        for one, two in combinations:
+            for first, second, distance in _close(hashes, one, two, bar):
+                correlation = _correlation(thumbnails[first], thumbnails[second])
+                if correlation >= MIN_CORRELATION:
+                    pairs.append(Pair(first, second, distance, correlation))
     return sorted(pairs, key=lambda pair: (pair.distance, -pair.correlation, pair[:2]))
 
 
@@ -87,15 +92,26 @@ def _combinations(parts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.
             yield one, two
 
 
-def _close(hashes: np.ndarray, one: np.ndarray, two: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    rows = max(1, PAIRS_AT_A_TIME // max(1, len(two)))
-    for start in range(0, len(one), rows):
-        chosen = one[start : start + rows]
-        distances = np.bitwise_count(hashes[chosen, None] ^ hashes[None, two])
-        for row, column in zip(*np.nonzero(distances <= MAX_DISTANCE), strict=True):
-            first, second = int(chosen[row]), int(two[column])
-            if one is not two or first < second:
-                yield first, second, int(distances[row, column])
+def _close(
+    hashes: np.ndarray, one: np.ndarray, two: np.ndarray, bar: tqdm
+) -> Iterator[tuple[int, int, int]]:
+    """Pairs of `one` and `two` with similar hashes, and their distance; of one part each once."""
+    (rows, columns), is_same = BLOCK, one is two
+    ours, theirs = hashes[one], hashes[two]
+    differing, distances = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint8)
+    for top in range(0, len(one), rows):
+        some = ours[top : top + rows, None]
+        for left in range(top if is_same else 0, len(two), columns):
+            others = theirs[None, left : left + columns]
+            block = slice(len(some)), slice(others.shape[1])
+            np.bitwise_xor(some, others, out=differing[block])
+            found = np.bitwise_count(differing[block], out=distances[block])
+            if found.min() > MAX_DISTANCE:
+                continue
+            for row, column in zip(*np.nonzero(found <= MAX_DISTANCE), strict=True):
+                if not is_same or top + row < left + column:
+                    yield int(one[top + row]), int(two[left + column]), int(found[row, column])
+        bar.update(len(some))
 
 
 def _correlation(one: np.ndarray, two: np.ndarray) -> float:

@@ -3,12 +3,17 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,7 +27,8 @@ from utils.splits import Split
 if TYPE_CHECKING:
     from torch import Tensor
 
-AT_A_TIME = 16  # files that a process is handed
+AT_A_TIME = 16  # files of a packet that a process is handed
+PACKETS_AHEAD = 8  # for each process: what the others do while one has large files
 NO_DIGEST = b""
 
 
@@ -53,16 +59,17 @@ def is_union(split: Split, others: Sequence[Split]) -> bool:
 
 
 def collect(splits: Sequence[Split]) -> Files:
-    """The files of all `splits`; one that two of them list counts for the first."""
+    """The files of all `splits`; one that two of them list, or one twice, counts for the first."""
     bases = tuple(split for split in splits if not is_union(split, splits))
     owner: dict[str, int] = {}
     split_of, labels, shared = [], [], []
     for number, split in enumerate(bases):
         for path, label in zip(split.paths.tolist(), split.labels.tolist(), strict=True):
-            first = owner.setdefault(path, number)
-            if first != number:
-                shared.append((path, bases[first].name, split.name))
+            if path in owner:
+                if owner[path] != number:
+                    shared.append((path, bases[owner[path]].name, split.name))
                 continue
+            owner[path] = number
             split_of.append(number)
             labels.append(label)
     return Files(list(owner), np.array(split_of), np.array(labels), bases, shared)
@@ -91,7 +98,9 @@ def _grey_square(image: "Tensor") -> np.ndarray:
     """(3, H, W) uint8 as a grey (32, 32) uint8, squashed."""
     from torchvision.transforms.v2 import functional as F
 
-    small = F.resize(image[None], [HASHED_SIDE, HASHED_SIDE], antialias=True)
+    from utils.transforms import as_batch
+
+    small = F.resize(as_batch(image), [HASHED_SIDE, HASHED_SIDE], antialias=True)
     return F.rgb_to_grayscale(small)[0, 0].numpy()
 
 
@@ -120,16 +129,24 @@ def look(path: str) -> Look:
 
 
 def _listen() -> None:
-    """Prepare a process: libjpeg's warnings, which go to file descriptor 2, are caught in a file.
+    """Prepare a process that looks at files.
 
-    libjpeg decodes what is damaged as best it can, grey where it cannot; only a warning tells.
+    libjpeg's warnings, which go to file descriptor 2, are caught in a file: it decodes what is
+    damaged as best it can, grey where it cannot, and only a warning tells.
     """
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)  # the processes are what runs side by side
     caught = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
     os.dup2(caught.fileno(), 2)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - Python's own warnings are none
+
+
+def _end_with_the_parent() -> None:
+    """Else a process would wait for work for ever after its parent was killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _heard() -> str:
@@ -194,6 +211,37 @@ class Scan:
         self.thumbnails[position] = found.thumbnail
 
 
+@contextmanager
+def _ctrl_c_is_not_for_children() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to every process, from those that are started in here.
+
+    They would each print a traceback. Their parent ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _look_at(paths: Sequence[str]) -> list[Look]:
+    return [look(path) for path in paths]
+
+
+def _looks(pool: Executor, paths: Sequence[str], ahead: int) -> Iterator[Look]:
+    """The looks at all files in their order; so many packets of them are handed out `ahead`.
+
+    Not `pool.map`: that hands out everything at once, and cancels it after Ctrl-C, upon which a
+    pool whose processes are gone fails with a traceback (Python 3.11).
+    """
+    packets = (paths[start : start + AT_A_TIME] for start in range(0, len(paths), AT_A_TIME))
+    with _ctrl_c_is_not_for_children():  # the first packets start the processes
+        waiting = deque(pool.submit(_look_at, packet) for packet in islice(packets, ahead))
+    while waiting:
+        yield from waiting.popleft().result()
+        waiting.extend(pool.submit(_look_at, packet) for packet in islice(packets, 1))
+
+
 def scan(files: Files, num_workers: int) -> Scan:
     """Decode every file in `num_workers` processes, with a progress bar.
 
@@ -201,20 +249,24 @@ def scan(files: Files, num_workers: int) -> Scan:
         RunError: a process was lost.
     """
     found, done = Scan.empty(len(files.paths)), 0
-    paths = map(files.path_of, range(len(files.paths)))
+    paths = [files.path_of(position) for position in range(len(files.paths))]
     # Spawned on every system: a forked child of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(num_workers, context, _listen) as pool:
         try:
-            with progress(len(files.paths), "check", "img") as bar:
-                for one in pool.map(look, paths, chunksize=AT_A_TIME):
+            with progress(len(paths), "check", "img") as bar:
+                for one in _looks(pool, paths, PACKETS_AHEAD * num_workers):
                     found.note(done, one)
                     done += 1
                     bar.update()
-        except BrokenProcessPool as error:
+        except BaseException as error:
+            # Not to be waited for: they may be importing torch, or have large files before them.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise RunError(
-                f"a process was lost that read {files.path_of(done)} or one of the next images"
+                f"a process was lost that read {paths[done]} or one of the next images"
             ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
     return found

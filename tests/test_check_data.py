@@ -2,22 +2,34 @@
 
 import io
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers import read_json
+from helpers import REPO, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts_birds import write_cub
 from PIL import Image, ImageEnhance
 
-from scripts import check_data, contact_sheet, duplicates
+from scripts import check_data, contact_sheet, data_report, duplicates, image_scan
 from scripts.image_scan import collect, is_union
 from utils.dataset import get_spec, open_split
+from utils.errors import RunError
+from utils.splits import Split
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -86,10 +98,14 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def found(troubled, tmp_path_factory) -> Found:
+    """One packet for each process, so that the second may come first."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(image_scan, "AT_A_TIME", 10)
     output = tmp_path_factory.mktemp("report") / "of it"
     stdout, stderr = io.StringIO(), io.StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr):
-        code = check("folder", troubled, output)
+        code = check("folder", troubled, output, "--num_workers", "2")
+    patch.undo()
     report = read_json(output / "report.json")
     return Found(code, stdout.getvalue(), stderr.getvalue(), output, report)
 
@@ -197,6 +213,18 @@ def test_a_split_of_which_nothing_is_here_is_said_but_no_failure(tmp_path, capsy
     assert (report["splits"]["test"]["missing"], report["missing"]) == (6, [])
 
 
+def test_a_split_is_not_compared_with_itself_where_the_other_is_not_here(tmp_path):
+    root = write_cub(tmp_path / "data")
+    train, test = (open_split(get_spec("cub"), root, name) for name in ("train", "test"))
+    for position in range(len(test)):
+        Path(test.path_of(position)).unlink()
+    save(Path(train.path_of(0)), photo(1))
+    save(Path(train.path_of(1)), photo(1), quality=50)
+    assert check("cub", root, tmp_path / "report") == 0
+    report = read_json(tmp_path / "report" / "report.json")
+    assert (report["near_duplicates_found"], report["near_duplicates"]) == (0, [])
+
+
 def test_an_image_that_is_missing_is_a_failure(tmp_path, capsys):
     root = write_cub(tmp_path / "data")
     test = open_split(get_spec("CUB_200_2011"), root, "test")
@@ -217,12 +245,154 @@ def test_a_heap_is_compared_with_itself(tmp_path):
     assert pair["labels_differ"]
 
 
+def test_of_many_findings_the_text_names_the_first(tmp_path, monkeypatch):
+    """And of near duplicates even the JSON has only the nearest."""
+    monkeypatch.setattr(data_report, "LISTED", 2)
+    monkeypatch.setattr(data_report, "SHOWN", 1)
+    for quality in (95, 60, 50, 40):
+        save(tmp_path / "data" / "a" / f"{quality}.jpg", photo(1), quality=quality)
+    for i in range(4):
+        save(tmp_path / "data" / "b" / f"{i}.jpg", photo(2))
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 0
+    report = read_json(tmp_path / "report" / "report.json")
+    assert (report["near_duplicates_found"], len(report["near_duplicates"])) == (6, 2)
+    lines = (tmp_path / "report" / "report.txt").read_text("utf-8").splitlines()
+    assert "near duplicates: 6" in lines
+    assert "  and 5 more; see report.json" in lines
+    assert "  train b/0.jpg = 3 more" in lines
+
+
 def test_nothing_that_decodes_is_reported_too(tmp_path, capsys):
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    (tmp_path / "data" / "a" / "x.jpg").touch()
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "x.jpg").touch()
     assert check("folder", tmp_path / "data", tmp_path / "report") == 1
     assert read_json(tmp_path / "report" / "report.json")["sizes"] == {}
     assert (tmp_path / "report" / "contact_sheet.png").is_file()
+
+
+def test_names_in_any_letters(tmp_path, capsys):
+    root = tmp_path / "Bl\u00fcten \u82b1"
+    classes = [
+        unicodedata.normalize("NFD", "\u00c9pine"),
+        "\u82b1",
+        "\u041c\u0430\u043a \U0001f339",
+    ]
+    for i, name in enumerate(classes):
+        save(root / "train" / name / f"\u00fc{i}.jpg", photo(i))
+        save(root / "val" / name / f"\u00fc{i}.jpg", photo(10 + i))
+    assert check("folder", root, tmp_path / "\u00f6ut") == 0
+    assert str(root) in capsys.readouterr().out
+    report = read_json(tmp_path / "\u00f6ut" / "report.json")
+    listed = {unicodedata.normalize("NFC", row["class"]) for row in report["classes"]}
+    assert listed == {unicodedata.normalize("NFC", name) for name in classes}
+
+
+class TestEndings:
+    """With an image that is a named pipe: a process that reads it waits."""
+
+    @pytest.fixture
+    def pipe(self, tmp_path) -> Path:
+        lines = ["path,label,split"]
+        for i in range(40):
+            split, label = ("train", "val")[i % 2], "ab"[i // 2 % 2]
+            lines.append(f"{i}.jpg,{label},{split}")
+            save(tmp_path / "data" / f"{i}.jpg", photo(i))
+        (tmp_path / "data" / "images.csv").write_text("\n".join(lines) + "\n")
+        path = tmp_path / "data" / "6.jpg"
+        path.unlink()
+        os.mkfifo(path)
+        return path
+
+    def start(self, pipe: Path, output: Path) -> tuple[subprocess.Popen, int]:
+        """A check in a session of its own, and the end of the pipe for writing."""
+        script = REPO / "scripts" / "check_data.py"
+        process = subprocess.Popen(
+            [sys.executable, script, "csv", pipe.parent, "--output", output, "--num_workers", "2"],
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return process, os.open(pipe, os.O_WRONLY)  # waits for the reader
+
+    def assert_no_reader(self, writable: int) -> None:
+        for _ in range(400):
+            try:
+                os.write(writable, b"x")
+            except BrokenPipeError:
+                os.close(writable)
+                return
+            time.sleep(0.05)
+        pytest.fail("a process still waits for the image")
+
+    @pytest.mark.parametrize(
+        ("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "term")]
+    )
+    def test_signals_end_all_processes_with_one_line(self, pipe, tmp_path, number, code, word):
+        process, writable = self.start(pipe, tmp_path / "report")
+        os.killpg(process.pid, number)  # as a terminal does
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert stderr.startswith(f"error: {word}")
+        assert stderr.count("\n") == 1
+        self.assert_no_reader(writable)
+        assert not (tmp_path / "report").exists()
+
+    def test_ctrl_c_while_processes_start_is_one_line(self, pipe, tmp_path):
+        """Half a second after the last import of the main process they are importing torch."""
+        code = "import scripts.check_data as c, sys; print('up', flush=True); sys.exit(c.main())"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "csv", pipe.parent, "--output", tmp_path / "report"],
+            cwd=REPO, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        process.stdout.readline()
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        assert (process.returncode, stderr) == (130, "error: interrupted\n")
+
+    def test_of_a_killed_check_takes_its_processes_along(self, pipe, tmp_path):
+        process, writable = self.start(pipe, tmp_path / "report")
+        process.kill()
+        self.assert_no_reader(writable)
+        process.communicate()
+
+    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys):
+        def kill() -> None:
+            writable = os.open(pipe, os.O_WRONLY)
+            for process in multiprocessing.active_children():
+                process.kill()
+            os.close(writable)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        code = check("csv", pipe.parent, tmp_path / "report", "--num_workers", "2")
+        killer.join()
+        error = capsys.readouterr().err
+        assert code == 1
+        assert error.count("\n") == 1
+        assert "a process was lost that read " in error
+        assert "while reading" in error
+        assert not (tmp_path / "report").exists()
+
+    def test_a_sheet_that_fails_leaves_the_report(self, drawn, tmp_path, capsys, monkeypatch):
+        def fail(*_: object) -> None:
+            raise RunError("image x cannot be decoded")
+
+        monkeypatch.setattr(check_data, "contact_sheet", fail)
+        assert check("flower102", drawn, tmp_path / "report") == 1
+        assert "image x cannot be decoded; while writing to" in capsys.readouterr().err
+        assert read_json(tmp_path / "report" / "report.json")["missing"] == []
+
+    def test_images_that_cannot_be_made_are_one_line(self, drawn, tmp_path, capsys, monkeypatch):
+        def full(root: Path) -> None:
+            raise OSError(28, "No space left on device", str(root))
+
+        spec = replace(get_spec("flower102"), prepare=full)
+        monkeypatch.setattr(check_data, "get_spec", lambda name: spec)
+        assert check("flower102", drawn, tmp_path / "report") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "No space left on device" in error
 
 
 @pytest.mark.parametrize(
@@ -282,17 +452,27 @@ class TestSplits:
         train, _ = make_two_splits
         assert len(collect([train, train]).shared) == 2
 
-    @pytest.fixture
-    def make_two_splits(self, tmp_path):
-        from utils.splits import Split
+    def test_that_list_one_image_twice_have_it_once(self, make_split_of):
+        files = collect([make_split_of("train", "aba"), make_split_of("test", "c")])
+        assert files.paths == ["jpg/a.jpg", "jpg/b.jpg", "jpg/c.jpg"]
+        assert files.split_of.tolist() == [0, 0, 1]
+        assert files.labels.tolist() == [0, 0, 0]
+        assert files.shared == []
 
-        def split(name: str, letters: str) -> Split:
+    @pytest.fixture
+    def make_split_of(self, tmp_path) -> Callable[[str, str], Split]:
+        def make(name: str, letters: str) -> Split:
             return Split(
                 "toy", name, tmp_path, ("x",), np.array(list(letters)),
-                np.array([f"jpg/{letter}.jpg" for letter in letters]), np.zeros(2, np.int64),
+                np.array([f"jpg/{letter}.jpg" for letter in letters]),
+                np.zeros(len(letters), np.int64),
             )  # fmt: skip
 
-        return split("train", "ab"), split("test", "bc")
+        return make
+
+    @pytest.fixture
+    def make_two_splits(self, make_split_of) -> tuple[Split, Split]:
+        return make_split_of("train", "ab"), make_split_of("test", "bc")
 
 
 class TestDuplicates:
@@ -317,9 +497,10 @@ class TestDuplicates:
     @given(
         hashes=st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=12),
         cut=st.integers(1, 11),
-        rows=st.sampled_from([1, 5, 1 << 20]),
+        block=st.sampled_from([(1, 1), (2, 3), (5, 1), (16, 8192)]),
+        is_same=st.booleans(),
     )
-    def test_every_close_pair_across_parts_is_found(self, hashes, cut, rows):
+    def test_every_close_pair_is_found_once(self, hashes, cut, block, is_same):
         cut = min(cut, len(hashes) - 1)
         everyone = np.arange(len(hashes))
         values = np.array(hashes, dtype=np.uint64)
@@ -327,14 +508,17 @@ class TestDuplicates:
             np.arange(256, dtype=np.uint8).reshape(16, 16), (len(hashes), 16, 16)
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(duplicates, "PAIRS_AT_A_TIME", rows)
+            patch.setattr(duplicates, "BLOCK", block)
             patch.setattr(duplicates, "MAX_DISTANCE", 3)
-            pairs = duplicates.near_pairs(values, same, [everyone[:cut], everyone[cut:]])
+            parts = [everyone] if is_same else [everyone[:cut], everyone[cut:]]
+            pairs = duplicates.near_pairs(values, same, parts)
         expected = {
-            (i, j) for i in range(cut) for j in range(cut, len(hashes))
-            if (hashes[i] ^ hashes[j]).bit_count() <= 3
+            (i, j): (hashes[i] ^ hashes[j]).bit_count()
+            for i in range(len(hashes)) for j in range(i + 1, len(hashes))
+            if is_same or i < cut <= j
         }  # fmt: skip
-        assert {pair[:2] for pair in pairs} == expected
+        close = sorted((*both, distance) for both, distance in expected.items() if distance <= 3)
+        assert sorted(pair[:3] for pair in pairs) == close
 
     def test_blank_images_are_only_exact_ones(self):
         blank = np.stack([np.zeros((16, 16), np.uint8), np.full((16, 16), 9, np.uint8)])
@@ -352,6 +536,20 @@ class TestContactSheet:
         assert rest == 0
         assert columns * rows >= classes > columns * (rows - 1)
         assert classes == 3 or 0.9 < sheet.width / sheet.height < 1.1
+
+    def test_has_letters_beyond_ascii(self):
+        if isinstance(contact_sheet._font(["\u00f6"]).path, io.BytesIO):
+            pytest.skip("no font of more letters is here")
+        sheets = [
+            contact_sheet.contact_sheet([name], [None]).tobytes()
+            for name in (
+                "R\u00f6schen",
+                "R\u00fcschen",
+                unicodedata.normalize("NFD", "R\u00f6schen"),
+            )
+        ]
+        assert sheets[0] != sheets[1]  # both would be the same box
+        assert sheets[0] == sheets[2]
 
     def test_shortens_long_names(self):
         one, two = (contact_sheet.contact_sheet([name], [None]) for name in ("x" * 200, "x" * 201))

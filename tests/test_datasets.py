@@ -1,15 +1,19 @@
 """Every data set in its official format through the real entrypoints."""
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from helpers import REPO, TINY_EVAL, evaluate, read_json, rows_of, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layouts_birds import write_cub, write_nabirds
 from layouts_objects import write_cars, write_dogs, write_pet
-from layouts_own import write_csv, write_folder
+from layouts_own import draw, write_csv, write_folder
 from layouts_web import (
     write_aircraft,
     write_cifar10,
@@ -20,6 +24,10 @@ from layouts_web import (
 
 from utils.data_utils import RunPaths
 from utils.dataset import SPECS, get_spec, open_split
+from utils.errors import InputError
+from utils.files import canonical_json, sha256_text
+from utils.readers.listing import TEXT
+from utils.splits import PAIRS_AT_ONCE, Carving, Split, carve
 
 TWO_STEPS = (
     "--model_type testing --img_size 32 --num_steps 2 --eval_every 2 --train_batch_size 4 "
@@ -161,8 +169,92 @@ def test_is_found_below_a_parent_of_all_data_sets(tmp_path, dataset, monkeypatch
         root.rename(tmp_path / f"{folder} is done")
 
 
+@pytest.mark.parametrize("dataset", [name for name in LAYOUTS if get_spec(name).folders])
+def test_is_found_where_its_archive_brought_a_folder_along(tmp_path, dataset):
+    spec = get_spec(dataset)
+    outer, inner = spec.folders[-1], spec.folders[0]
+    root = LAYOUTS[dataset].write(tmp_path / outer / inner)
+    (tmp_path / "data").mkdir()  # of something else
+    for given_root in (tmp_path, tmp_path / outer, root):
+        assert spec.find_root(spec, given_root) == root
+
+
+def test_folders_are_found_where_their_archive_brought_a_folder_along(tmp_path):
+    root = write_folder(tmp_path / "flowers" / "flowers")
+    (root.parent / "__MACOSX").mkdir()
+    for given_root in (root.parent, root):
+        split = open_split(get_spec("folder"), given_root, "val")
+        assert (len(split), split.root) == (6, root)
+
+
+class TestChecksum:
+    def test_is_that_of_the_whole_list(self):
+        count = 3 * PAIRS_AT_ONCE + 1
+        ids = [f"é{number}" for number in range(count)]
+        for size in (1, PAIRS_AT_ONCE, PAIRS_AT_ONCE + 1, count):
+            split = split_of(ids[:size], [number % 7 for number in range(size)])
+            pairs = [[sample_id, number % 7] for number, sample_id in enumerate(ids[:size])]
+            assert split.checksum() == sha256_text(canonical_json(pairs))
+
+
+def split_of(ids: list[str], labels: list[int]) -> Split:
+    """A train split of images that are not there, with 7 classes."""
+    classes = tuple(f"class {number}" for number in range(7))
+    texts = np.array(ids, dtype=TEXT)
+    return Split("toy", "train", Path("unused"), classes, texts, texts, np.array(labels, np.int64))
+
+
 class TestCarving:
     """A val split cut out of train."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        labels=st.lists(st.integers(0, 6), min_size=2, max_size=60),
+        fraction=st.floats(0.01, 0.99), seed=st.integers(0, 3), drawn=st.data(),
+    )  # fmt: skip
+    def test_gives_each_class_its_share(self, labels, fraction, seed, drawn):
+        ids = [f"image {number}" for number in range(len(labels))]
+        counts = np.bincount(labels, minlength=7)
+        able = np.maximum(counts - 1, 0)  # one of each class stays to train on
+        carving = Carving(fraction, seed)
+        try:
+            train, val = carve(split_of(ids, labels), carving)
+        except InputError as error:
+            assert "carves none; give more" in str(error)  # noqa: PT017 - either will do
+            assert (np.minimum(np.floor(counts * fraction), able) == 0).all()
+            return
+        assert (train.name, val.name) == ("train", "val")
+        assert sorted([*train.ids, *val.ids]) == sorted(ids)
+        for part in (train, val):  # in the order of the whole
+            places = [ids.index(sample_id) for sample_id in part.ids]
+            assert places == sorted(places)
+            assert part.labels.tolist() == [labels[place] for place in places]
+        carved = np.bincount(val.labels, minlength=7)
+        assert (carved <= able).all()
+        assert (carved <= np.ceil(counts * fraction)).all()
+        assert (carved >= np.minimum(np.floor(counts * fraction), able)).all()
+        asked = round(len(labels) * fraction)
+        assert len(val) <= max(asked, 1)
+        if (able >= np.ceil(counts * fraction)).all():
+            assert len(val) == asked
+        # Which ones does not depend on the order of the list.
+        order = drawn.draw(st.permutations(range(len(ids))))
+        again = split_of([ids[place] for place in order], [labels[place] for place in order])
+        assert set(carve(again, carving)[1].ids) == set(val.ids)
+
+    def test_rounds_up_where_most_is_left_over(self):
+        labels = [0] * 7 + [1] * 8 + [2] * 9
+        _, val = carve(split_of([f"{number}" for number in range(24)], labels), Carving(0.1, 1))
+        assert np.bincount(val.labels).tolist() == [0, 1, 1]  # of 0.7, 0.8 and 0.9
+
+    def test_is_the_same_on_every_machine(self):
+        ids = [f"image_{number:05d}" for number in range(20)]
+        _, val = carve(split_of(ids, [number % 2 for number in range(20)]), Carving(0.3, 42))
+        assert [int(sample_id[6:]) for sample_id in val.ids] == [5, 6, 7, 12, 13, 14]
+
+    def test_of_one_image_a_class_is_refused(self):
+        with pytest.raises(InputError, match=r"--val_fraction 0.9 of 3 samples of toy in 3 class"):
+            carve(split_of(["a", "b", "c"], [0, 1, 2]), Carving(0.9, 1))
 
     def test_is_recorded_stratified_and_repeated_by_eval(self, tmp_path):
         root = write_cub(tmp_path / "data", train_images=8)
@@ -347,6 +439,33 @@ class TestBadInput:
         (root / "train" / "empty").mkdir()
         error = refused_run(refused, "folder", root)
         assert f"{root}/train/empty has no image" in error
+
+    @pytest.mark.parametrize("dataset", ["folder", "csv"])
+    def test_a_single_class(self, tmp_path, refused, dataset):
+        draw(tmp_path / "data" / "rose" / "a.jpg", 0, 0)
+        (tmp_path / "data" / "a.csv").write_text("path,label\nrose/a.jpg,rose\n")
+        assert "has a single class, 'rose'" in refused_run(refused, dataset, tmp_path / "data")
+
+    @pytest.mark.parametrize("dataset", [*OFFICIAL, "folder", "csv"])
+    def test_a_root_that_may_not_be_entered(self, tmp_path, refused, dataset, monkeypatch):
+        """Pretended: root may enter every folder, and tests may run as root."""
+        root = LAYOUTS[dataset].write(tmp_path / "data")
+        folder = root if root.is_dir() else root.parent
+        stat, scandir = os.stat, os.scandir
+
+        def refusing(call):
+            def refuse(path=".", *args, **more):
+                if folder in (Path(os.fsdecode(path)), *Path(os.fsdecode(path)).parents):
+                    raise PermissionError(1, "Operation not permitted", os.fspath(path))
+                return call(path, *args, **more)
+
+            return refuse
+
+        monkeypatch.setattr(os, "stat", refusing(stat))
+        monkeypatch.setattr(os, "scandir", refusing(scandir))
+        error = refused_run(refused, dataset, root)
+        assert "cannot be read (Operation not permitted)" in error
+        assert str(folder) in error
 
     def test_a_class_that_is_not_trained(self, tmp_path, refused):
         root = write_folder(tmp_path / "data")

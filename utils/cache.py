@@ -4,28 +4,30 @@ A cache holds the uint8 images of one split at the preset's working size, one af
 share it, forked or spawned.
 
     <cache_dir>/<key>/pixels.bin    H * W * 3 bytes an image, in split order
-    <cache_dir>/<key>/index.npz     where each begins, its size, the original's size
+    <cache_dir>/<key>/index.npz     size of each, size of its original
     <cache_dir>/<key>/about.json    what it is of, for people; and which images are bad
     <cache_dir>/<key>.lock          held by a builder as long as it lives
 
-The key covers everything the bytes depend on: ids and labels, path, length and time of change of
-every file, the working size, the versions of the decoders. What changes gets another key, so an old
-cache is never served. Images that were bad are tried again when a cache is opened: not all that
-ails them is in the file. A cache is built beside and renamed: it is whole or not there.
+The key covers everything the bytes depend on: ids and labels, path, length and times of change of
+every file, the working size, the versions of what decodes and resizes. What changes gets another
+key, so an old cache is never served. Images that were bad are tried again when a cache is opened:
+not all that ails them is in the file. A cache is built beside and renamed: it is whole or not
+there.
 """
 
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -40,14 +42,16 @@ from utils.presets import Size
 from utils.splits import Split
 from utils.working_images import CachedImages, FileImages, Index, SizeOf
 
-FORMAT = 1  # raise it when the bytes or their layout change
+FORMAT = 2  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what workers share; macOS has no such folder
-RAM_SHARE = 0.6  # of the machine's memory that a cache may take
+RAM_SHARE = 0.6  # of the machine's memory that the caches of a run may take
+
+_in_ram: WeakSet[CachedImages] = WeakSet()  # that this process holds: of training, of evaluation
 
 
 def _fingerprint(split: Split) -> str:
-    """SHA-256 over path, length and time of change of every image."""
+    """SHA-256 over path, length and times of change of every image."""
     digest = hashlib.sha256()
     for position in range(len(split)):
         path = split.path_of(position)
@@ -55,7 +59,9 @@ def _fingerprint(split: Split) -> str:
             stat = os.stat(path)  # noqa: PTH116 - a Path costs 10 us an image
         except OSError as error:
             raise RunError(f"image {path} cannot be read ({error.strerror})") from error
-        digest.update(f"{split.paths[position]}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        # ctime too: tools that turn photos by one byte of EXIF, or copy, can keep the mtime.
+        about = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        digest.update(f"{split.paths[position]}\0{about}\n".encode())
     return digest.hexdigest()
 
 
@@ -69,10 +75,12 @@ def cache_key(split: Split, working: dict[str, Any]) -> str:
     Raises:
         RunError: an image is not there.
     """
-    decoders = {name: importlib.metadata.version(name) for name in ("torchvision", "pillow")}
+    made_by = {
+        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")
+    }
     parts = {
         "format": FORMAT, "checksum": split.checksum(), "files": _fingerprint(split),
-        "working": working, "decoders": decoders,
+        "working": working, "made_by": made_by, "machine": platform.machine(),
     }  # fmt: skip
     return sha256_text(canonical_json(parts))[:24]
 
@@ -99,8 +107,7 @@ def _plan(split: Split, size_of: SizeOf, may_be_bad: bool) -> Index:
 
     with progress(len(split), "cache: sizes", "img") as bar:
         in_threads(measure, len(split), bar)
-    offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)])
-    return Index(offsets, sizes, originals, bad)
+    return Index.of(sizes, originals, bad)
 
 
 def _fill(
@@ -154,7 +161,8 @@ def ram_cache(files: FileImages, may_be_bad: bool, is_shared: bool) -> CachedIma
     """
     index = _plan(files.split, files.size_of, may_be_bad)
     total = int(index.offsets[-1])
-    _refuse_too_much("memory", total, int(_physical_memory() * RAM_SHARE))
+    there = int(_physical_memory() * RAM_SHARE) - sum(len(cache.pixels) for cache in _in_ram)
+    _refuse_too_much("memory", total, max(0, there))
     pixels = torch.empty(total, dtype=torch.uint8)
     if is_shared:
         if SHARED_MEMORY.is_dir():
@@ -167,12 +175,18 @@ def ram_cache(files: FileImages, may_be_bad: bool, is_shared: bool) -> CachedIma
 
     _fill(write, index, files, may_be_bad)
     log.info("cache: %d images, %.2f GB in RAM", len(files.split), total / 1e9)
-    return CachedImages(pixels, index)
+    cache = CachedImages(pixels, index)
+    _in_ram.add(cache)
+    return cache
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`; the system lets go of it when this process ends, however it ends."""
+    """Hold the lock at `path`; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        RunError: the file system has no locks, as some network drives.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -180,68 +194,89 @@ def _locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             log.info("cache: waiting for another process that builds %s", path.stem)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be locked ({error.strerror}); --cache_dir on another disk"
+            ) from error
         yield
 
 
-def _open_disk_cache(folder: Path) -> CachedImages | None:
-    """The cache in `folder`, or None where it is not there or not what was written."""
+def _open_disk_cache(folder: Path, count: int) -> CachedImages | None:
+    """The cache of `count` images in `folder`, or None: not there, or not what was written."""
     try:
         about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        bad = {int(position): message for position, message in about["bad"].items()}
         with np.load(folder / INDEX_FILE, allow_pickle=False) as arrays:
-            index = Index(
-                arrays["offsets"], arrays["sizes"], arrays["originals"],
-                {int(position): message for position, message in about["bad"].items()},
-            )  # fmt: skip
+            sizes, originals = arrays["sizes"], arrays["originals"]
+        if not all(a.shape == (count, 2) and a.dtype == np.int64 for a in (sizes, originals)):
+            return None
+        index = Index.of(sizes, originals, bad)
         is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1] > 0
-    # What a folder that is absent, emptied or overwritten raises.
+    # What a folder that is absent, emptied or overwritten raises; RuntimeError: flipped bits in the
+    # zip archive's flags.
     except (
-        OSError, ValueError, KeyError, IndexError, AttributeError, EOFError, zipfile.BadZipFile,
+        OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError,
+        zipfile.BadZipFile,
     ):  # fmt: skip
         return None
     return CachedImages(folder / PIXELS_FILE, index) if is_whole else None
 
 
-def _has_healed(files: FileImages, positions: Collection[int]) -> bool:
-    """Whether an image that could not be decoded now can: a drive or a permission may come back."""
-    for position in positions:
+def _has_healed(files: FileImages, bad: dict[int, str]) -> bool:
+    """Whether an image that could not be decoded now can: a drive or a permission may come back.
+
+    Messages of those that still cannot are brought up to date: the data may have moved.
+    """
+    for position in bad:
         try:
             files.load(position)
-        except RunError:
+        except RunError as error:
+            bad[position] = str(error)
             continue
         return True
     return False
 
 
+def _write_all(file: BinaryIO, values: Tensor, offset: int) -> None:
+    """Write bytes at an offset; several threads may.
+
+    Not through a mapping of the file: a full disk would be a signal, not an OSError.
+    """
+    rest = memoryview(values.numpy())
+    while rest:  # a disk that is nearly full takes a part, and says so the next time
+        written = os.pwrite(file.fileno(), rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
 def _build_disk_cache(
     folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool
 ) -> None:
+    # What was damaged, and what builders left that were killed: the lock is ours, so nobody is at
+    # work in there.
+    for left in (folder, *folder.parent.glob(f"{folder.name}.*tmp")):
+        shutil.rmtree(left, ignore_errors=True)
     index = _plan(files.split, files.size_of, may_be_bad)
     total = int(index.offsets[-1])
     _refuse_too_much(f"disk in {folder.parent}", total, shutil.disk_usage(folder.parent).free)
     if not total:
         raise RunError(f"no image of split {files.split.name} can be decoded")
-    beside = folder.with_name(f"{folder.name}.tmp")
-    # Of a builder that was killed: the lock is ours, so nobody is at work in there.
-    shutil.rmtree(beside, ignore_errors=True)
+    # By process, all the same: somebody may have deleted the file of the lock that another holds.
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     beside.mkdir()
     try:
         with (beside / PIXELS_FILE).open("wb") as file:
-            # Not through a mapping of the file: a full disk would be a signal, not an OSError.
+
             def write(offset: int, values: Tensor) -> None:
-                written = os.pwrite(file.fileno(), values.numpy(), offset)
-                if written < len(values):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+                _write_all(file, values, offset)
 
             _fill(write, index, files, may_be_bad)
             file.truncate(total)  # the last image may be a bad one
-        arrays = {name: array for name, array in index._asdict().items() if name != "bad"}
-        np.savez(beside / INDEX_FILE, **arrays)
+        np.savez(beside / INDEX_FILE, sizes=index.sizes, originals=index.originals)
         bad = {str(position): message for position, message in sorted(index.bad.items())}
         write_json(beside / ABOUT_FILE, {**about, "bytes": total, "bad": bad})
         for path in beside.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)  # of what was damaged
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -260,19 +295,20 @@ def disk_cache(
         may_be_bad: whether an image that cannot be decoded is noted instead of raised.
 
     Raises:
-        RunError: an image cannot be decoded, or the disk is full.
+        RunError: an image cannot be decoded, there is no room, or the folder cannot be locked.
+        OSError: the disk became full, or the folder cannot be written.
     """
     key = cache_key(files.split, working)
     folder = cache_dir / key
     with _locked(cache_dir / f"{key}.lock"):
-        cache = _open_disk_cache(folder)
+        cache = _open_disk_cache(folder, len(files.split))
         if cache is None or _has_healed(files, cache.index.bad):
             about = {
                 "dataset": files.split.dataset, "split": files.split.name,
                 "images": len(files.split), "working": working,
             }  # fmt: skip
             _build_disk_cache(folder, files, about, may_be_bad)
-            cache = _open_disk_cache(folder)
+            cache = _open_disk_cache(folder, len(files.split))
         else:
             log.info("cache: reading %s", folder)
     if cache is None:

@@ -4,7 +4,8 @@ No torch here: a wrong path or a damaged list is refused before torch is importe
 is a reader in `utils/readers/` and an entry in `SPECS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,27 @@ TRAIN_TEST = ("train", "test")
 DEFAULT_VAL_FRACTION = 0.2
 
 
+@contextmanager
+def _os_errors_are_input_errors() -> Iterator[None]:
+    """A folder that may not be entered, or a path that the system does not take, is bad input.
+
+    macOS keeps programs out of Documents and external disks until the user lets them in.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--data_root: {error.filename} cannot be read ({error.strerror})"
+        ) from error
+
+
+@_os_errors_are_input_errors()
 def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
-    """`data_root` or the folder in it that has the dataset's entries."""
+    """`data_root` or the folder in it that has the dataset's entries.
+
+    Archives are often unpacked into a folder of the name that they bring along themselves, so that
+    a parent of all datasets has it two levels down.
+    """
     if not data_root.exists():
         hint = ""
         if data_root.parent == Path("/") and data_root.name in spec.folders:
@@ -44,7 +64,9 @@ def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
         raise InputError(f"--data_root {data_root} does not exist{hint}")
     if not data_root.is_dir():
         raise InputError(f"--data_root {data_root} is a file, not the folder of {spec.name}")
-    candidates = (data_root, *(data_root / folder for folder in spec.folders))
+    below = [data_root / folder for folder in spec.folders]
+    nested = [outer / folder for outer in below for folder in spec.folders]
+    candidates = (data_root, *below, *nested)
     missing = {
         root: [entry for entry in spec.entries if not (root / entry).exists()]
         for root in candidates
@@ -101,17 +123,20 @@ class DatasetSpec:
             f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}{reason}"
         )
 
+    @_os_errors_are_input_errors()
     def official_splits(self, root: Path) -> tuple[str, ...]:
         """The splits that the data itself has."""
         return self.splits(root) if callable(self.splits) else self.splits
 
 
+@_os_errors_are_input_errors()
 def _existing(spec: DatasetSpec, data_root: Path) -> Path:
     if not data_root.exists():
         raise InputError(f"--data_root {data_root} does not exist")
     return data_root
 
 
+@_os_errors_are_input_errors()
 def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
     synthetic.is_drawn(data_root)  # refuses a folder with something else in it
     return data_root
@@ -166,7 +191,8 @@ SPECS = (
         splits=TRAIN_TEST, read=cifar.read100, prepare=cifar.prepare100,
     ),
     DatasetSpec(
-        name="folder", splits=folder.splits, read=folder.read, find_root=_existing,
+        name="folder", splits=folder.splits, read=folder.read,
+        find_root=lambda spec, data_root: folder.find(_existing(spec, data_root)),
     ),
     DatasetSpec(
         name="csv", splits=csv_list.splits, read=csv_list.read,
@@ -225,6 +251,7 @@ def offered_splits(spec: DatasetSpec, root: Path, carving: Carving | None) -> tu
     return (*spec.official_splits(root), *(("val",) if carving is not None else ()))
 
 
+@_os_errors_are_input_errors()
 def open_split(
     spec: DatasetSpec, data_root: Path, split: str, carving: Carving | None = None
 ) -> Split:
@@ -237,13 +264,16 @@ def open_split(
         carving: how, if at all.
 
     Raises:
-        InputError: the data root, a list file or the split is missing or malformed.
+        InputError: the data root, a list file or the split is missing, malformed or not to be read,
+            or there is a single class.
     """
     root = spec.find_root(spec, data_root)
     offered = offered_splits(spec, root, carving)
     spec.refuse_split(split, offered)
     is_carved = carving is not None and split in ("train", "val")
     listing = spec.read(root, "train" if is_carved else split)
+    if len(listing.classes) < 2:
+        raise InputError(f"{root} has a single class, {listing.classes[0]!r}; there must be two")
     images = root if not root.is_file() else root.parent
     whole = Split(
         spec.name, split, images.resolve(), listing.classes,

@@ -4,6 +4,7 @@ No torch here: a missing or damaged image is refused before torch is imported. `
 the quick way to pixels; what it cannot decode comes here.
 """
 
+import os
 import struct
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -35,8 +36,8 @@ Image.MAX_IMAGE_PIXELS = None
 # whole process: `catch_warnings` would have threads decode one after another.
 warnings.filterwarnings("ignore", module="PIL")
 
-# What Pillow raises for files that are cut, damaged or no images.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError)
+# What Pillow raises for files that are cut, damaged or no images; RuntimeError: of AVIF and DDS.
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 # What Pillow raises for EXIF that is damaged, in images that are whole.
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
 # What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
@@ -92,6 +93,10 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     try:
         with Image.open(path) as image:
             refuse_bomb(path, *image.size)
+            if image.format == "PNG" and "exif" not in image.info:
+                # EXIF may follow the pixels. `getexif` would load them too, but there an error is
+                # taken for one of EXIF; and what failed once does not fail again.
+                image.load()
             if image.format != "TIFF":
                 yield image, exif_orientation(image.getexif)
                 return
@@ -126,7 +131,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path) -> Description:
-    """What the image at `path` is; reads the header only.
+    """What the image at `path` is; reads the header only, of a PNG without EXIF there everything.
 
     Raises:
         RunError: the file is missing, no image, or too large.
@@ -194,7 +199,7 @@ def check_images(
         InputError: says how many of how many are bad, where, and names the first.
     """
     for split, allowed in zip(splits, _allowances(splits, may_be_damaged), strict=True):
-        missing = _failing(split, Path.exists, "find")
+        missing = _failing(split, os.path.exists, "find")  # Path's raises for names too long
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(split)} images of split {split.name} are missing in "

@@ -14,6 +14,8 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import canonical_json
 
+PAIRS_AT_ONCE = 4096  # of a checksum: one by one takes eight times as long
+
 
 @dataclass(frozen=True)
 class Split:
@@ -44,9 +46,11 @@ class Split:
     def checksum(self) -> str:
         """The SHA-256 over ids and labels, as of the canonical JSON of the list of pairs."""
         digest = hashlib.sha256(b"[")
-        for i, (sample_id, label) in enumerate(zip(self.ids, self.labels.tolist(), strict=True)):
-            pair = canonical_json([str(sample_id), label])
-            digest.update(f",{pair}".encode() if i else pair.encode())
+        for start in range(0, len(self), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            pairs = [*zip(self.ids[part].tolist(), self.labels[part].tolist(), strict=True)]
+            comma = "," if start else ""
+            digest.update(f"{comma}{canonical_json(pairs)[1:-1]}".encode())
         digest.update(b"]")
         return digest.hexdigest()
 

@@ -1,12 +1,17 @@
 """utils/cache.py: never half, never stale, one builder at a time."""
 
+import errno
+import fcntl
 import functools
 import json
 import os
-import signal
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +23,7 @@ from utils import cache as cache_module
 from utils.cache import cache_key, disk_cache, ram_cache
 from utils.errors import RunError
 from utils.presets import PRESETS
-from utils.working_images import FileImages
+from utils.working_images import CachedImages, FileImages, Index
 
 SIZE = 16
 WORKING = {"phase": "train", "squash": False, "side": 36}
@@ -35,6 +40,38 @@ def files_of(split) -> FileImages:
 
 def build(split, folder, may_be_bad=False):
     return disk_cache(folder, files_of(split), WORKING, may_be_bad)
+
+
+def folders_in(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if entry.is_dir()]
+
+
+def builder(split, folder, before: str = "") -> subprocess.Popen:
+    """A process that builds the cache in `folder`, after it has run the lines of `before`.
+
+    They may fork: importing torch takes seconds.
+    """
+    script = f"""
+import logging, os, pathlib, pickle, signal, sys, time
+import numpy
+sys.path[:0] = [{str(REPO)!r}]
+from pathlib import Path
+from utils.cache import disk_cache
+from utils.console import log
+from utils.working_images import FileImages
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+log.setLevel(logging.INFO)
+files, folder = pickle.load(sys.stdin.buffer), {str(folder)!r}
+{before}
+disk_cache(Path(folder), files, {WORKING!r}, False)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(pickle.dumps(files_of(split)))
+    process.stdin.flush()
+    return process
 
 
 def assert_same(cache, split) -> None:
@@ -57,6 +94,16 @@ class TestRam:
         monkeypatch.setattr(cache_module, "_physical_memory", lambda: 1000)
         with pytest.raises(RunError, match=r"the cache needs .* GB of memory, .*--cache disk"):
             ram_cache(files_of(split), False, False)
+
+    def test_leaves_less_for_the_next(self, split, monkeypatch):
+        """A run has two: of training, of evaluation."""
+        cache = ram_cache(files_of(split), False, False)
+        room = int(1.5 * len(cache.pixels) / cache_module.RAM_SHARE)
+        monkeypatch.setattr(cache_module, "_physical_memory", lambda: room)
+        with pytest.raises(RunError, match=r"the cache needs .* GB of memory"):
+            ram_cache(files_of(split), False, False)
+        del cache
+        assert_same(ram_cache(files_of(split), False, False), split)
 
 
 class TestDisk:
@@ -88,6 +135,19 @@ class TestDisk:
         Image.fromarray(array + 7).save(target, "BMP")
         assert_same(build(split, tmp_path / "c"), split)
 
+    def test_is_not_stale_when_a_tool_keeps_length_and_time_of_change(self, split, tmp_path):
+        """`exiftool -P -Orientation=...` turns a photo by one byte, and puts the time back."""
+        target = split.root / split.paths[1]
+        array = np.zeros((50, 60, 3), dtype=np.uint8)
+        Image.fromarray(array).save(target, "BMP")
+        before = target.stat()
+        build(split, tmp_path / "c")
+        Image.fromarray(array + 7).save(target, "BMP")
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = target.stat()
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert_same(build(split, tmp_path / "c"), split)
+
     def test_key_covers_samples_size_and_decoders(self, split, tmp_path, monkeypatch):
         keys = {
             cache_key(split, WORKING),
@@ -100,7 +160,9 @@ class TestDisk:
         assert all(len(key) == 24 for key in keys)
 
     @pytest.mark.parametrize("name", ["pixels.bin", "index.npz", "about.json"])
-    @pytest.mark.parametrize("damage", [b"", b"{}", None])
+    @pytest.mark.parametrize(
+        "damage", [b"", b"{}", b"[]", b"null", b'{"bad": 3}', b"[" * 10**5, None]
+    )
     def test_that_is_damaged_is_built_again(self, split, tmp_path, name, damage):
         build(split, tmp_path / "c")
         (path,) = (tmp_path / "c").glob(f"*/{name}")
@@ -108,6 +170,68 @@ class TestDisk:
         if damage is not None:
             path.write_bytes(damage)
         assert_same(build(split, tmp_path / "c"), split)
+
+    @pytest.mark.parametrize(
+        "change", [lambda content: content[:-1], lambda content: content + b"x"]
+    )
+    def test_of_another_length_is_built_again(self, split, tmp_path, change):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/pixels.bin")
+        path.write_bytes(change(path.read_bytes()))
+        assert_same(build(split, tmp_path / "c"), split)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda sizes, originals: {},
+            lambda sizes, originals: {"sizes": sizes},
+            lambda sizes, originals: {"sizes": sizes, "originals": originals[:5]},
+            lambda sizes, originals: {"sizes": sizes.astype(float), "originals": originals},
+            lambda sizes, originals: {"sizes": sizes.ravel(), "originals": originals},
+            lambda sizes, originals: {"sizes": sizes[::-1] * 2, "originals": originals},
+        ],
+    )
+    def test_with_another_index_is_built_again(self, split, tmp_path, change):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/index.npz")
+        with np.load(path) as arrays:
+            changed = change(**arrays)
+        np.savez(path, **changed)
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_with_an_index_of_one_array_is_built_again(self, split, tmp_path):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/index.npz")
+        with path.open("wb") as file:
+            np.save(file, np.ones((6, 2), np.int64))
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_with_flipped_bits_in_its_index_is_built_again_or_read_right(self, split, tmp_path):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/index.npz")
+        whole, random = path.read_bytes(), np.random.default_rng(0)
+        folder = path.parent
+        right = cache_module._open_disk_cache(folder, 6).index
+        refused = 0
+        for _ in range(1500):
+            content = bytearray(whole)
+            content[random.integers(len(whole))] ^= 1 << random.integers(8)
+            path.write_bytes(content)
+            cache = cache_module._open_disk_cache(folder, 6)
+            refused += cache is None
+            if cache is not None:
+                assert np.array_equal(cache.index.sizes, right.sizes)
+                assert np.array_equal(cache.index.originals, right.originals)
+        assert refused > 500
+
+    def test_may_be_larger_than_the_memory(self, tmp_path):
+        total = 3 * (cache_module._physical_memory() // 3 + 2**30)
+        path = tmp_path / "pixels.bin"
+        with path.open("wb") as file:
+            file.truncate(total)  # a hole: takes no room
+        sizes = np.array([[total // 3 - 1, 1], [1, 1]])
+        cache = CachedImages(path, Index.of(sizes, sizes, {}))
+        assert cache.load(1).image.flatten().tolist() == [0, 0, 0]
 
     def test_names_a_bad_image(self, split, tmp_path):
         (split.root / split.paths[4]).write_bytes(b"text")
@@ -119,6 +243,25 @@ class TestDisk:
             with pytest.raises(RunError, match=r"photo_004.jpg cannot be decoded"):
                 cached.load(4)
             assert torch.equal(cached.load(5).image, files_of(split).load(5).image)
+
+    def test_may_end_with_a_bad_image(self, split, tmp_path):
+        path = split.root / split.paths[5]
+        path.write_bytes(path.read_bytes()[:-500])  # its header is whole: room is kept for it
+        built = build(split, tmp_path / "c", may_be_bad=True)
+        again = build(split, tmp_path / "c", may_be_bad=True)
+        for cache in (built, again):
+            assert torch.equal(cache.load(4).image, files_of(split).load(4).image)
+            with pytest.raises(RunError, match=r"photo_005.jpg cannot be decoded"):
+                cache.load(5)
+
+    def test_names_a_bad_image_where_it_lies_now(self, split, tmp_path):
+        (split.root / split.paths[4]).write_bytes(b"text")
+        build(split, tmp_path / "c", may_be_bad=True)
+        moved = split.root.rename(tmp_path / "elsewhere")
+        cache = build(replace(split, root=moved), tmp_path / "c", may_be_bad=True)
+        assert len(folders_in(tmp_path / "c")) == 1
+        with pytest.raises(RunError, match=r"elsewhere/.*photo_004.jpg cannot be decoded"):
+            cache.load(4)
 
     def test_with_a_bad_image_does_not_serve_a_run_that_allows_none(self, split, tmp_path):
         (split.root / split.paths[4]).write_bytes(b"text")
@@ -135,6 +278,44 @@ class TestDisk:
         with pytest.raises(OSError, match="No space left"):
             build(split, tmp_path / "c")
         assert not [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+
+    def test_is_whole_where_a_disk_takes_a_part_at_a_time(self, split, tmp_path, monkeypatch):
+        pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:1000], at))
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_without_room_is_refused(self, split, tmp_path, monkeypatch):
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(RunError, match=r"the cache needs .* GB of disk in .*--cache none"):
+            build(split, tmp_path / "c")
+        assert folders_in(tmp_path / "c") == []
+
+    def test_where_nothing_can_be_locked_is_refused(self, split, tmp_path, monkeypatch):
+        def flock(*_):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(RunError, match=r"lock cannot be locked .*--cache_dir on another disk"):
+            build(split, tmp_path / "c")
+
+    def test_that_is_deleted_is_still_read_where_it_is_open(self, split, tmp_path):
+        cache = build(split, tmp_path / "c")
+        shutil.rmtree(tmp_path / "c")
+        assert_same(cache, split)
+
+    def test_travels_to_spawned_workers_unless_it_is_another_by_now(self, split, tmp_path):
+        cache = build(split, tmp_path / "c")
+        sent = pickle.dumps(cache)
+        assert len(sent) < 10_000  # not the pixels
+        assert_same(pickle.loads(sent), split)
+        shutil.rmtree(tmp_path / "c")
+        late = pickle.loads(sent)  # a failure here would be a traceback of the worker
+        with pytest.raises(FileNotFoundError, match=r"pixels.bin"):
+            late.load(0)
+        build(split, tmp_path / "c")
+        with pytest.raises(OSError, match=r"built again while it was in use: .*pixels.bin"):
+            pickle.loads(sent).load(0)
 
     def test_is_built_once_by_two_builders(self, split, tmp_path, monkeypatch):
         built, results = [], []
@@ -157,34 +338,81 @@ class TestDisk:
         for cache in results:
             assert_same(cache, split)
 
-    def test_of_a_killed_builder_is_built_again(self, split, tmp_path):
-        """A process that is killed while it holds the lock and half of the pixels."""
-        script = f"""
-import functools, os, signal, sys, pickle
-sys.path[:0] = [{str(REPO)!r}]
-from utils.cache import disk_cache
-from utils.working_images import FileImages
-files = pickle.load(sys.stdin.buffer)
-load, count = FileImages.load, []
-def dying(self, position):
-    count.append(position)
-    if len(count) > 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return load(self, position)
-FileImages.load = dying
-from pathlib import Path
-disk_cache(Path({str(tmp_path / "c")!r}), files, {WORKING!r}, False)
-"""
-        import pickle
-
-        done = subprocess.run(
-            [sys.executable, "-c", script], input=pickle.dumps(files_of(split)), check=False
-        )
-        assert done.returncode == -signal.SIGKILL
-        left = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
-        assert [path.suffix for path in left] == [".tmp"]
+    def test_is_built_once_by_four_processes(self, split, tmp_path):
+        process = builder(split, tmp_path / "c", "os.fork(), os.fork()")
+        said = process.communicate()[0].decode()
+        assert process.returncode == 0
+        assert said.count("cache: 6 images") == 1
+        assert said.count("cache: reading") == 3
         assert_same(build(split, tmp_path / "c"), split)
-        assert all(path.suffix != ".tmp" for path in (tmp_path / "c").iterdir())
+
+    def test_of_a_killed_builder_is_built_again(self, split, tmp_path):
+        """SIGKILL before and after each kind of step: no `finally` runs, the lock is let go of."""
+        steps = (
+            ("FileImages", "load", 4), ("os", "pwrite", 1), ("os", "pwrite", 6),
+            ("numpy", "savez", 1), ("os", "replace", 1), ("os", "fsync", 2),
+            ("pathlib.Path", "rename", 1),
+        )  # fmt: skip
+        cases = [(*step, when) for step in steps for when in ("before", "after")]
+        before = f"""
+for number, (owner, name, at_call, when) in enumerate({cases!r}):
+    if not os.fork():
+        break
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+else:
+    sys.exit()
+folder += str(number)
+owner, calls = eval(owner), []
+original = getattr(owner, name)
+def dying(*args, **kwargs):
+    calls.append(1)
+    if len(calls) < at_call:
+        return original(*args, **kwargs)
+    if when == "after":
+        original(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, dying)
+"""
+        process = builder(split, tmp_path / "c", before)
+        error = process.communicate()[1].decode()
+        assert (process.returncode, error) == (0, "")
+        for number, (_, name, _, when) in enumerate(cases):
+            folder = tmp_path / f"c{number}"
+            (left,) = folders_in(folder)
+            assert (left.suffix == ".tmp") is ((name, when) != ("rename", "after"))
+            assert_same(build(split, folder), split)
+            assert [path.suffix for path in folders_in(folder)] == [""]
+
+    def test_of_a_builder_whose_lock_was_deleted_is_never_half(self, split, tmp_path, monkeypatch):
+        """Another does not wait, and half of its own is there when the first one ends."""
+        before = f"""
+load = FileImages.load
+def waiting(self, position):
+    Path({str(tmp_path / "builds")!r}).touch()
+    while not Path({str(tmp_path / "go")!r}).exists():
+        time.sleep(0.01)
+    return load(self, position)
+FileImages.load = waiting
+"""
+        process = builder(split, tmp_path / "c", before)
+        while not (tmp_path / "builds").exists():
+            assert process.poll() is None
+        (lock,) = (tmp_path / "c").glob("*.lock")
+        lock.unlink()
+        load = FileImages.load
+
+        def waiting(self, position):
+            (tmp_path / "go").touch()
+            process.wait()
+            return load(self, position)
+
+        monkeypatch.setattr(FileImages, "load", waiting)
+        cache = build(split, tmp_path / "c")
+        assert process.returncode == 1
+        process.communicate()
+        assert_same(cache, split)
+        assert_same(build(split, tmp_path / "c"), split)
+        assert [path.suffix for path in folders_in(tmp_path / "c")] == [""]
 
     def test_says_what_it_is(self, split, tmp_path):
         build(split, tmp_path / "c")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils import images
 from utils.decode import decode, read_header
 from utils.errors import RunError
-from utils.images import decode_rgb
+from utils.images import decode_rgb, describe
 from utils.readers.flowers import image_path
 
 
@@ -39,6 +39,11 @@ KINDS = [
 ]  # fmt: skip
 
 
+def with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return image
+
+
 def as_array(image: torch.Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
@@ -58,7 +63,7 @@ class TestDecode:
             assert (header.width, header.height, header.orientation) == (53, 37, 1)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
     def test_turns_upright_as_pillow_does(self, tmp_path, kind, orientation):
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
@@ -66,13 +71,68 @@ class TestDecode:
         photo().save(path, kind, exif=exif)
         image = decode(str(path))
         assert image.permute(1, 2, 0).is_contiguous()
-        assert image.shape == ((3, 53, 37) if orientation >= 5 else (3, 37, 53))
+        width, height = (37, 53) if orientation >= 5 else (53, 37)
+        assert image.shape == (3, height, width)
         assert np.array_equal(as_array(image), np.asarray(decode_rgb(path)))
+        assert describe(path)[1:3] == (width, height)  # what a cache is planned by
+        if kind in ("PNG", "TIFF"):  # lossless
+            upright = ImageOps.exif_transpose(with_orientation(photo(), orientation))
+            assert np.array_equal(as_array(image), np.asarray(upright))
+
+    def test_turns_a_tiff_that_pillow_would_map_into_memory(self, tmp_path):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        photo("L").save(tmp_path / "photo", "TIFF", exif=exif)
+        upright = ImageOps.exif_transpose(with_orientation(photo("L"), 6)).convert("RGB")
+        assert np.array_equal(as_array(decode(str(tmp_path / "photo"))), np.asarray(upright))
+
+    def test_turns_by_xmp_where_there_is_no_exif(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+        photo().save(path, "JPEG", xmp=xmp)
+        assert read_header(path.read_bytes()) == (53, 37, 6)
+        assert np.array_equal(as_array(decode(str(path))), np.asarray(decode_rgb(path)))
+
+    def test_turns_by_exif_of_two_segments(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        photo().save(path, "JPEG")
+        content = path.read_bytes()
+        ifd = struct.pack("<H", 2) + struct.pack("<HHI4s", 0x010F, 2, 1, b"x")
+        ifd += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)
+        exif = b"II*\0" + struct.pack("<I", 8) + ifd
+        parts = (b"Exif\0\0" + part for part in (exif[:20], exif[20:]))
+        segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(p) + 2) + p for p in parts)
+        path.write_bytes(content[:2] + segments + content[2:])
+        assert read_header(path.read_bytes()) == (53, 37, 6)
+        assert np.array_equal(as_array(decode(str(path))), np.asarray(decode_rgb(path)))
+
+    @pytest.mark.parametrize("extra", [b"\xff\xff", b"\xff\xff\xff\xff", b"\xff\xd0", b"\xff\x01"])
+    def test_reads_headers_with_fill_bytes_and_lone_markers(self, tmp_path, extra):
+        path = tmp_path / "photo.jpg"
+        photo().save(path, "JPEG")
+        content = path.read_bytes()
+        at = content.index(b"\xff\xc0")
+        fill = extra[:-1] if set(extra) == {0xFF} else extra
+        assert read_header(content[:at] + fill + content[at:]) == (53, 37, 1)
+
+    @pytest.mark.parametrize(
+        ("at", "value"),
+        [(4, b"\x0c"), (5, b"\0\0"), (7, b"\0\0"), (9, b"\x02"), (2, b"\0\x05")],
+        ids=["12 bits", "no height", "no width", "two components", "short"],
+    )
+    def test_leaves_other_headers_to_pillow(self, tmp_path, at, value):
+        path = tmp_path / "photo.jpg"
+        photo().save(path, "JPEG")
+        content = bytearray(path.read_bytes())
+        at += content.index(b"\xff\xc0")
+        content[at : at + len(value)] = value
+        assert read_header(bytes(content)) is None
 
     @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 5}])
     def test_gives_pillows_pixels_of_every_jpeg(self, tmp_path, options):
         path = tmp_path / "photo.jpg"
         photo(size=(301, 207)).save(path, "JPEG", **options)
+        assert read_header(path.read_bytes()) == (301, 207, 1)
         assert np.array_equal(as_array(decode(str(path))), np.asarray(decode_rgb(path)))
 
     @settings(max_examples=150, deadline=None)

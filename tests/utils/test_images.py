@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from utils.errors import InputError, RunError
-from utils.images import MAX_DECODED_IN_CHECK, check_images, decode_rgb
+from utils.images import MAX_DECODED_IN_CHECK, check_images, decode_rgb, describe
 from utils.splits import Split
 
 # What the eight EXIF orientations mean: how to turn the stored pixels upright.
@@ -88,7 +89,8 @@ class TestDecodeRgb:
         plain = save_photo(tmp_path / "plain.jpg", seed=3)
         cut = tmp_path / "cut.jpg"
         cut.write_bytes(with_exif(plain.read_bytes(), [(0x010F, 2, 4000, b"\x08\0\0\0")]))
-        with pytest.warns(UserWarning, match="Corrupt EXIF data"):  # pytest has filters of its own
+        # pytest has filters of its own.
+        with pytest.warns(UserWarning, match="Corrupt EXIF data|Tag data larger than file"):
             assert np.array_equal(np.asarray(decode_rgb(cut)), np.asarray(decode_rgb(plain)))
         code = f"from utils.images import decode_rgb; decode_rgb({str(cut)!r})"
         done = subprocess.run(
@@ -107,6 +109,12 @@ class TestDecodeRgb:
         assert (decoded.mode, decoded.size) == ("RGB", (10, 8))
         if mode in ("CMYK", "RGBA", "YCbCr"):
             assert np.abs(np.asarray(decoded).astype(int) - (200, 40, 90)).max() < 8
+
+    def test_scales_16_bits_to_8(self, tmp_path):
+        path = tmp_path / "grey.png"
+        values = np.arange(0, 65536, 331, dtype=np.uint16).reshape(2, -1)
+        Image.fromarray(values).save(path)
+        assert np.array_equal(np.asarray(decode_rgb(path))[..., 0], values >> 8)
 
     def test_grey_is_grey_in_all_three(self, tmp_path, save_photo):
         path = tmp_path / "grey.jpg"
@@ -140,8 +148,42 @@ class TestDecodeRgb:
         with pytest.raises(RunError, match=r"cut.jpg cannot be decoded"):
             decode_rgb(path)
 
+    @pytest.mark.parametrize("has_exif", [False, True])
+    def test_names_a_png_with_damaged_pixels(self, tmp_path, has_exif):
+        """Pillow loads the pixels when it looks for EXIF, and does not fail a second time."""
+        path = tmp_path / "damaged.png"
+        exif = Image.Exif()
+        exif[0x0112] = 1
+        Image.fromarray(pixels(40, 60)).save(path, exif=exif if has_exif else None)
+        whole = path.read_bytes()
+        start = whole.index(b"IDAT") + 4
+        for at in range(start, len(whole) - 20, 97):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+            with pytest.raises(RunError, match=r"damaged.png cannot be decoded"):
+                decode_rgb(path)
+            path.write_bytes(whole[:at])
+            with pytest.raises(RunError, match=r"damaged.png cannot be decoded"):
+                decode_rgb(path)
+
+    def test_turns_a_png_whose_exif_follows_the_pixels(self, tmp_path):
+        path = tmp_path / "turned.png"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels()).save(path, exif=exif)
+        content = path.read_bytes()
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        closing = content.index(b"IEND") - 4
+        path.write_bytes(
+            content[:start] + content[end:closing] + content[start:end] + content[closing:]
+        )
+        assert np.array_equal(np.asarray(decode_rgb(path)), np.rot90(pixels(), -1))
+        assert describe(path) == ("PNG RGB", 6, 9, 6)
+
     @pytest.mark.filterwarnings("ignore")  # Pillow warns of EXIF that is damaged
-    @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+    @pytest.mark.parametrize(
+        "format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "DDS"]
+    )
     @settings(max_examples=60, deadline=None)
     @given(data=st.data())
     def test_decodes_or_names_whatever_is_damaged(self, tmp_path_factory, data, format_):
@@ -180,6 +222,12 @@ class TestCheckImages:
         with pytest.raises(InputError, match=message):
             check_images([split], [split])
         check_images([split.select([0, 2])], [])
+
+    def test_a_name_that_no_file_can_have_is_missing(self, split):
+        paths = split.paths.astype(object)
+        paths[2] = "jpg/" + "x" * 300 + ".jpg"
+        with pytest.raises(InputError, match=r"1 of 5 images of split val are missing"):
+            check_images([replace(split, paths=paths.astype(str))], [])
 
     def test_images_that_are_not_used_must_be_there_too(self, split):
         self.path(split, 4).unlink()

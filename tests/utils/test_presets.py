@@ -151,6 +151,13 @@ class TestSizes:
             assert (working.height + 0.5) * (working.width + 0.5) >= 4 * img_size**2
             assert (working.height - 1) * (working.width - 1) <= 4 * img_size**2
 
+    def test_only_strong_does_more_than_geometry(self):
+        assert {name: tuple(preset.augmentation) for name, preset in PRESETS.items()} == {
+            "transfg": ("none", 0, 0, 0),
+            "vit": ("none", 0, 0, 0),
+            "strong": ("trivialaugment", 0.25, 0.2, 1.0),  # as the README has it
+        }
+
     @pytest.mark.parametrize("name", list(PRESETS))
     def test_only_random_resized_crops_without_a_cache_are_of_the_original(self, name):
         preset = PRESETS[name]

@@ -18,9 +18,9 @@ from utils.readers.listing import (
     to_int,
 )
 
-ENTRIES = ("data",)
 IMAGE_FOLDER = "data/images"
 CLASSES_FILE = "data/variants.txt"
+ENTRIES = (IMAGE_FOLDER, CLASSES_FILE)  # many a folder has a `data/`
 
 # For each split those that share no image with it: an image that is trained on is not tested on.
 APART = {

@@ -4,6 +4,9 @@
 `devkit/cars_train_annos.mat` and, for the test photos, in `cars_test_annos_withlabels.mat`: a file
 of its own, which the devkit lacks and which people put beside it or into it. Both folders of
 photos number them from 00001.jpg, so the sample id starts with the split.
+
+The dataset's own site is gone; the copies that go round have `car_devkit/devkit/`,
+`cars_train/cars_train/` and `cars_test/cars_test/`.
 """
 
 from pathlib import Path, PurePosixPath
@@ -11,15 +14,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from utils.errors import InputError
-from utils.readers.listing import Listing, clean_name, make_listing, refuse_shared
+from utils.readers.listing import Listing, clean_name, make_listing, refuse_shared, unpacked
 from utils.readers.matlab import load_mat, text, whole_number
 
 DEVKIT = "devkit"
-META_FILE = f"{DEVKIT}/cars_meta.mat"
-TRAIN_FILE = f"{DEVKIT}/cars_train_annos.mat"
+META_FILE, TRAIN_FILE = "cars_meta.mat", "cars_train_annos.mat"
 LABELLED_FILE = "cars_test_annos_withlabels.mat"
 IMAGE_FOLDERS = {"train": "cars_train", "test": "cars_test"}
-ENTRIES = (DEVKIT, IMAGE_FOLDERS["train"])  # training needs no test photos
+ENTRIES = (IMAGE_FOLDERS["train"],)  # what all copies have; training needs no test photos
 REMEDY = "fetch the annotations of Stanford Cars again"
 # Why a root may lack a split.
 ABSENT = {
@@ -41,23 +43,28 @@ def read(root: Path, split: str) -> Listing:
         InputError: a file is missing, damaged, lacks a variable or field, or an annotation holds
             no class of cars_meta.mat or no file name.
     """
-    source = root / TRAIN_FILE if split == "train" else _find_labelled(root)
-    classes = _read_classes(root / META_FILE)
+    source = _devkit(root) / TRAIN_FILE if split == "train" else _find_labelled(root)
+    classes = _read_classes(_devkit(root) / META_FILE)
     names, labels = _read_annotations(source)
     for name, label in zip(names, labels, strict=True):
         if not 1 <= label <= len(classes):
             raise InputError(f"{source}: the class of {name!r} is {label}, not 1 to {len(classes)}")
+    folder = unpacked(root, IMAGE_FOLDERS[split])
     return make_listing(
         source,
         classes,
         [f"{split}_{PurePosixPath(name).stem}" for name in names],
-        [f"{IMAGE_FOLDERS[split]}/{name}" for name in names],
+        [f"{folder}/{name}" for name in names],
         [label - 1 for label in labels],
     )
 
 
+def _devkit(root: Path) -> Path:
+    return root / unpacked(root, DEVKIT, "car_devkit")
+
+
 def _labelled(root: Path) -> Path | None:
-    places = (root / LABELLED_FILE, root / DEVKIT / LABELLED_FILE)
+    places = (root / LABELLED_FILE, _devkit(root) / LABELLED_FILE)
     return next((path for path in places if path.exists()), None)
 
 
@@ -66,7 +73,7 @@ def _find_labelled(root: Path) -> Path:
     path = _labelled(root)
     if path is None:
         raise InputError(
-            f"{root / LABELLED_FILE} does not exist, nor does {root / DEVKIT / LABELLED_FILE}; "
+            f"{root / LABELLED_FILE} does not exist, nor does {_devkit(root) / LABELLED_FILE}; "
             "only it has the labels of the test split; training works without it"
         )
     if not (root / IMAGE_FOLDERS["test"]).is_dir():

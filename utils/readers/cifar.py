@@ -20,7 +20,7 @@ from PIL import Image
 from utils.console import progress
 from utils.errors import InputError
 from utils.files import write_json
-from utils.readers.listing import Listing, clean_name, make_listing
+from utils.readers.listing import Listing, clean_name, make_listing, printable, read_bytes
 
 IMAGE_FOLDER = "png"
 MARKER_FILE = "pickles.json"  # in IMAGE_FOLDER: the sizes of the pickles that it was made from
@@ -234,12 +234,7 @@ def _load(path: Path) -> dict:
     Raises:
         InputError: the file is missing, unreadable, no pickle of a dict, or would run code.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file; {REMEDY}")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from error
+    data = read_bytes(path, REMEDY)
     try:
         value = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     # What files raise that are empty, cut, damaged, no pickle, or want more than is allowed.
@@ -247,7 +242,7 @@ def _load(path: Path) -> dict:
         pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError,
         AttributeError, ImportError, OverflowError, MemoryError, RecursionError, SystemError,
     ) as error:  # fmt: skip
-        reason = re.sub(r"\s+", " ", str(error))[:100] or type(error).__name__
+        reason = printable(re.sub(r"\s+", " ", str(error))[:100]) or type(error).__name__
         raise InputError(f"{path} is not an official pickle ({reason}); {REMEDY}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is not an official pickle (it holds no dict); {REMEDY}")

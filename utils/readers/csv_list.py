@@ -11,10 +11,11 @@ from itertools import compress
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.readers.folder import CONTROL, SPLITS, short_ids
-from utils.readers.listing import Listing, clean_name, make_listing, printable, read_text
+from utils.readers.folder import SPLITS, short_ids
+from utils.readers.listing import CONTROL, Listing, clean_name, make_listing, printable, read_text
 
 NEEDED, OPTIONAL = ("path", "label"), ("split",)
+REMEDY = "save it as CSV in UTF-8"
 
 
 class _Table:
@@ -145,7 +146,7 @@ def _classes(table: _Table) -> list[str]:
 
 def _read_table(path: Path) -> _Table:
     # strict: a quote that is never closed would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path, REMEDY), newline=""), strict=True)
     table = _Table(path)
     try:
         columns = _columns(path, next(reader, []))
@@ -171,7 +172,7 @@ def _read_table(path: Path) -> _Table:
 
 def _columns(path: Path, header: list[str]) -> list[str]:
     columns = [name.strip() for name in header]
-    allowed = ", ".join(NEEDED) + f" and perhaps {', '.join(OPTIONAL)}"
+    allowed = f"{', '.join(NEEDED)} and perhaps {', '.join(OPTIONAL)}, with commas between them"
     for name in columns:
         if name not in (*NEEDED, *OPTIONAL):
             raise InputError(f"{path} has the column {printable(name)!r}; it may have {allowed}")

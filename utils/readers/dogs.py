@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.readers.listing import Listing, make_listing, without_ending
+from utils.readers.listing import Listing, make_listing, unpacked, without_ending
 from utils.readers.matlab import load_mat, text, whole_numbers
 from utils.readers.named import Sample, name_classes
 
@@ -36,11 +36,12 @@ def read(root: Path, split: str) -> Listing:
         for name, pairs in files.items()
     }
     classes = name_classes({sources[name]: samples[name] for name in sources})
+    folder = unpacked(root, IMAGE_FOLDER, "images")
     return make_listing(
         sources[split],
         classes,
         [sample.id for sample in samples[split]],
-        [f"{IMAGE_FOLDER}/{path}" for path, _ in files[split]],
+        [f"{folder}/{path}" for path, _ in files[split]],
         [sample.class_id - 1 for sample in samples[split]],
     )
 

@@ -1,20 +1,26 @@
 """The user's own images: one folder a class, below `train/`, `val/` and `test/` or below the root.
 
-As torchvision's `ImageFolder`, images may lie at any depth below their class. Hidden files and what
-is no image by its ending are passed over.
+As torchvision's `ImageFolder`, images may lie at any depth below their class. Hidden files, what
+systems put beside one's own, and what is no image by its ending are passed over.
 """
 
 import errno
 import heapq
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.readers.listing import Listing, clean_name, make_listing, printable, without_ending
+from utils.readers.listing import (
+    CONTROL,
+    Listing,
+    clean_name,
+    make_listing,
+    printable,
+    without_ending,
+)
 
 SPLITS = ("train", "val", "test")
 # What others call their splits. Read as classes they would make a model of two classes.
@@ -23,7 +29,24 @@ MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif",
 )  # fmt: skip
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Of the Finder's archives, of a NAS (thumbnails), of disks. Names that start with a dot are hidden.
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+
+
+def find(root: Path) -> Path:
+    """`root`, or its only folder where that holds folders: archives are often unpacked so.
+
+    Read as it stands, such a root would be a single class, made of all splits.
+
+    Raises:
+        InputError: a folder cannot be read, or has a name that is not UTF-8.
+    """
+    folders = _folders(root)
+    if len(folders) != 1 or folders[0].lower() in MISNAMED or not _folders(root / folders[0]):
+        return root
+    return root / folders[0]
 
 
 def splits(root: Path) -> tuple[str, ...]:
@@ -36,7 +59,7 @@ def splits(root: Path) -> tuple[str, ...]:
 
 
 def read(root: Path, split: str) -> Listing:
-    """The images of one split, sorted by class and path; the sample id is the path in the split.
+    """The images of one split, sorted by class and path; the sample id is the path below the root.
 
     Raises:
         InputError: as `splits`; a class folder without an image, or that train lacks; two folders
@@ -47,13 +70,14 @@ def read(root: Path, split: str) -> Listing:
     classes = sorted(names["train"].values())
     index = {name: number for number, name in enumerate(classes)}
     prefix = "" if folders[split] == root else f"{split}/"
-    within, labels = [], []
+    paths, labels = [], []
     for folder, name in sorted(names[split].items(), key=lambda item: item[1]):
         found = _images(folders[split] / folder)
-        within += [f"{folder}/{path}" for path in found]
+        paths += [f"{prefix}{folder}/{path}" for path in found]
         labels += [index[name]] * len(found)
-    ids = short_ids([_composed(path) for path in within])
-    return make_listing(folders[split], classes, ids, [prefix + path for path in within], labels)
+    # With the name of the split: `train/rose/1.jpg` and `val/rose/1.jpg` are two samples.
+    ids = short_ids([_composed(path) for path in paths])
+    return make_listing(folders[split], classes, ids, paths, labels)
 
 
 def short_ids(paths: Sequence[str]) -> list[str]:
@@ -159,10 +183,13 @@ def _composed(path: str) -> str:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds and is not hidden."""
+    """What a folder holds that is neither hidden nor a system's."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [
+                entry for entry in entries
+                if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS
+            ]  # fmt: skip
     except NotADirectoryError as error:
         raise InputError(f"{printable(folder)} is a file, not a folder") from error
     except OSError as error:

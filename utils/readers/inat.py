@@ -48,7 +48,7 @@ def read(root: Path, split: str) -> Listing:
 def _parse(path: Path) -> dict[str, Any]:
     """The JSON object in the file at `path`, of it and of the objects in it only `_KEYS`."""
     try:
-        document = json.loads(read_text(path), object_hook=_needed)
+        document = json.loads(read_text(path, REMEDY), object_hook=_needed)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} line {error.lineno} column {error.colno} is not JSON ({error.msg}); {REMEDY}"

@@ -23,6 +23,9 @@ from utils.errors import InputError
 # UTF-8 of any length in one block of memory: 85 bytes a path of iNaturalist where `<U` takes 340,
 # and no Python objects whose reference counts would copy a forked worker's memory.
 TEXT = np.dtypes.StringDType()
+# What no name may have: it would break lines in two, or end a path.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+FETCH = "fetch the whole dataset"
 
 
 @dataclass(frozen=True)
@@ -99,34 +102,61 @@ def clean_name(raw: str) -> str:
     return re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", raw)).strip()
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a list file.
+def unpacked(root: Path, name: str, archive: str = "") -> str:
+    """Where below `root` the folder `name` lies: there, or in one that is called like its archive.
+
+    Copies of datasets that go round often have each archive unpacked so: `images/images/`.
+    """
+    nested = f"{archive or name}/{name}"
+    return nested if (root / nested).is_dir() else name
+
+
+def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
+    """The bytes of a list file.
+
+    Args:
+        path: the file.
+        remedy: what to do about one that is not there, the end of the error message.
 
     Raises:
-        InputError: the file is missing, a folder, unreadable or not UTF-8.
+        InputError: the file is missing, a folder or unreadable.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; fetch the whole dataset") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start})") from error
-    except OSError as error:
+        raise InputError(f"{path} does not exist; {remedy}") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a folder, not a file; {remedy}") from error
+    except OSError as error:  # to fetch it again would not help
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def read_text(path: Path, remedy: str = FETCH) -> str:
+    """The UTF-8 text of a list file, every line ending a newline; `remedy` as in `read_bytes`.
+
+    Raises:
+        InputError: as `read_bytes`, or the file is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, remedy).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a list file without blanks around them, numbered from 1, but the empty ones.
 
     Raises:
-        InputError: as `read_text`, or there is no line.
+        InputError: as `read_text`, there is no line, or one has control characters.
     """
     stripped = (line.strip() for line in read_text(path).split("\n"))
     lines = [(number, line) for number, line in enumerate(stripped, start=1) if line]
     if not lines:
         raise InputError(f"{path} is empty")
+    for number, line in lines:
+        if not line.isprintable() and CONTROL.search(line):
+            raise InputError(f"{path} line {number}: {line[:100]!r} has control characters")
     return lines
 
 

@@ -3,6 +3,8 @@
 No torch here.
 """
 
+import io
+import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
+from utils.readers.listing import read_bytes
+
+HEADER = 128  # bytes, the last two of which tell the byte order
+BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
+MATRIX, COMPRESSED = 14, 15
+# Types of the elements that a file consists of (MAT-File Format, table 1-1).
+TYPES = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 12, 13, MATRIX, COMPRESSED, 16, 17, 18))
 
 
 def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
@@ -20,24 +29,56 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
         remedy: what to do about a bad one, the end of the error message.
 
     Raises:
-        InputError: the file is missing, a folder, damaged or of another format.
+        InputError: the file is missing, a folder, unreadable, damaged or of another format.
     """
+    data = read_bytes(path, remedy)
+
     from scipy.io import loadmat  # 0.3 s to import: only once a file is there to be read
     from scipy.io.matlab import MatReadError
 
-    if not path.is_file():
-        state = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {state}; {remedy}")
     try:
-        return loadmat(path)
+        _refuse_damaged(data)
+        return loadmat(io.BytesIO(data))
     # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
     except (
-        MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError,
-        NotImplementedError, zlib.error, OverflowError, MemoryError, UnboundLocalError,
+        MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error,
+        NotImplementedError, zlib.error, ArithmeticError, MemoryError, UnboundLocalError,
     ) as error:  # fmt: skip
         raise InputError(
             f"{path} is not a readable MATLAB 5 file ({type(error).__name__}); {remedy}"
         ) from error
+
+
+def _refuse_damaged(data: bytes) -> None:
+    """Look at the type and size of each element: scipy crashes Python over those it does not know.
+
+    Raises:
+        ValueError: this is no MATLAB 5 file, or an element is cut or of no known type; or a
+            `struct.error` or `zlib.error`.
+    """
+    order = BYTE_ORDERS.get(data[HEADER - 2 : HEADER])
+    if order is None:
+        raise ValueError("no header")
+    blocks = [memoryview(data)[HEADER:]]
+    while blocks:
+        block = blocks.pop()
+        while block:
+            kind, size = struct.unpack_from(f"{order}II", block)
+            start = 8
+            if kind >> 16:  # up to 4 bytes of content stand in the place of the size
+                kind, size, start = kind & 0xFFFF, kind >> 16, 4
+            content = block[start : start + size]
+            if kind not in TYPES or len(content) < size:
+                raise ValueError(f"an element of type {kind} and {size} bytes")
+            if kind == COMPRESSED:  # what its checksum vouches for needs no closer look
+                stream = zlib.decompressobj()
+                stream.decompress(content)
+                if not stream.eof:
+                    raise ValueError("a compressed element is cut")
+            elif kind == MATRIX:
+                blocks.append(content)
+            padding = 0 if kind == COMPRESSED else -(start + size) % 8
+            block = block[start + size + padding :]
 
 
 def whole_numbers(values: object) -> np.ndarray | None:

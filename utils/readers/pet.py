@@ -9,18 +9,13 @@ import re
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.readers.listing import (
-    Listing,
-    make_listing,
-    read_lines,
-    to_int,
-)
+from utils.readers.listing import Listing, make_listing, read_lines, to_int, unpacked
 from utils.readers.named import Sample, name_classes
 
 IMAGE_FOLDER = "images"
 LIST_FOLDER = "annotations"
 ENTRIES = (IMAGE_FOLDER, LIST_FOLDER)
-LIST_FILES = {"train": f"{LIST_FOLDER}/trainval.txt", "test": f"{LIST_FOLDER}/test.txt"}
+LIST_FILES = {"train": "trainval.txt", "test": "test.txt"}
 
 
 def read(root: Path, split: str) -> Listing:
@@ -29,14 +24,17 @@ def read(root: Path, split: str) -> Listing:
     Raises:
         InputError: a list file is missing, damaged or contradicts the other.
     """
-    lists = {name: _read_samples(root / path) for name, path in LIST_FILES.items()}
-    classes = name_classes({root / LIST_FILES[name]: lists[name] for name in lists})
-    samples = lists[split]
+    lists = root / unpacked(root, LIST_FOLDER)
+    sources = {name: lists / file for name, file in LIST_FILES.items()}
+    of_source = {source: _read_samples(source) for source in sources.values()}
+    classes = name_classes(of_source)
+    samples = of_source[sources[split]]
+    folder = unpacked(root, IMAGE_FOLDER)
     return make_listing(
-        root / LIST_FILES[split],
+        sources[split],
         classes,
         [sample.id for sample in samples],
-        [f"{IMAGE_FOLDER}/{sample.id}.jpg" for sample in samples],
+        [f"{folder}/{sample.id}.jpg" for sample in samples],
         [sample.class_id - 1 for sample in samples],
     )
 

@@ -62,6 +62,24 @@ class TestRead:
         assert cars.read(root, "test").labels.tolist() == expected
         assert cars.splits(root) == ("train", "test")
 
+    @pytest.mark.parametrize("place", [".", "car_devkit/devkit"])
+    def test_takes_archives_that_lie_in_folders_of_their_names(self, tmp_path, place):
+        root = write_cars(tmp_path / "cars")
+        before = [cars.read(root, split) for split in ("train", "test")]
+        for name in ("cars_train", "cars_test"):
+            (root / name).rename(root / "aside")
+            (root / name).mkdir()
+            (root / "aside").rename(root / name / name)
+        (root / "car_devkit").mkdir()
+        (root / "devkit").rename(root / "car_devkit" / "devkit")
+        (root / CAR_LABELS_FILE).rename(root / place / CAR_LABELS_FILE)
+        assert cars.splits(root) == ("train", "test")
+        for split, old in zip(("train", "test"), before, strict=True):
+            new = cars.read(root, split)
+            assert new.ids.tolist() == old.ids.tolist()
+            assert new.labels.tolist() == old.labels.tolist()
+            assert all((root / path).is_file() for path in new.paths)
+
     def test_trains_without_the_test_split(self, root):
         (root / CAR_LABELS_FILE).unlink()
         (root / "devkit" / "cars_test_annos.mat").unlink()

@@ -179,7 +179,7 @@ class TestRefusals:
             ([HEADER, "a.jpg,_,train"], r"line 2 has no label"),
             (["Path,label"], r"has the column 'Path'"),
             (["path,label,"], r"has the column ''; it may have"),
-            (["path;label"], r"has the column 'path;label'"),
+            (["path;label"], r"has the column 'path;label'; .*, with commas between them$"),
             ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is none of train, val, test"),
             ([HEADER, "a.jpg,x,"], r"line 2: split '' is none of"),
             ([HEADER, "/a.jpg,x,train"], r"line 2: '/a.jpg' is no path below"),
@@ -198,7 +198,7 @@ class TestRefusals:
             ([HEADER, '"a\nb.jpg",x,train'], r"line 3: 'a\\nb.jpg' has control characters"),
             ([HEADER, "a.jpg,x\x07,train"], r"line 2: 'x\\x07' has control characters"),
             ([HEADER, "a.jpg," + "x" * 200_000 + ",train"], r"line 2 is no CSV \(field larger"),
-            ([HEADER, b"caf\xe9.jpg,x,train"], r"is not UTF-8 \(byte 20\)"),
+            ([HEADER, b"caf\xe9.jpg,x,train"], r"is not UTF-8 \(byte 20\); save it as CSV"),
         ],
     )
     def test_name_the_line(self, write, lines, message):

@@ -43,6 +43,14 @@ class TestRead:
         assert {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")} == set(paths)
         assert all((root / entry).is_dir() for entry in dogs.ENTRIES)
 
+    def test_takes_images_that_lie_in_a_folder_named_after_their_archive(self, tmp_path):
+        root = write_dogs(tmp_path / "dogs")
+        (root / "Images").rename(root / "aside")
+        (root / "images").mkdir()
+        (root / "aside").rename(root / "images" / "Images")
+        for split in ("train", "test"):
+            assert all((root / path).is_file() for path in dogs.read(root, split).paths)
+
     def test_has_every_class_where_a_split_lacks_one(self, tmp_path):
         root = write_dogs(tmp_path / "dogs", test_classes=[0, 2], photos=False)
         assert dogs.read(root, "test").classes == NAMES

@@ -24,6 +24,27 @@ def root(tmp_path):
     return write_folder(tmp_path / "own", photos=False)
 
 
+class TestFind:
+    """The root of images that were unpacked into a folder of their own."""
+
+    @pytest.mark.parametrize("split_folders", [True, False])
+    def test_goes_into_the_only_folder(self, tmp_path, split_folders):
+        root = write_folder(tmp_path / "own", split_folders=split_folders, photos=False)
+        (tmp_path / "__MACOSX" / "own").mkdir(parents=True)
+        (tmp_path / "readme.txt").touch()
+        assert folder.find(tmp_path) == root
+        assert folder.find(root) == root
+
+    def test_stays_where_it_holds_images_or_is_a_split(self, root):
+        (root / "val").rename(root / ".val")
+        assert folder.find(root) == root
+        assert folder.find(root / "train") == root / "train"
+        (root / "train").rename(root / "Training")
+        assert folder.find(root) == root
+        (root / "alone" / "rose").mkdir(parents=True)
+        assert folder.find(root / "alone") == root / "alone"
+
+
 class TestSplits:
     def test_are_the_folders_that_are_there(self, root):
         assert folder.splits(root) == ("train", "val")
@@ -67,11 +88,16 @@ class TestRead:
         assert found == expected
         assert listing.classes == NAMES
 
-    def test_names_samples_by_their_path_in_the_split(self, root):
+    def test_names_samples_by_their_path(self, root):
         listing = folder.read(root, "val")
         assert listing.paths[0] == "val/oak_leaf/IMG_0014.JPG"
-        assert listing.ids[0] == "oak_leaf/IMG_0014"
+        assert listing.ids[0] == "val/oak_leaf/IMG_0014"
         assert listing.labels.dtype == np.int64
+
+    def test_tells_files_of_one_name_in_two_splits_apart(self, root):
+        for split in ("train", "val"):
+            (root / split / "rose" / "1.jpg").touch()
+        assert not set(folder.read(root, "train").ids) & set(folder.read(root, "val").ids)
 
     def test_of_a_heap(self, tmp_path):
         listing = folder.read(write_folder(tmp_path, split_folders=False, photos=False), "train")
@@ -89,6 +115,10 @@ class TestRead:
         for name in names:
             (rose / name).parent.mkdir(parents=True, exist_ok=True)
             (rose / name).touch()
+        for name in folder.SYSTEM_FOLDERS:
+            for place in (root, root / "train", rose):
+                (place / name).mkdir()
+                (place / name / "SYNOPHOTO_THUMB_M.jpg").touch()
         (root / ".cache").mkdir()
         (root / "train" / "note.txt").touch()
         listing = folder.read(root, "train")
@@ -182,7 +212,8 @@ class TestRead:
         for name in ("a.jpg", "a.png", "a.jpg.png", "b.webp"):
             (rose / name).touch()
         ids = folder.read(root, "train").ids.tolist()
-        assert {"rose/a.jpg", "rose/a.png", "rose/a.jpg.png", "rose/b"} <= set(ids)
+        short = {f"train/rose/{name}" for name in ("a.jpg", "a.png", "a.jpg.png", "b")}
+        assert short <= set(ids)
 
     @given(paths=st.lists(st.from_regex(r"[ab](\.(jpg|png)){0,3}", fullmatch=True), unique=True))
     def test_gives_different_paths_different_ids(self, paths):

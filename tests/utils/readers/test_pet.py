@@ -51,6 +51,17 @@ class TestRead:
         assert pet.read(root, "train").classes == NAMES
         assert pet.read(root, "train").labels.tolist() == [1] * 4 + [2] * 4
 
+    def test_takes_archives_that_lie_in_folders_of_their_names(self, tmp_path):
+        root = write_pet(tmp_path / "pet")
+        for name in pet.ENTRIES:
+            (root / name).rename(root / "aside")
+            (root / name).mkdir()
+            (root / "aside").rename(root / name / name)
+        for split, count in (("train", 12), ("test", 6)):
+            listing = pet.read(root, split)
+            assert len(listing.paths) == count
+            assert all((root / path).is_file() for path in listing.paths)
+
     @pytest.mark.parametrize(("split", "theirs"), [("train", "trainval"), ("test", "test")])
     def test_agrees_with_torchvision(self, root, split, theirs):
         from torchvision.datasets import OxfordIIITPet
