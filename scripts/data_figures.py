@@ -2,21 +2,23 @@
 
 Each contender is a `DataLoader` over the same images in the same order with one thread and no
 worker, as one core of a machine sees it. Ours ends in uint8 batches, which the device normalises;
-what normalising costs on this CPU is a figure of its own.
+the ratios with normalising on this CPU are figures of their own.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.paired import Action, in_turn, ratio_of
+from scripts.pil_pipelines import IMAGENET, PilImages, pil_transforms
 from utils.errors import InputError
 from utils.flag_types import fraction, positive_int
 from utils.presets import PRESETS
@@ -38,7 +40,6 @@ BATCH = 32
 MAX_DIFFERENCE = 1 / 255  # of range, of an eval image from PIL's
 MAX_WAIT_FRACTION = 0.05
 MAX_GROWTH_MB = 20.0  # of a loader process over the samples
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def add_data_flags(command: argparse.ArgumentParser) -> None:
@@ -74,60 +75,7 @@ def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDi
     return FrozenConfigDict(merged)
 
 
-# --- The pipelines of others ----------------------------------------------------------------------
-
-
-def pil_transforms() -> dict[str, Callable]:
-    """The training transforms of TransFG's code, and of torchvision's classification reference.
-
-    `vit, same crops` is the reference with the crop area of our preset, 25 to 100 %, where its own
-    is 8 to 100 %: it resizes larger boxes, as ours does.
-    """
-    import torch
-    from torchvision import transforms as T
-
-    def reference(scale: tuple[float, float]) -> Callable:
-        return T.Compose(
-            [
-                T.RandomResizedCrop(224, scale=scale),
-                T.RandomHorizontalFlip(),
-                T.PILToTensor(),
-                T.ConvertImageDtype(torch.float),
-                T.Normalize(*IMAGENET),
-            ]
-        )
-
-    return {
-        "transfg": T.Compose(
-            [
-                T.Resize((600, 600), T.InterpolationMode.BILINEAR),
-                T.RandomCrop((448, 448)),
-                T.RandomHorizontalFlip(),
-                T.ToTensor(),
-                T.Normalize(*IMAGENET),
-            ]
-        ),
-        "vit": reference((0.08, 1.0)),
-        "vit, same crops": reference((0.25, 1.0)),
-    }
-
-
-class PilImages:
-    """A `Dataset` as both of them have it: open, convert to RGB, transform."""
-
-    def __init__(self, paths: list[str], transform: Callable) -> None:
-        self.paths = paths
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Image and label."""
-        from PIL import Image
-
-        with Image.open(self.paths[index]) as image:
-            return self.transform(image.convert("RGB")), 0
+# --- Speed ----------------------------------------------------------------------------------------
 
 
 def all_of(loader: "DataLoader") -> Action:
@@ -135,7 +83,9 @@ def all_of(loader: "DataLoader") -> Action:
     return lambda: sum(1 for _ in loader)
 
 
-# --- Speed ----------------------------------------------------------------------------------------
+def _repeat(action: Action, times: int) -> None:
+    for _ in range(times):
+        action()
 
 
 def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
@@ -144,6 +94,7 @@ def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
     from torch.utils.data import DataLoader
 
     from utils.decode import decode
+    from utils.engine import Normalizer
     from utils.pipeline import train_loader
 
     cpu = torch.device("cpu")
@@ -156,6 +107,12 @@ def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
             config = config_of(preset, len(split) // BATCH, cache=cache, cache_dir=cache_dir)
             name = preset if cache == "none" else f"{preset} from {cache}"
             actions[name] = all_of(train_loader(config, split, 1, cpu))
+        normalize = Normalizer(dict(zip(("mean", "std"), IMAGENET, strict=True)), cpu)
+        shape = (BATCH, 3, IMG_SIZES[preset], IMG_SIZES[preset])
+        batch = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+        actions[f"normalize {preset}"] = functools.partial(
+            _repeat, functools.partial(normalize, batch), len(split) // BATCH
+        )
     return actions
 
 
@@ -178,6 +135,13 @@ def measure_speed(
         for name in MIN_SPEEDUP
     }
     same_crops = ratio_of(times["PIL vit, same crops"], times["vit"])
+    on_the_cpu = {
+        name: ratio_of(
+            times[f"PIL {name}"],
+            [a + b for a, b in zip(times[name], times[f"normalize {name}"], strict=True)],
+        )["ratio"]
+        for name in IMG_SIZES
+    }
     bounds = {name: ratio_of(times["decode alone"], times[name])["ratio"] for name in IMG_SIZES}
     missed = [
         f"{name} is {speedups[name]['ratio']:.2f} times PIL's, not {least}"
@@ -187,6 +151,7 @@ def measure_speed(
     figures = {
         "images_per_second_per_core": rates,
         "times_as_fast_as_pil": speedups,
+        "times_as_fast_where_the_cpu_normalizes_too": on_the_cpu,
         "vit_over_pil_with_the_same_crops": same_crops,
         "share_of_the_speed_of_decoding_alone": bounds,
     }

@@ -7,7 +7,10 @@ from scripts import benchmark, contenders, data_figures, model_figures
 from scripts.paired import in_turn, peak_bytes, ratio_of
 from utils.dataset import get_spec, open_split
 
-NAMES = ("decode alone", "PIL vit, same crops", "PIL vit", "PIL transfg", *data_figures.MIN_SPEEDUP)
+NAMES = (
+    "decode alone", "PIL vit, same crops", "PIL vit", "PIL transfg", "normalize vit",
+    "normalize transfg", *data_figures.MIN_SPEEDUP,
+)  # fmt: skip
 
 
 def test_actions_take_turns_after_an_uncounted_round():

@@ -551,7 +551,7 @@ class TestSkipBadImages:
         flags = f"--skip_bad_images 1 --cache {cache} --num_workers {workers} --log_every 1"
         paths = run(tmp_path, root, flags, "--preset transfg")
         captured = capsys.readouterr()
-        sample_id = f"{bad.parent.name}/{bad.stem}"
+        sample_id = f"train/{bad.parent.name}/{bad.stem}"
         (warning,) = re.findall("^warning: left out (.*)$", captured.out, re.MULTILINE)
         assert warning.startswith(f"{sample_id}: image {bad} cannot be decoded (")
         assert re.search(r"^  skipped_images +1$", captured.out, re.MULTILINE)
@@ -587,7 +587,7 @@ class TestSkipBadImages:
         paths = RunPaths(tmp_path / "out", "run")
         skipped = read_json(paths.env_stamp)["skipped_images"]
         assert (skipped["allowed"], skipped["count"]) == (1, 2)
-        assert skipped["ids"] == [f"{path.parent.name}/{path.stem}" for path in (one, two)]
+        assert skipped["ids"] == [f"train/{path.parent.name}/{path.stem}" for path in (one, two)]
         assert load_checkpoint(paths.checkpoint).step == 2
 
     @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("ram", 0)])
@@ -617,7 +617,7 @@ class TestSkipBadImages:
         said = f"1 of {TRAIN_IMAGES} images of split train are empty or damaged (first: {bad})"
         assert said in refused(train, line)
         run(tmp_path / "out", data, "--skip_bad_images 1")
-        assert f"warning: left out {bad.parent.name}/{bad.stem}: " in capsys.readouterr().out
+        assert f"warning: left out train/{bad.parent.name}/{bad.stem}: " in capsys.readouterr().out
         bad = Path(split_of(data).path_of(met_in_step(3)))
         bad.write_bytes(b"")
         assert f"2 of {TRAIN_IMAGES} images" in refused(train, line, "--skip_bad_images", 1)
@@ -627,7 +627,7 @@ class TestSkipBadImages:
         bad = spoil(split_of(data), met_in_step(2, batch=1))
         paths = run(tmp_path, data, "--skip_bad_images 1 --train_batch_size 1 --log_every 1")
         assert read_json(paths.env_stamp)["skipped_images"]["ids"] == [
-            f"{bad.parent.name}/{bad.stem}"
+            f"train/{bad.parent.name}/{bad.stem}"
         ]
         steps = [step for step, _ in read_scalars(paths.tensorboard)["train/loss"]]
         assert steps == [1, 3, 4]
