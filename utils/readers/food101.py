@@ -32,16 +32,16 @@ def read(root: Path, split: str) -> Listing:
     for number, line in read_lines(source):
         key, _, image = line.partition("/")
         if not image or "/" in image:
-            raise InputError(f"{source} line {number}: {line!r} is no class/image")
+            raise InputError(f"{source} line {number}: {line!r:.100} is no class/image")
         if key not in index:
             raise InputError(f"{source} line {number}: {root / CLASSES_FILE} lacks {key!r}")
         ids.append(line)
         labels.append(index[key])
     # An image that is trained on must not be tested on.
-    for shared in set(ids).intersection(
-        line for _, line in read_lines(_list_file(root, OTHER_SPLIT[split]))
-    ):
-        raise InputError(f"{source} has the image {shared!r}, and so has the other split")
+    known = set(ids)
+    for _, line in read_lines(_list_file(root, OTHER_SPLIT[split])):
+        if line in known:
+            raise InputError(f"{source} has the image {line!r}, and so has the other split")
     return make_listing(source, names, ids, [f"{IMAGE_FOLDER}/{key}.jpg" for key in ids], labels)
 
 

@@ -156,7 +156,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         raise InputError(f"{path} is empty")
     for number, line in lines:
         if not line.isprintable() and CONTROL.search(line):
-            raise InputError(f"{path} line {number}: {line[:100]!r} has control characters")
+            raise InputError(f"{path} line {number}: {line!r:.100} has control characters")
     return lines
 
 
@@ -169,7 +169,7 @@ def read_pairs(path: Path) -> Iterator[tuple[int, str, str]]:
     for number, line in read_lines(path):
         key, _, value = line.partition(" ")
         if not value.strip():
-            raise InputError(f"{path} line {number}: {line!r} is no pair of key and value")
+            raise InputError(f"{path} line {number}: {line!r:.100} is no pair of key and value")
         yield number, key, value.strip()
 
 
@@ -206,10 +206,12 @@ def same_keys(
     Raises:
         InputError: `table`, of `path`, lacks one of `keys`, of `of`, or has one more.
     """
-    for missing in keys.keys() - table.keys():
-        raise InputError(f"{path} lacks {missing}, which {of} has")
-    for extra in table.keys() - keys.keys():
-        raise InputError(f"{path} has {extra}, which {of} lacks")
+    for key in keys:
+        if key not in table:
+            raise InputError(f"{path} lacks {key}, which {of} has")
+    for key in table:
+        if key not in keys:
+            raise InputError(f"{path} has {key}, which {of} lacks")
 
 
 def refuse_shared(path: Path, what: str, table: Mapping[str, str]) -> None:

@@ -45,7 +45,7 @@ def _read_samples(path: Path) -> list[Sample]:
         columns = line.split()
         if len(columns) != 4:
             raise InputError(
-                f"{path} line {number}: {line!r} is no name, class id, species and breed id"
+                f"{path} line {number}: {line!r:.100} is no name, class id, species and breed id"
             )
         match = re.fullmatch(r"([^/\\]+)_[0-9]+", columns[0])
         if match is None:
