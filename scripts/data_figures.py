@@ -21,7 +21,6 @@ from scripts.paired import Action, in_turn, ratio_of
 from scripts.pil_pipelines import IMAGENET, PilImages, pil_transforms
 from utils.errors import InputError
 from utils.flag_types import fraction, positive_int
-from utils.presets import PRESETS
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict
@@ -70,9 +69,7 @@ def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDi
         "eval_batch_size": BATCH, "seed": 42, "num_workers": 0, "cache": "none", "cache_dir": None,
         "skip_bad_images": 0,
     }  # fmt: skip
-    merged = {**defaults, **changes}
-    merged["crops_from"] = PRESETS[preset].crops_from(merged["cache"] != "none")
-    return FrozenConfigDict(merged)
+    return FrozenConfigDict({**defaults, **changes})
 
 
 # --- Speed ----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from ml_collections import FrozenConfigDict
 import eval as eval_entrypoint
 import train as train_entrypoint
 from utils.data_utils import RunPaths
-from utils.presets import PRESETS
 from utils.readers.flowers import is_layout
 
 REPO = Path(__file__).resolve().parent.parent
@@ -42,10 +41,8 @@ def loader_config(**values: object) -> FrozenConfigDict:
         "img_size": 32, "num_steps": 4, "train_batch_size": 4, "eval_batch_size": 4, "seed": 42,
         "num_workers": 0, "cache": "none", "cache_dir": None, "skip_bad_images": 0,
     }  # fmt: skip
-    merged = {**defaults, **values}
-    merged.setdefault("crops_from", PRESETS[merged["preset"]].crops_from(merged["cache"] != "none"))
-    assert merged.keys() == defaults.keys() | {"crops_from"}
-    return FrozenConfigDict(merged)
+    assert values.keys() <= defaults.keys()
+    return FrozenConfigDict({**defaults, **values})
 
 
 def train(flags: str, *more: str) -> int:

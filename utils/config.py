@@ -101,8 +101,7 @@ def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
             "mixed images have no one class that the contrastive loss could compare; use --mixup 0 "
             "--cutmix 0 or --contrastive_weight 0"
         )
-    crops_from = PRESETS[values["preset"]].crops_from(values["cache"] != "none")
-    return {**values, **chosen, "crops_from": crops_from}
+    return {**values, **chosen}
 
 
 def _settle_cache(values: Mapping[str, Any]) -> dict[str, Any]:

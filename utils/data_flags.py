@@ -63,13 +63,10 @@ def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) ->
     else:
         carving = None if fraction is None else Carving(fraction, seed)
     offered = offered_splits(spec, root, carving)
-    chosen = {
-        "train_split": values.get("train_split"),
-        "eval_split": values["eval_split"]
-        or next(split for split in ("val", "test", *offered) if split in offered),
-    }
-    if "train_split" not in values:
-        del chosen["train_split"]
+    chosen = {flag: values[flag] for flag in ("train_split",) if flag in values}
+    chosen["eval_split"] = values["eval_split"] or next(
+        split for split in ("val", "test", *offered) if split in offered
+    )
     for flag, split in chosen.items():
         spec.refuse_split(split, offered, flag)
     return {

@@ -230,8 +230,8 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
     preset = PRESETS[config.preset]
     if phase == "eval":
         files = FileImages(split, functools.partial(preset.eval_size, config.img_size))
-    elif config.cache == "none" and (preset.squash or config.crops_from == "original"):
-        # Squashing too is for the view, which needs not all rows of the squashed image.
+    elif config.cache == "none" and preset.squash:
+        # Squashing is left to the view, which needs not all rows of the squashed image.
         files = FileImages(split, original_size)
     else:
         size_of = functools.partial(preset.train_size, config.img_size)

@@ -2,14 +2,11 @@
 
 A preset has two steps. The first is fixed: it brings a decoded image to the preset's working size,
 and its result is what a cache keeps. The second takes the working image to the model's input, by a
-random crop in training, from the center in evaluation. Only training without a cache may leave out
-the first, where a random resized crop needs it not (`crops_from`). No torch here: the flags ask for
-the names.
+random crop in training, from the center in evaluation. No torch here: the flags ask for the names.
 
 Sizes are in pixels; S is the side of the model's square input.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,24 +49,15 @@ class Preset:
         # TransFG's code: 600 for 448, but 400 for iNaturalist's 304, which is not in proportion.
         return 400 if img_size == 304 else round(img_size * 600 / 448)
 
-    def crops_from(self, is_cached: bool) -> str:
-        """What training takes its crops from: `working` images or the `original` ones.
-
-        Squashing is part of the result. Otherwise the working size only saves room and time, and
-        decoding does not pay for a resize that the crop would do again.
-        """
-        return "working" if self.squash or is_cached else "original"
-
     def train_size(self, img_size: int, size: Size) -> Size:
         """Working size in training, of an image of `size`."""
         if self.squash:
             side = self.eval_side(img_size)
             return Size(side, side)
-        # 4 S^2 pixels: so the smallest crops, a quarter of the area, still have S^2.
-        scale = math.sqrt(img_size**2 / CROP_AREA[0] / (size.height * size.width))
-        if scale >= 1:
-            return size
-        return Size(*(max(1, round(side * scale)) for side in size))
+        # Twice evaluation's side: so the smallest crops, a quarter of the area, have over S^2
+        # pixels. Photographs on the web, 500 pixels a side, are left as they are for 224.
+        side = 2 * self.eval_side(img_size)
+        return size if min(size) <= side else shorter_side_to(side, size)
 
     def eval_size(self, img_size: int, size: Size) -> Size:
         """Size to which evaluation brings an image of `size` before it takes the center."""

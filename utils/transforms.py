@@ -21,6 +21,38 @@ CROP_TRIES = 10  # as torchvision
 ERASED = (124, 116, 104)
 
 
+def as_batch(image: Tensor) -> Tensor:
+    """(3, H, W) as (1, 3, H, W) whose strides say channels last, where the memory is.
+
+    `image[None]` gives the new dimension a stride by which torch's resize does not see the layout.
+    """
+    return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+
+
+def working_image(image: Tensor, size: Size) -> Tensor:
+    """(3, H, W) brought to a working size as Pillow does; the same image if it has it."""
+    if image.shape[1:] == size:
+        return image
+    return F.resize(as_batch(image), list(size), antialias=True)[0]
+
+
+def height_first(image: Tensor, size: Size, rows: slice = slice(None)) -> Tensor:
+    """`rows` of (3, H, W) brought to a working size; within 1 of `working_image`.
+
+    torch's pass over the width is the slow one. After the height it is for each row on its own, so
+    rows that a crop does not want need not go through it: the others' bytes do not depend on that.
+    """
+    high = image
+    if image.shape[1] != size.height:
+        shape = (size.height, image.shape[2])
+        high = interpolate(as_batch(image), shape, mode="bilinear", antialias=True)[0]
+    wanted = high[:, rows]
+    if image.shape[2] == size.width:
+        return wanted
+    shape = (wanted.shape[1], size.width)
+    return interpolate(as_batch(wanted), shape, mode="bilinear", antialias=True)[0]
+
+
 def crop(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
     """A copy of a part of (1, 3, H, W), channels last in memory as `image` is."""
     rows = image.permute(0, 2, 3, 1).flatten(2)[0, top : top + height]  # (height, W * 3)
@@ -72,58 +104,7 @@ class RandomResizedCrop:
     def __call__(self, image: Tensor) -> Tensor:
         """(1, 3, H, W) to (1, 3, S, S), uint8; draws from torch's CPU generator."""
         box = random_box(Size(*image.shape[-2:]), torch.rand(4 * CROP_TRIES).tolist())
-        side = self.img_size
-        part = crop(image, *box)
-        # Height first: torch's pass over the width is the slow one, and then has fewer rows.
-        rows = interpolate(part, (side, box.width), mode="bilinear", antialias=True)
-        return interpolate(rows, (side, side), mode="bilinear", antialias=True)
-
-
-def random_flip(image: Tensor) -> Tensor:
-    """Every second image its mirror image; draws from torch's CPU generator."""
-    return image.flip(-1) if float(torch.rand(())) < 0.5 else image
-
-
-def _augment(name: str) -> list[v2.Transform]:
-    kinds = {
-        "none": (),
-        "autoaugment": (v2.AutoAugment,),
-        "trivialaugment": (v2.TrivialAugmentWide,),
-        "randaugment": (v2.RandAugment,),
-    }
-    return [kind() for kind in kinds[name]]
-
-
-def as_batch(image: Tensor) -> Tensor:
-    """(3, H, W) as (1, 3, H, W) whose strides say channels last, where the memory is.
-
-    `image[None]` gives the new dimension a stride by which torch's resize does not see the layout.
-    """
-    return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-
-
-def working_image(image: Tensor, size: Size) -> Tensor:
-    """(3, H, W) brought to a working size as Pillow does; the same image if it has it."""
-    if image.shape[1:] == size:
-        return image
-    return F.resize(as_batch(image), list(size), antialias=True)[0]
-
-
-def height_first(image: Tensor, size: Size, rows: slice = slice(None)) -> Tensor:
-    """`rows` of (3, H, W) brought to a working size; within 1 of `working_image`.
-
-    torch's pass over the width is the slow one. After the height it is for each row on its own, so
-    rows that a crop does not want need not go through it: the others' bytes do not depend on that.
-    """
-    high = image
-    if image.shape[1] != size.height:
-        shape = (size.height, image.shape[2])
-        high = interpolate(as_batch(image), shape, mode="bilinear", antialias=True)[0]
-    wanted = high[:, rows]
-    if image.shape[2] == size.width:
-        return wanted
-    shape = (wanted.shape[1], size.width)
-    return interpolate(as_batch(wanted), shape, mode="bilinear", antialias=True)[0]
+        return height_first(crop(image, *box)[0], Size(self.img_size, self.img_size))[None]
 
 
 class RandomSquashedCrop:
@@ -143,6 +124,21 @@ class RandomSquashedCrop:
         rows = slice(top, top + self.img_size)
         squashed = height_first(image[0], Size(self.side, self.side), rows)
         return squashed[None, :, :, left : left + self.img_size]
+
+
+def random_flip(image: Tensor) -> Tensor:
+    """Every second image its mirror image; draws from torch's CPU generator."""
+    return image.flip(-1) if float(torch.rand(())) < 0.5 else image
+
+
+def _augment(name: str) -> list[v2.Transform]:
+    kinds = {
+        "none": (),
+        "autoaugment": (v2.AutoAugment,),
+        "trivialaugment": (v2.TrivialAugmentWide,),
+        "randaugment": (v2.RandAugment,),
+    }
+    return [kind() for kind in kinds[name]]
 
 
 class TrainView:

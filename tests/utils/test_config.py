@@ -119,18 +119,6 @@ class TestConfig:
         assert (config.model_type, config.img_size) == (None, 64)
 
 
-class TestCropsFrom:
-    @pytest.mark.parametrize(
-        ("flags", "expected"),
-        [
-            ("", "original"), ("--cache ram", "working"), ("--preset strong", "original"),
-            ("--preset strong --cache disk", "working"), ("--preset transfg", "working"),
-        ],
-    )  # fmt: skip
-    def test_is_resolved_for_the_hash(self, tmp_path, flags, expected):
-        assert train_config(tmp_path, *flags.split()).crops_from == expected
-
-
 class TestImgSize:
     @settings(max_examples=200, deadline=None)
     @given(img_size=st.integers(1, 2000), patch=st.sampled_from([14, 16, 32]))

@@ -284,26 +284,15 @@ def test_the_eval_sampler_gives_every_position_once():
 
 class TestCaches:
     @pytest.mark.parametrize("workers", [0, 2])
-    @pytest.mark.parametrize("preset", ["vit", "transfg"])
+    @pytest.mark.parametrize("preset", ["vit", "transfg", "strong"])
     @pytest.mark.parametrize("cache", ["ram", "disk"])
     def test_change_no_byte(self, tmp_path, make_split, cache, preset, workers):
         # Larger than the working size, so that there is something to keep.
         split = make_split(tmp_path, [0, 1, 2, 0, 1], size=(130, 110))
         values = {"preset": preset, "workers": workers, "img_size": SIZE}
         cached = {**values, "cache": cache, "cache_dir": str(tmp_path / "cache")}
-        # Without a cache, but with the crops that there are with one.
-        plain = {**values, "crops_from": "working"}
-        assert equal(list(of_training(split, **plain)), list(of_training(split, **cached)))
+        assert equal(list(of_training(split, **values)), list(of_training(split, **cached)))
         assert equal(list(of_evaluation(split, **values)), list(of_evaluation(split, **cached)))
-
-    @pytest.mark.parametrize("preset", ["vit", "transfg"])
-    def test_train_on_other_bytes_only_where_the_config_says_so(self, tmp_path, make_split, preset):
-        split = make_split(tmp_path, [0, 1, 2, 0, 1], size=(130, 110))
-        plain, cached = (
-            of_training(split, preset=preset, img_size=SIZE, cache=cache)
-            for cache in ("none", "ram")
-        )
-        assert equal(list(plain), list(cached)) == (preset == "transfg")
 
     @pytest.mark.parametrize("cache", ["ram", "disk"])
     def test_can_be_read_by_spawned_workers(self, tmp_path, split, cache):
