@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.paired import Action, in_turn, ratio_of
 from scripts.pil_pipelines import IMAGENET, PilImages, pil_transforms
 from utils.errors import InputError
-from utils.flag_types import fraction, positive_int
+from utils.flag_types import positive_int
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict
@@ -53,10 +53,6 @@ def add_data_flags(command: argparse.ArgumentParser) -> None:
         "--samples", type=positive_int, default=50_000, help="samples that memory is watched over"
     )
     command.add_argument("--steps", type=positive_int, default=60, help="training steps, batch 16")
-    command.add_argument(
-        "--tolerance", type=fraction, default=0.0,
-        help="share by which a speed may miss its promise, where others use the machine too",
-    )  # fmt: skip
 
 
 def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDict":

@@ -62,6 +62,10 @@ def test_a_missed_promise_is_said():
     assert "part_over_timm_eval is 1.200, over 1.150" in said
     (said,) = model_figures.missed_promises({**kept, "naive_over_part_train": 1.5})
     assert "naive_over_part_train is 1.500, under 1.600" in said
+    slow = {**kept, "part_over_timm_eval": 1.2, "naive_over_part_train": 1.5}
+    assert model_figures.missed_promises(slow, tolerance=0.1) == []
+    (said,) = model_figures.missed_promises({**kept, "part_over_naive_memory": 0.34}, tolerance=0.5)
+    assert "part_over_naive_memory" in said
 
 
 def test_the_growth_is_drawn(tmp_path):

