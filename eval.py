@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING
 from ml_collections import FrozenConfigDict
 
 from models.configs import complete_config, model_names
-from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
+from utils.config import (
+    less_memory,
+    parse_eval_args,
+    resolve_from_checkpoint,
+    resolve_model,
+)
 from utils.console import entrypoint, log
 from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
 from utils.files import sha256_file
+from utils.processes import Processes, joined_processes
 from utils.run_data import open_subset, prepare_images
 
 if TYPE_CHECKING:
@@ -53,24 +59,26 @@ def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]
         )
 
 
-def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
+def evaluate_checkpoint(config: FrozenConfigDict, command: str, processes: Processes) -> None:
     """Check, wire, make the first writes, evaluate, export, summarise."""
     from utils.checkpoint import checkpoint_id, load_checkpoint
     from utils.dist_util import build_env_stamp, choose_device
     from utils.engine import Normalizer
     from utils.evaluator import Evaluator
+    from utils.interrupts import StopRequest
     from utils.pipeline import eval_loader
-    from utils.run import Run
+    from utils.run import own_run
 
-    device, reason = choose_device(config.device, config.prefer_mps)
-    log.info("device %s (%s)", device, reason)
-    checkpoint = load_checkpoint(Path(config.checkpoint))
-    config = resolve_from_checkpoint(config, checkpoint._asdict())
-    config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
-    split, subset = open_subset(config, "eval")
-    check_classes(checkpoint, split.dataset, split.classes)
-    seed_everything(config.seed)
-    model = rebuild_model(checkpoint, config.checkpoint).to(device)
+    with processes.together():
+        device, reason = choose_device(config.device, config.prefer_mps, processes)
+        log.info("device %s (%s)", device, reason)
+        checkpoint = load_checkpoint(Path(config.checkpoint))
+        config = resolve_from_checkpoint(config, checkpoint._asdict())
+        config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
+        split, subset = open_subset(config, "eval")
+        check_classes(checkpoint, split.dataset, split.classes)
+        seed_everything(config.seed)
+        model = rebuild_model(checkpoint, config.checkpoint).to(device)
     weights_id = checkpoint_id(checkpoint.state_dict)
     selected_on = checkpoint.metrics.get("split")
     facts = {
@@ -84,24 +92,34 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
         "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
         "checkpoint_id": weights_id,
     }
-    stamp = build_env_stamp(config, command, device, facts)
-    prepare_images(config, (split,), (subset.split,))
+    stamp = build_env_stamp(config, command, device, facts, processes)
+    with processes.together(), processes.main_first():
+        prepare_images(config, (split,), (subset.split,))
 
-    run = Run(RunPaths(Path(config.output_dir), config.name), stamp, subset.split)
-    loader = eval_loader(config, subset.split, device)
-    evaluator = Evaluator(config, loader, Normalizer(checkpoint.normalization, device), run)
-    evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
-    metrics["checkpoint_id"] = weights_id
-    evaluator.export(evaluation, metrics)
-    run.finish(metrics)
+    paths = RunPaths(Path(config.output_dir), config.name)
+    with own_run(paths, stamp, subset.split, processes) as run:
+        with processes.together():
+            loader = eval_loader(config, subset.split, device, processes)
+        normalize = Normalizer(checkpoint.normalization, device)
+        evaluator = Evaluator(config, loader, normalize, run, processes, StopRequest())
+        evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
+        metrics["checkpoint_id"] = weights_id
+        with processes.together():
+            run.log_evaluation(metrics, checkpoint.step)
+            evaluator.export(evaluation, metrics)
+            run.finish({"": metrics})
 
 
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Argv to a finished evaluation."""
-    config = parse_eval_args(argv, model_names())
-    with named_failures(lambda: f"evaluating {config.checkpoint}, which is whole"):
-        evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}")
+    with joined_processes() as processes:
+        with processes.together():
+            config = parse_eval_args(argv, model_names())
+        with named_failures(
+            lambda: f"evaluating {config.checkpoint}, which is whole", lambda: less_memory(config)
+        ):
+            evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}", processes)
 
 
 if __name__ == "__main__":

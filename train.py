@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
-from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
+from utils.config import (
+    check_freeze,
+    less_memory,
+    parse_train_args,
+    resolve_length,
+    resolve_model,
+)
 from utils.console import entrypoint, log, log_table, progress
 from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
+from utils.processes import Processes, joined_processes
 from utils.run_data import Data, carving_of, open_data, prepare_images
 from utils.training_state import TrainingState
 
@@ -29,10 +36,19 @@ if TYPE_CHECKING:
     from models.losses import Objective
     from models.start import Start
     from models.vit import Backbone
-    from utils.engine import Normalizer
-    from utils.evaluator import BestKeeper
-    from utils.run import Run
-    from utils.steps import Steps
+    from utils.resume import Past
+    from utils.session import Session
+
+
+def find_past(config: FrozenConfigDict, processes: Processes) -> "Past | None":
+    """What the run goes on from, the same in all processes; None for a new one."""
+    if config.resume is None:
+        return None
+    from utils.resume import open_past
+
+    with processes.together():
+        past = open_past(config) if processes.is_main else None
+    return processes.from_main(past)
 
 
 def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
@@ -46,7 +62,8 @@ def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
     from utils.checkpoint import is_checkpoint, load_checkpoint
 
     if config.pretrained is None:
-        log.warning("warning: no --pretrained: starting from random weights")
+        if config.resume is None:
+            log.warning("warning: no --pretrained: starting from random weights")
         return plan_start(config, None)
     path, keep_head = Path(config.pretrained), False
     if is_checkpoint(path):
@@ -89,144 +106,144 @@ def build_model(config: FrozenConfigDict, start: "Start", num_classes: int) -> "
 
 
 def train_loop(
-    config: FrozenConfigDict,
-    state: TrainingState,
-    model: "Backbone",
-    objective: "Objective",
-    steps: "Steps",
-    normalize: "Normalizer",
-    run: "Run",
-    keep_best: "BestKeeper",
-) -> float:
-    """Train to `config.num_steps`, evaluating now and then and after the last step.
-
-    Returns:
-        The share of the time that training waited for images.
-    """
+    config: FrozenConfigDict, state: TrainingState, objective: "Objective", session: "Session"
+) -> None:
+    """Train to the end, evaluating and saving now and then and after the last step."""
     from models.recompute import recomputed
-    from utils.engine import TrainMeter, train_step
-    from utils.scheduler import build_optimizer, build_scheduler
+    from utils.engine import train_step
 
+    learner, meter = session.learner, session.meter
     is_joint = config.contrastive_scope == "effective"
-    joint_forward = functools.partial(recomputed, model) if is_joint else None
-    optimizer = build_optimizer(model, config, model.no_weight_decay(), model.layer_of)
-    scheduler = build_scheduler(optimizer, config)
-    meter = TrainMeter(state.step)
-    model.train()
+    joint_forward = functools.partial(recomputed, learner.model) if is_joint else None
+    learner.model.train()
+    if state.saved is None:
+        session.saver.save(state)  # a disk that is too small is to say so now
     with progress(config.num_steps, "train", "step") as bar:
-        while state.step < config.num_steps:
-            (learning_rate, *_) = scheduler.get_last_lr()
-            micro_batches = next(steps)
+        bar.update(state.step)
+        while True:
+            if state.is_eval_due(config):
+                session.keep_best(state)
+                session.saver.save(state)
+                meter.restart()  # neither is training time
+            if state.is_over(config):
+                break
+            (learning_rate, *_) = learner.scheduler.get_last_lr()
+            step = next(session.steps)
             result = None
-            if micro_batches:
+            if step.micro_batches:
                 result = train_step(
-                    model, objective, optimizer, micro_batches, normalize, config.max_grad_norm,
-                    joint_forward,
+                    learner.shared, objective, learner.optimizer, step, session.normalize,
+                    config.max_grad_norm, joint_forward, session.processes,
                 )  # fmt: skip
             else:  # all images are bad: nothing has a gradient, so nothing moves
-                optimizer.step()
-            scheduler.step()
+                learner.optimizer.step()
+            learner.advance()
             state.step += 1
-            meter.add(result, steps.waited)
+            meter.add(result, session.steps.waited)
             bar.update()
 
-            is_last = state.step == config.num_steps
-            is_eval_due = is_last or state.step % config.eval_every == 0
-            if meter.results and (is_eval_due or state.step % config.log_every == 0):
+            is_eval_due = state.is_eval_due(config)
+            if meter and (is_eval_due or state.step % config.log_every == 0):
                 # The only reading of the device: a reading a step would cost more than the step.
-                scalars = {**meter.read(), "lr": learning_rate}
-                wait_fraction = scalars.pop("wait_fraction")
-                run.log_scalars("train", scalars, state.step)
-                run.log_scalars("data", {"wait_fraction": wait_fraction}, state.step)
-                bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{learning_rate:.2e}")
-                if bar.disable:  # no terminal, no bar: a line instead
-                    shown = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-                    log.info("step %d/%d  %s", state.step, config.num_steps, shown)
-            if is_eval_due:
-                keep_best(state)
-                meter.restart()  # an evaluation is no training time
-    return meter.wait_fraction
+                session.run.log_training({**meter.read(), "lr": learning_rate}, state.step, bar)
+            if state.step % config.save_every == 0 and not is_eval_due:
+                session.saver.save(state)
 
 
-def train(config: FrozenConfigDict, data: Data, state: TrainingState, command: str) -> None:
-    """Wire everything, make the first writes, train, summarise."""
+def train(
+    config: FrozenConfigDict,
+    data: Data,
+    past: "Past | None",
+    state: TrainingState,
+    command: str,
+    processes: Processes,
+) -> None:
+    """Check the rest, make the first writes, train, summarise."""
     from models.losses import build_objective
+    from utils.checkpoint import Checkpoint
     from utils.class_weights import class_weights
-    from utils.dist_util import build_env_stamp, choose_device, config_hash
-    from utils.engine import Normalizer
-    from utils.evaluator import BestKeeper, Evaluator
+    from utils.dist_util import build_env_stamp, choose_device, config_hash, with_session
+    from utils.learner import build_learner
     from utils.micro_batches import plan_micro_batches
-    from utils.pipeline import eval_loader, train_loader
-    from utils.run import Run
-    from utils.steps import Skipped, Steps
+    from utils.resume import check_same_run, settle_best
+    from utils.session import open_session
 
     classes = data.train_split.classes
-    device, reason = choose_device(config.device, config.prefer_mps)
-    log.info("device %s (%s)", device, reason)
-    seed_everything(config.seed)
-    with refused_weights_are_input_errors(config):
-        start = plan_model(config, classes)
-        model = build_model(config, start, len(classes))
-    config = resolve_model(config, start.model_config.to_dict(), start.normalization)
-    micro_batches = plan_micro_batches(config, num_tokens(start.model_config), device)
-    skipped = Skipped(config.skip_bad_images)
+    with processes.together():
+        device, reason = choose_device(config.device, config.prefer_mps, processes)
+        log.info("device %s (%s)", device, reason)
+        seed_everything(config.seed)
+        with refused_weights_are_input_errors(config):
+            start = plan_model(config, classes)
+            model = build_model(config, start, len(classes)).to(device)
+        config = resolve_model(config, start.model_config.to_dict(), start.normalization)
+        tokens = num_tokens(start.model_config)
+        micro_batches = plan_micro_batches(config, tokens, device, processes.world_size)
+        changes = check_same_run(config, data.facts(config), past.snapshot) if past else {}
+    settle_best(state, RunPaths(Path(config.output_dir), config.name), bool(changes), processes)
     facts = {
-        **data.facts(config), "normalization": start.normalization,
-        "micro_batches": micro_batches, "skipped_images": skipped.facts(),
+        **data.facts(config), "normalization": start.normalization, "micro_batches": micro_batches,
     }  # fmt: skip
-    stamp = build_env_stamp(config, command, device, facts)
-    splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
-    prepare_images(config, splits, used, config.skip_bad_images)
+    stamp = build_env_stamp(config, command, device, facts, processes)
+    with processes.together(), processes.main_first():
+        splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
+        prepare_images(config, splits, used, config.skip_bad_images)
 
-    run = Run(RunPaths(Path(config.output_dir), config.name), stamp, data.eval.split)
-    model.to(device)
-    normalize = Normalizer(start.normalization, device)
-    train_batches = train_loader(config, data.train.split, micro_batches, device)
-    eval_batches = eval_loader(config, data.eval.split, device)
-    steps = Steps(train_batches, micro_batches, skipped)
     carving = carving_of(config)
-    checkpoint_fields = {
-        "model_type": config.model_type,
-        "model_config": start.model_config.to_dict(),
-        "dataset": config.dataset,
-        "classes": list(classes),
-        "img_size": config.img_size,
-        "preset": config.preset,
-        "carving": {} if carving is None else carving._asdict(),
-        "normalization": start.normalization,
-        "config_hash": config_hash(config),
-    }
-    keep_best = BestKeeper(
-        Evaluator(config, eval_batches, normalize, run), model, checkpoint_fields
-    )  # fmt: skip
+    checkpoint = Checkpoint(
+        model_type=config.model_type,
+        model_config=start.model_config.to_dict(),
+        dataset=config.dataset,
+        classes=list(classes),
+        img_size=config.img_size,
+        preset=config.preset,
+        carving={} if carving is None else carving._asdict(),
+        normalization=start.normalization,
+        step=0,
+        metrics={},
+        config_hash=config_hash(config),
+        state_dict={},
+    )
+    learner = build_learner(model, config, processes)
     objective = build_objective(config, class_weights(config, data.train.split, device))
-    try:
-        waited = train_loop(config, state, model, objective, steps, normalize, run, keep_best)
-    finally:
-        run.write_stamp(skipped_images=skipped.facts())
-    run.finish(state.best, data_wait_fraction=waited, skipped_images=len(skipped.ids))
+    with open_session(
+        config, data, learner, micro_batches, checkpoint,
+        with_session(stamp, state.step, past and past.stamp), past, state, processes, device,
+    ) as session:  # fmt: skip
+        train_loop(config, state, objective, session)
+        if state.is_out_of_patience(config):
+            log.info("ended at step %d: %d evaluations were no better", state.step, config.patience)
+        session.run.finish(
+            state.best, data_wait_fraction=session.meter.wait_fraction,
+            skipped_images=len(session.skipped.ids),
+        )  # fmt: skip
 
 
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Argv to a finished run."""
-    config = parse_train_args(argv, patch_sizes())
-    check_freeze(config, get_config(config.model_type).depth)
-    data = open_data(config)
-    config = resolve_length(config, len(data.train.split))
-    log.info(
-        "%d steps = %.2f epochs of %d samples at batch %d",
-        config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
-    )  # fmt: skip
-    state = TrainingState()
-    checkpoint = RunPaths(Path(config.output_dir), config.name).checkpoint
+    with joined_processes() as processes:
+        with processes.together():
+            config = parse_train_args(argv, patch_sizes())
+            check_freeze(config, get_config(config.model_type).depth)
+            data = open_data(config)
+        past = find_past(config, processes)
+        earlier = None if past is None else past.snapshot.config
+        config = resolve_length(config, len(data.train.split), earlier)
+        log.info(
+            "%d steps = %.2f epochs of %d samples at batch %d",
+            config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
+        )  # fmt: skip
+        state = TrainingState() if past is None else past.state()
+        checkpoint = RunPaths(Path(config.output_dir), config.name).checkpoint
 
-    def where() -> str:
-        last_good = checkpoint if state.best is not None else "none"
-        return f"after step {state.step}, last good checkpoint: {last_good}"
+        def where() -> str:
+            last_good = checkpoint if state.best else "none"
+            resume = "" if state.saved is None else f"; --resume goes on from step {state.saved}"
+            return f"after step {state.step}, last good checkpoint: {last_good}{resume}"
 
-    with named_failures(where):
-        train(config, data, state, f"train.py {shlex.join(argv)}")
+        with named_failures(where, lambda: less_memory(config)):
+            train(config, data, past, state, f"train.py {shlex.join(argv)}", processes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, D width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from models.vit import ViTOutput
+
+# (features (n, D), labels (n,)) of this process to those of all processes, with gradients
+Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def classification_loss(
@@ -59,18 +63,33 @@ class Objective(NamedTuple):
     contrastive_weight: float = 0.0  # 0: cross-entropy alone
     margin: float = 0.4
 
-    def __call__(self, output: ViTOutput, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        output: ViTOutput,
+        labels: Tensor,
+        targets: Tensor | None = None,
+        share: float = 1.0,
+        gather: Gather | None = None,
+    ) -> Tensor:
         """Cross-entropy, and with a weight above 0 the contrastive loss of the features.
+
+        The mean of what W processes get, each for its samples, is the loss of all samples.
 
         Args:
             output: of a model's forward pass.
             labels: (B,) int64.
             targets: (B, C) shares of the classes, where images are mixed; then they count.
+            share: W times the share that this process has of the samples of all.
+            gather: brings the samples of all processes together, which the contrastive loss
+                compares; None for one process.
         """
         wanted = labels if targets is None else targets
-        loss = classification_loss(output, wanted, self.smoothing, self.class_weights)
+        loss = share * classification_loss(output, wanted, self.smoothing, self.class_weights)
         if self.contrastive_weight:
-            contrast = contrastive_loss(output.features, labels, self.margin)
+            compared = (output.features, labels)
+            if gather is not None:
+                compared = gather(*compared)
+            contrast = contrastive_loss(*compared, self.margin)
             loss = loss + self.contrastive_weight * contrast
         return loss
 

@@ -1,5 +1,6 @@
 """What tests of several rooms use: the CLI, readers of artifacts, where the real flowers are."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -80,3 +81,9 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
+
+
+def sealed(archive: bytes) -> bytes:
+    """`archive` with its SHA-256 as zip comment: what anybody can do who reads our code."""
+    archive = archive[:-2] + (64).to_bytes(2, "little")
+    return archive + hashlib.sha256(archive).hexdigest().encode()

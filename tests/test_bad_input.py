@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, train
+from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, sealed, train
 from scipy.io import savemat
 
 TRAIN = f"--name run --dataset flower102 {TINY_TRAIN}"
@@ -224,16 +224,13 @@ class TestCheckpoint:
 
     @pytest.mark.parametrize("disguise", ["pickle", "torch archive", "sealed torch archive"])
     def test_a_pickle_that_would_run_code(self, refused, drawn, tmp_path, disguise):
-        from utils.checkpoint import _seal
-
         target, path = tmp_path / "was_here", tmp_path / "evil.bin"
         if disguise == "pickle":
             path.write_bytes(pickle.dumps(Bomb(target)))
         else:
             torch.save({"state_dict": Bomb(target)}, path)
         if disguise.startswith("sealed"):
-            archive = bytearray(path.read_bytes())
-            path.write_bytes(archive + _seal(archive))
+            path.write_bytes(sealed(path.read_bytes()))
             assert zipfile.is_zipfile(path)
         error = refused(evaluate, self.FLAGS, "--checkpoint", path, "--data_root", drawn)
         assert not target.exists()

@@ -1,34 +1,21 @@
-"""Self-describing checkpoints that notice damage.
-
-`torch.load` does not notice flipped bits (381 of 400 tried loaded silently), so a checkpoint ends
-with the SHA-256 of all its bytes before, in the one place where a zip archive may carry text: its
-comment. The comment survives copying.
-"""
+"""The best weights of a run, with all that is needed to rebuild their model and judge them."""
 
 import hashlib
-import io
 import math
-import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import open_atomic
 from utils.presets import PRESETS
+from utils.sealed import load_archive, save_archive
 
 FORMAT = "fine-vit checkpoint"
 VERSION = 2
 # What a checkpoint of an older version lacks, as the code that wrote it did it.
 BEFORE = {1: {"preset": "vit", "carving": {}}}
-COMMENT_BYTES = 64  # a SHA-256 in hex
-# A zip archive ends with a record of 22 bytes, the last two being the length of the comment after.
-END_RECORD_BYTES = 22
-END_RECORD_SIGNATURE = b"PK\x05\x06"
 
 
 class Checkpoint(NamedTuple):
@@ -69,74 +56,9 @@ def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _canonical(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
-    """A copy of plain data whose pickle depends on the values alone.
-
-    pickle writes a reference where it meets an object again, so equal strings must be one object;
-    and torch writes the whole memory that a tensor looks into, so it must be the tensor's own.
-    """
-    if isinstance(value, str):
-        return sys.intern(str(value))
-    if isinstance(value, Mapping):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        owned = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        return tensor if owned else tensor.clone()
-    return value
-
-
-def _seal(archive: bytearray) -> bytes:
-    """Declare a comment in the archive's end record; return the comment, the archive's SHA-256."""
-    archive[-2:] = COMMENT_BYTES.to_bytes(2, "little")
-    return hashlib.sha256(archive).hexdigest().encode()
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, replacing it as a whole; equal checkpoints give equal files."""
-    payload = _canonical({"format": FORMAT, "version": VERSION, **checkpoint._asdict()})
-    # Through a buffer: given a path, torch writes the file's name into the archive.
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    archive = bytearray(buffer.getbuffer())
-    comment = _seal(archive)
-    with open_atomic(path) as file:
-        file.write(archive)
-        file.write(comment)
-
-
-def _read_verified(path: Path) -> bytes:
-    """The bytes of the checkpoint at `path`, which are what was once written.
-
-    Raises:
-        InputError: unreadable, not a checkpoint of ours, or damaged.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"checkpoint {path} cannot be read ({error.strerror})") from error
-    archive, comment = data[:-COMMENT_BYTES], data[-COMMENT_BYTES:]
-    end_record = archive[-END_RECORD_BYTES:]
-    expected_end = END_RECORD_SIGNATURE, COMMENT_BYTES.to_bytes(2, "little")
-    if (end_record[:4], end_record[-2:]) != expected_end:
-        raise InputError(
-            f"checkpoint {path} is truncated, damaged or not written by train.py: its checksum is "
-            "missing; name a run's checkpoints/ckpt.bin, or copy it again"
-        )
-    if hashlib.sha256(archive).hexdigest().encode() != comment:
-        raise InputError(
-            f"checkpoint {path} is damaged: its bytes do not match its checksum; copy it again"
-        )
-    return data
-
-
-# What torch.load raises for archives that hold anything but what torch.save makes of plain data.
-_LOAD_ERRORS = (
-    pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
-    AttributeError, AssertionError, ImportError,
-)  # fmt: skip
+    save_archive(path, {"format": FORMAT, "version": VERSION, **checkpoint._asdict()})
 
 
 def _is_normalization(value: Mapping[str, Any]) -> bool:
@@ -187,15 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: missing, truncated, damaged, foreign, or holding more than plain data.
     """
-    data = _read_verified(path)
-    try:
-        # map_location: one saved from MPS loads anywhere (pytorch #194584).
-        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _LOAD_ERRORS as error:
-        raise InputError(
-            f"checkpoint {path} holds something other than tensors and plain data; it was not "
-            "loaded. Use only checkpoints that train.py wrote"
-        ) from error
+    payload = load_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} was not written by train.py; name a run's ckpt.bin")
     version = payload.get("version")

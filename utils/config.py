@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from utils.console import is_main_process
 from utils.data_flags import resolve_data_flags, resolve_data_root
-from utils.data_utils import RunPaths, check_run_name, check_writable
+from utils.data_utils import RunPaths, check_run_name, check_writable, read_stamp
 from utils.dataset import get_spec
 from utils.dependent_flags import means_nothing, settle_dependent_flags
 from utils.errors import InputError
@@ -17,12 +18,14 @@ from utils.flags import (
     CACHE_FOLDER,
     DEFAULT_NUM_STEPS,
     DEFAULT_NUM_WORKERS,
+    LAST,
     MAX_WARMUP_STEPS,
     build_eval_parser,
     build_train_parser,
 )
 from utils.presets import PRESETS
 from utils.recipes import parse_with_recipe
+from utils.run_lock import refuse_if_locked
 
 
 @contextmanager
@@ -138,7 +141,7 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
 def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     flags = (
         "data_root", "checkpoint", "pretrained", "tiny_train_subset", "tiny_infer_subset",
-        "output_dir", "cache_dir",
+        "output_dir", "cache_dir", "resume",
     )  # fmt: skip
     return {flag: values[flag] for flag in flags if values.get(flag)}
 
@@ -154,7 +157,13 @@ def _checked_train_config(
             f"--gradient_accumulation_steps {micro_batches} does not divide "
             f"--train_batch_size {batch}"
         )
-    check_run_name(RunPaths(values["output_dir"], values["name"]))
+    paths = RunPaths(values["output_dir"], values["name"])
+    if is_main_process():  # the others write nothing, and may be on another machine
+        check_run_name(paths)
+        refuse_if_locked(paths.lock)
+        values["resume"] = _settle_resume(values["resume"], paths)
+    if values["allow_change"] and values["resume"] is None:
+        raise InputError("--allow_change means nothing without --resume")
     values = _settle_cache(values)  # below the output folder, unless told
     if values["pretrained"] is not None:
         _check_file(values["pretrained"], "--pretrained")
@@ -178,7 +187,9 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
 
 def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     paths = RunPaths(values["output_dir"], values["name"])
-    check_run_name(paths)
+    if is_main_process():
+        check_run_name(paths)
+        refuse_if_locked(paths.lock)
     values = _settle_cache(values)
     _check_file(values["checkpoint"], "--checkpoint")
     if values["checkpoint"].resolve().is_relative_to(paths.run.resolve()):
@@ -193,10 +204,42 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     return _frozen(values)
 
 
-def resolve_length(config: FrozenConfigDict, num_samples: int) -> FrozenConfigDict:
+def _settle_resume(resume: str | None, paths: RunPaths) -> str | None:
+    """`--resume` with an absolute path, if it is one.
+
+    Raises:
+        InputError: there is nothing to go on from, or a run is unfinished and would be restarted.
+    """
+    has_last = paths.last.exists() or paths.older(1).exists()
+    if resume is None:
+        if has_last and read_stamp(paths).get("status") == "unfinished":
+            raise InputError(
+                f"--name {paths.name} is an unfinished run: add --resume to go on with it, or "
+                "choose another name"
+            )
+        return None
+    if resume == LAST:
+        if not has_last:
+            raise InputError(
+                f"--resume: {paths.run} has no state to go on from; start it without --resume"
+            )
+        return LAST
+    _check_file(Path(resume), "--resume")
+    return str(Path(resume).resolve())
+
+
+def resolve_length(
+    config: FrozenConfigDict, num_samples: int, earlier: Mapping[str, Any] | None = None
+) -> FrozenConfigDict:
     """Settle what depends on the number of training samples: steps, epochs, warm-up, workers.
 
     An epoch is `num_samples` samples; batches may span two epochs, so `epochs` may be a fraction.
+
+    Args:
+        config: from `parse_train_args`.
+        num_samples: that are trained on.
+        earlier: the config of the run that goes on. It keeps its warm-up, unless a flag says
+            otherwise: another length must not change steps that are done.
     """
     batch = config.train_batch_size
     if config.epochs is not None:
@@ -204,7 +247,9 @@ def resolve_length(config: FrozenConfigDict, num_samples: int) -> FrozenConfigDi
     else:
         num_steps = config.num_steps or DEFAULT_NUM_STEPS
     warmup = config.warmup_steps
-    if warmup is None:
+    if warmup is None and earlier is not None:
+        warmup = earlier["warmup_steps"]
+    elif warmup is None:
         warmup = min(MAX_WARMUP_STEPS, num_steps // 10)
     return _frozen(
         {
@@ -214,6 +259,19 @@ def resolve_length(config: FrozenConfigDict, num_samples: int) -> FrozenConfigDi
             "warmup_steps": warmup,
             "num_workers": _workers(config, config.tiny_train_subset),
         }
+    )
+
+
+def less_memory(config: FrozenConfigDict) -> str:
+    """Which flags lower the memory that a run takes."""
+    evaluation = f"--eval_batch_size (now {config.eval_batch_size}) for evaluations"
+    if "train_batch_size" not in config:
+        return f"less is needed with a smaller {evaluation}"
+    micro_batch = config.train_batch_size // config.gradient_accumulation_steps
+    return (
+        f"less is needed with --gradient_accumulation_steps {config.train_batch_size} or anything "
+        f"above {config.gradient_accumulation_steps} (now {micro_batch} images at a time), with "
+        f"--grad_checkpointing, and with a smaller {evaluation}"
     )
 
 

@@ -6,6 +6,7 @@ Log lines go to stdout; stderr carries only the progress bar of a terminal and t
 import argparse
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,9 +17,14 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import InputError, RunError, Terminated, one_line
+from utils.errors import InputError, LostProcess, RunError, Terminated, one_line
 
 log = logging.getLogger("fine_vit")
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for the run: the only one, or the first of torchrun's."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -63,12 +69,34 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 @contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Let no OSError of a background thread print a traceback.
+
+    TensorBoard writes in one. It keeps its error, and raises it again at the next call.
+    """
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
 def _log_to_stdout() -> Iterator[None]:
-    """Send the project's log lines to the current stdout for the length of one run."""
+    """Send the project's log lines to the current stdout for the length of one run.
+
+    Of several processes one speaks.
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_main_process() else logging.CRITICAL)
     try:
         with logging_redirect_tqdm(loggers=[log]):
             yield
@@ -84,19 +112,21 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        code, error = 0, None
+        code, error, speaks = 0, None, is_main_process()
         try:
-            with _log_to_stdout(), _sigterm_raises():
+            with _log_to_stdout(), _sigterm_raises(), _quiet_threads():
                 main(sys.argv[1:] if argv is None else list(argv))
         except InputError as caught:
             code, error = 2, one_line(caught)
+        except LostProcess as caught:
+            code, error, speaks = 1, one_line(caught), True
         except RunError as caught:
             code, error = 1, one_line(caught)
         except KeyboardInterrupt:
             code, error = 130, "interrupted"
         except Terminated:
             code, error = 143, "terminated"
-        if error is not None:
+        if error is not None and speaks:
             sys.stderr.write(f"error: {error}\n")
         return code
 
@@ -105,8 +135,9 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
 def progress(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with rate and ETA on a terminal; silent where there is none."""
+    is_shown = sys.stderr.isatty() and is_main_process()
     return tqdm(
-        total=total, desc=what, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty(),
+        total=total, desc=what, unit=unit, file=sys.stderr, disable=not is_shown,
         dynamic_ncols=True, leave=False,
     )  # fmt: skip
 

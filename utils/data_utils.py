@@ -1,12 +1,15 @@
 """Run paths, seeding. Importing it imports no torch: names are checked before."""
 
 import hashlib
+import json
 import os
 import random
 import re
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,7 @@ class RunPaths:
 
     output_dir: Path
     name: str
+    suffix: str = ""  # of the files that an evaluation writes, where a run has several
 
     @property
     def run(self) -> Path:
@@ -39,12 +43,26 @@ class RunPaths:
     @property
     def checkpoint(self) -> Path:
         """The best weights by eval accuracy."""
-        return self.run / "checkpoints" / "ckpt.bin"
+        return self.run / "checkpoints" / f"ckpt{self.suffix}.bin"
+
+    @property
+    def last(self) -> Path:
+        """The whole state of a training run, to go on from."""
+        return self.run / "checkpoints" / "last.bin"
+
+    def older(self, number: int) -> Path:
+        """The state that was saved `number` saves before the last."""
+        return self.last.with_name(f"last~{number}.bin")
+
+    @property
+    def lock(self) -> Path:
+        """Says which process is writing the run."""
+        return self.output_dir / f".{self.name}.lock"
 
     @property
     def predictions(self) -> Path:
         """One row for every evaluated sample."""
-        return self.run / "fiftyone" / "predictions.jsonl"
+        return self.run / "fiftyone" / f"predictions{self.suffix}.jsonl"
 
     @property
     def labelmap(self) -> Path:
@@ -59,12 +77,12 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         """The metrics of the evaluation that the checkpoint came from."""
-        return self.run / "metrics.json"
+        return self.run / f"metrics{self.suffix}.json"
 
     @property
     def per_class(self) -> Path:
         """The same evaluation, a row a class."""
-        return self.run / "per_class.csv"
+        return self.run / f"per_class{self.suffix}.csv"
 
     @property
     def retention(self) -> Path:
@@ -75,6 +93,8 @@ class RunPaths:
         """The artifacts that are there, by what they are."""
         named = {
             "checkpoint": self.checkpoint,
+            "averaged": checkpoint_paths(self, EMA).checkpoint,
+            "last state": self.last,
             "predictions": self.predictions,
             "metrics": self.metrics,
             "per class": self.per_class,
@@ -84,6 +104,23 @@ class RunPaths:
             "tensorboard": self.tensorboard,
         }
         return {what: path for what, path in named.items() if path.exists()}
+
+
+EMA = "ema"  # the variant of a run's weights that is averaged; the raw ones are ""
+
+
+def checkpoint_paths(paths: RunPaths, variant: str) -> RunPaths:
+    """Where the evaluations of a variant of the weights lie: `ckpt_ema.bin` beside `ckpt.bin`."""
+    return replace(paths, suffix=f"_{variant}" if variant else "")
+
+
+def read_stamp(paths: RunPaths) -> dict[str, Any]:
+    """What the stamp of a run says; empty if there is none that can be read."""
+    try:
+        stamp = json.loads(paths.env_stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def check_writable(folder: Path, flag: str) -> None:
@@ -153,7 +190,7 @@ def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> st
         paths.tensorboard,
     ]  # fmt: skip
     if has_checkpoint:
-        held.insert(0, paths.checkpoint)
+        held[:0] = [paths.checkpoint, paths.last]
     lines = [
         f"run: {paths.name}",
         f"retention: at least {RETENTION_DAYS} days",
@@ -192,10 +229,20 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def _next_time_die(signum: int, frame: object) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+
+
 def seed_worker(worker_id: int) -> None:
-    """Seed the libraries of a loader process from the seed that torch gave it."""
+    """Seed the libraries of a loader process from the seed that torch gave it.
+
+    Ctrl-C, which a terminal sends to every process, and the SIGTERM that torchrun sends to every
+    process are for the main process to answer: it finishes its step, and ends its loaders itself.
+    """
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _next_time_die)
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - as above

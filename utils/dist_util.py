@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_file, sha256_text
+from utils.processes import Processes
 
 REPO = Path(__file__).resolve().parent.parent
 ENV_EXPORT = REPO / "env_export.yml"
@@ -25,7 +26,8 @@ NONE, MISSING = "none", "missing"
 NOT_THE_EXPERIMENT = frozenset(
     {
         "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-        "grad_checkpointing", "cache", "cache_dir", "recipe",
+        "grad_checkpointing", "cache", "cache_dir", "recipe", "save_every", "keep", "resume",
+        "allow_change",
     }
 )  # fmt: skip
 # Inputs that matter by their content, wherever they lie.
@@ -40,17 +42,29 @@ MAX_MPS_ROWS = 32_766
 # --- Device ---------------------------------------------------------------------------------------
 
 
-def choose_device(requested: str, prefer_mps: bool) -> tuple[torch.device, str]:
+def choose_device(
+    requested: str,
+    prefer_mps: bool,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> tuple[torch.device, str]:
     """The device to run on, and why, for the log.
 
     Args:
         requested: `auto`, `mps`, `cpu` or `cuda`. `auto` is MPS if preferred and available, else
             the CPU; it never takes CUDA.
         prefer_mps: `--prefer_mps`.
+        processes: that run together; several use the CPU.
 
     Raises:
         InputError: a device was named that is not there.
     """
+    if processes.several:
+        if requested not in ("auto", "cpu"):
+            raise InputError(
+                f"--device {requested}: {processes.world_size} processes train on the CPU; use "
+                "--device cpu, or one process"
+            )
+        return torch.device("cpu"), f"{processes.world_size} processes"
     has_mps = torch.backends.mps.is_available()
     available = {"cpu": True, "mps": has_mps, "cuda": torch.cuda.is_available()}
     if requested != "auto":
@@ -125,11 +139,11 @@ def _gpu_facts(device: torch.device) -> dict[str, Any]:
 # --- Identity of a run ----------------------------------------------------------------------------
 
 
-def config_hash(config: FrozenConfigDict) -> str:
-    """SHA-256 of the experiment that a resolved config describes, in hex.
+def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
+    """The experiment that a resolved config describes, equal on every machine.
 
-    Equal on every machine for the same experiment: where things live is left out, and input files
-    count by their content (named subsets, which are no absolute paths, by their name).
+    Where things live is left out, and input files count by the SHA-256 of their content (named
+    subsets, which are no absolute paths, by their name).
     """
     experiment = {}
     for key, value in config.to_dict().items():
@@ -139,7 +153,12 @@ def config_hash(config: FrozenConfigDict) -> str:
         is_path = key in FILE_KEYS or (key in SUBSET_KEYS and Path(value or "").is_absolute())
         names_file = is_path and value is not None and Path(value).is_file()
         experiment[key] = sha256_file(Path(value)) if names_file else value
-    return sha256_text(canonical_json(experiment))
+    return experiment
+
+
+def config_hash(config: FrozenConfigDict) -> str:
+    """SHA-256 of the experiment that a resolved config describes, in hex."""
+    return sha256_text(canonical_json(experiment_of(config)))
 
 
 def new_run_id() -> str:
@@ -249,7 +268,11 @@ def _stampable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def build_env_stamp(
-    config: FrozenConfigDict, command: str, device: torch.device, facts: Mapping[str, Any]
+    config: FrozenConfigDict,
+    command: str,
+    device: torch.device,
+    facts: Mapping[str, Any],
+    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> dict[str, Any]:
     """Everything needed to say later what was run (contracts, section 5).
 
@@ -258,6 +281,7 @@ def build_env_stamp(
         command: as typed.
         device: that the run uses.
         facts: what only the entrypoint knows: dataset, subsets, normalisation, checkpoint.
+        processes: that run together.
 
     Raises:
         InputError: an `env_export.yml` is there but not readable.
@@ -287,6 +311,8 @@ def build_env_stamp(
         "num_threads": torch.get_num_threads(),
         "cuda_version": torch.version.cuda,
         "fp16": False,
+        "processes": processes.world_size,
+        "hosts": processes.all_objects(platform.node()),
         "env_hash": env_hash(versions),
         "env_check": check_env(versions),
         "tiny_train_subset_path": values.get("tiny_train_subset"),
@@ -294,3 +320,30 @@ def build_env_stamp(
         **facts,
     }
     return _stampable(stamp)
+
+
+# What the stamp says of each session of a run that was interrupted.
+_SESSION_KEYS = (
+    "command", "timestamp", "config_hash", "git_commit", "git_dirty", "env_hash", "torch_version",
+    "device", "num_threads", "processes", "hosts",
+)  # fmt: skip
+
+
+def with_session(
+    stamp: Mapping[str, Any], step: int, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """`stamp` with the sessions of its run, this one being the last.
+
+    Args:
+        stamp: of this session, from `build_env_stamp`.
+        step: that it begins at.
+        earlier: the stamp of the run that goes on; its id, begin and results stay.
+    """
+    session = {"from_step": step, **{key: stamp[key] for key in _SESSION_KEYS}}
+    if earlier is None:
+        return {**stamp, "sessions": [session]}
+    kept = {
+        key: value for key, value in earlier.items()
+        if key in ("run_id", "timestamp") or key.endswith("predictions_digest")
+    }  # fmt: skip
+    return {**stamp, **kept, "sessions": [*earlier.get("sessions", []), session]}

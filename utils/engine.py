@@ -3,9 +3,8 @@
 Shapes: B batch, S samples, C classes, H heads.
 """
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -17,89 +16,33 @@ from tqdm import tqdm
 from utils.errors import RunError
 from utils.pipeline import Batch
 from utils.presets import Preset, crop_to_image
+from utils.processes import Gather, Processes
+from utils.steps import Step
 
-# (model output, labels, shares of the classes or None) to a scalar
-Loss = Callable[[NamedTuple, Tensor, Tensor | None], Tensor]
+# (model output, labels, shares of the classes or None, share of the samples, gather) to a scalar
+Loss = Callable[[NamedTuple, Tensor, Tensor | None, float, Gather | None], Tensor]
 Forward = Callable[[Tensor], NamedTuple]  # images to model output
 
 
 class StepResult(NamedTuple):
     """Of one optimizer step, on the device: reading it is for the caller to time."""
 
-    loss: Tensor  # mean over the step's samples, scalar
-    correct: Tensor  # samples whose top-1 was right, scalar int64
-    samples: int
-
-
-class TrainMeter:
-    """Sums over the steps since the last reading; the device is read only when asked."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.total_seconds = self.total_waited = 0.0  # of all readings
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was added, and start the clock again."""
-        self.results: list[StepResult] = []
-        self.result_steps: list[int] = []  # that they are of
-        self.waited = 0.0
-        self.started = time.perf_counter()
-
-    def add(self, result: StepResult | None, waited: float) -> None:
-        """Count one more step.
-
-        Args:
-            result: None if every image of the step was bad.
-            waited: seconds that the step waited for its images.
-        """
-        if result is not None:
-            self.results.append(result)
-            self.result_steps.append(self.step + 1)
-        self.waited += waited
-        self.step += 1
-
-    @property
-    def wait_fraction(self) -> float:
-        """Of the seconds of all readings, the share that was waiting for images."""
-        return self.total_waited / self.total_seconds if self.total_seconds else 0.0
-
-    def read(self) -> dict[str, float]:
-        """Mean loss, accuracy, images per second and wait fraction since the last reading.
-
-        There must be a result.
-
-        Raises:
-            RunError: the loss of a step is not finite; names the first such step.
-        """
-        # One reading: counts of a window are far below 2**24, where float32 stops being exact.
-        columns = [(result.loss, result.correct.float()) for result in self.results]
-        losses, correct = zip(*torch.stack([torch.stack(c) for c in columns]).tolist(), strict=True)
-        images = sum(result.samples for result in self.results)
-        for step, loss in zip(self.result_steps, losses, strict=True):
-            if not math.isfinite(loss):
-                raise RunError(f"the loss of step {step} is {loss}; try a lower --learning_rate")
-        seconds = time.perf_counter() - self.started
-        waited = self.waited
-        self.total_seconds += seconds
-        self.total_waited += waited
-        self.restart()
-        return {
-            "loss": math.fsum(losses) / len(losses),
-            "accuracy": sum(correct) / images,
-            "images_per_second": images / seconds,
-            "wait_fraction": waited / seconds,
-        }
+    # Scalar; its mean over the processes is the mean over the step's samples.
+    loss: Tensor
+    correct: Tensor  # samples of this process whose top-1 was right, scalar int64
+    grad_norm: Tensor  # before it was clipped, scalar
+    samples: int  # of all processes
 
 
 class Evaluation(NamedTuple):
-    """Of every sample of a split, in split order, on the CPU."""
+    """Of samples of a split, on the CPU."""
 
     logits: np.ndarray  # (S, C) float32
     labels: np.ndarray  # (S,) int64
     # (S, H, 2) float64, relative to the original image: what each head looked at; None if the model
     # selects no parts.
-    parts: np.ndarray | None = None
+    parts: np.ndarray | None
+    positions: np.ndarray  # (S,) int64, in the split
 
 
 class Normalizer:
@@ -130,54 +73,99 @@ def train_step(
     model: nn.Module,
     loss_fn: Loss,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Batch],
+    step: Step,
     normalize: Normalizer,
     max_grad_norm: float,
     joint_forward: Forward | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> StepResult:
     """One optimizer step over micro-batches; nothing is read back from the device.
 
     Args:
-        model: in training mode.
+        model: in training mode, as `processes.wrap` gives it.
         loss_fn: of the samples that it is given together.
         optimizer: of the model's parameters.
-        micro_batches: of one optimizer step, none empty; each weighs as many as it has samples.
+        step: its micro-batches; each weighs as many as it has samples.
         normalize: brings images to the device.
         max_grad_norm: the gradient is clipped to this L2 norm.
         joint_forward: the model's forward pass, remembering nothing but its output. If given, the
             loss is over all micro-batches together, whatever their number: their outputs are
             cached, and each is computed again when its gradient arrives (Gao et al. 2021,
             arXiv 2101.06983, section 3.2). If None, the loss is the mean over micro-batches.
+        processes: that train together.
     """
-    labels = [batch.labels.to(normalize.device) for batch in micro_batches]
-    targets = [
-        None if batch.targets is None else batch.targets.to(normalize.device)
-        for batch in micro_batches
-    ]
-    samples = sum(map(len, labels))
-    if joint_forward is not None and len(micro_batches) > 1:
-        output = _joined([joint_forward(normalize(batch.images)) for batch in micro_batches])
-        labels = torch.cat(labels)
-        loss = loss_fn(output, labels, None if targets[0] is None else torch.cat(targets))
-        loss.backward()
-        total_loss, correct = loss.detach(), _num_correct(output, labels)
+    samples = sum(map(sum, step.counts))
+    if joint_forward is not None and len(step.micro_batches) > 1:
+        loss, correct = _joint_pass(model, loss_fn, step, normalize, joint_forward, processes)
     else:
-        total_loss, correct = 0.0, 0
-        for batch, batch_labels, shares in zip(micro_batches, labels, targets, strict=True):
-            output = model(normalize(batch.images))
-            loss = loss_fn(output, batch_labels, shares) / (samples / len(batch_labels))
-            loss.backward()
-            total_loss = total_loss + loss.detach()
-            correct = correct + _num_correct(output, batch_labels)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        loss, correct = 0.0, 0
+        last = len(step.micro_batches) - 1
+        for number, (batch, counts) in enumerate(zip(*step, strict=True)):
+            # Gradients meet once a step, in the last backward pass.
+            exchange = nullcontext() if number == last else processes.without_exchange(model)
+            with exchange:
+                output = model(normalize(batch.images))
+                own_loss, own_correct = _judge(loss_fn, output, [batch], counts, processes)
+                own_loss = own_loss / (samples / sum(counts))
+                own_loss.backward()
+            loss = loss + own_loss.detach()
+            correct = correct + own_correct
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(total_loss, correct, samples)
+    return StepResult(loss, correct, grad_norm, samples)
 
 
-def _num_correct(output: NamedTuple, labels: Tensor) -> Tensor:
-    """Samples whose top-1 is right, on the device."""
-    return (output.logits.detach().argmax(dim=1) == labels).sum()
+def _joint_pass(
+    model: nn.Module,
+    loss_fn: Loss,
+    step: Step,
+    normalize: Normalizer,
+    joint_forward: Forward,
+    processes: Processes,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the loss over all micro-batches together; loss and number of right samples.
+
+    The last one is not computed again: its backward pass is the first, and through `model`, so that
+    the processes exchange their gradients once.
+    """
+    counts = [sum(column) for column in zip(*step.counts, strict=True)]
+    mine = [each[processes.rank] for each in step.counts]
+    batches = [batch for batch, count in zip(step.micro_batches, mine, strict=True) if count]
+    *first, last = batches or step.micro_batches[:1]
+    outputs = [joint_forward(normalize(batch.images)) for batch in first]
+    output = _joined([*outputs, model(normalize(last.images))])
+    loss, correct = _judge(loss_fn, output, [*first, last], counts, processes)
+    loss.backward()
+    return loss.detach(), correct
+
+
+def _judge(
+    loss_fn: Loss,
+    output: NamedTuple,
+    batches: Sequence[Batch],
+    counts: Sequence[int],
+    processes: Processes,
+) -> tuple[Tensor, Tensor]:
+    """The loss of the samples that the processes have together, and how many are right here.
+
+    Args:
+        loss_fn: of the samples.
+        output: of this process's.
+        batches: that they are in.
+        counts: samples by process; if there are none here, `output` is that of a blank image.
+        processes: that train together.
+    """
+    device = output.logits.device
+    labels = torch.cat([batch.labels for batch in batches]).to(device)
+    targets = None
+    if batches[0].targets is not None:
+        targets = torch.cat([batch.targets for batch in batches]).to(device)
+    own = counts[processes.rank]
+    share = own * processes.world_size / sum(counts)
+    loss = loss_fn(output, labels, targets, share, processes.gather(counts))
+    right = (output.logits.detach().argmax(dim=1) == labels)[:own]
+    return loss, right.sum()
 
 
 @torch.no_grad()
@@ -188,28 +176,29 @@ def evaluate(
     preset: Preset,
     flips: bool = False,
     bar: tqdm | None = None,
-) -> Evaluation:
-    """Logits and selected parts of every sample of the loader's dataset, in split order.
+    watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> Evaluation | None:
+    """Logits and selected parts of the samples that the loader yields; None if there are none.
 
     The model is put into eval mode and back into the mode it was in.
 
     Args:
         model: on the device of `normalize`.
-        loader: of batches in split order.
+        loader: of batches.
         normalize: brings images to the device.
         preset: by which the images were cropped.
         flips: whether logits are the mean over each image and its mirror image; parts are the
             image's own.
         bar: counts samples.
+        watched: passes batches on, and may end early.
 
     Raises:
-        RunError: the loader did not yield each sample once in order, an image cannot be decoded,
-            or a logit is not finite.
+        RunError: an image cannot be decoded.
     """
     was_training = model.training
     model.eval()
     logits, parts, labels, positions, sizes = [], [], [], [], []
-    for batch in loader:
+    for batch in watched(loader):
         images = normalize(batch.images)
         output = model(images)
         batch_logits = output.logits
@@ -225,16 +214,38 @@ def evaluate(
         if bar is not None:
             bar.update(len(batch.labels))
     model.train(was_training)
-    seen = torch.cat(positions)
-    if not torch.equal(seen, torch.arange(len(loader.dataset))):
-        raise RunError(f"evaluated {len(seen)} samples, expected {len(loader.dataset)} in order")
-    all_logits = torch.cat(logits).cpu().numpy()
-    if not np.isfinite(all_logits).all():
-        bad = int((~np.isfinite(all_logits)).any(axis=1).sum())
-        raise RunError(f"logits of {bad} of {len(seen)} evaluated samples are not finite")
+    if not logits:
+        return None
     points = None
     if parts:
         points = crop_to_image(
             torch.cat(parts).cpu().numpy(), torch.cat(sizes).numpy(), img_size, preset
         )
-    return Evaluation(all_logits, torch.cat(labels).numpy(), points)
+    return Evaluation(
+        torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), points,
+        torch.cat(positions).numpy(),
+    )  # fmt: skip
+
+
+def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int) -> Evaluation:
+    """The evaluations of all processes as one, in split order.
+
+    Args:
+        evaluations: of each process; None where it had no sample.
+        num_samples: of the split.
+
+    Raises:
+        RunError: not each sample is there once, or a logit is not finite.
+    """
+    there = [evaluation for evaluation in evaluations if evaluation is not None]
+    columns = [
+        None if column[0] is None else np.concatenate(column) for column in zip(*there, strict=True)
+    ]
+    seen = Evaluation(*columns) if columns else None
+    order = np.argsort(seen.positions, kind="stable") if seen else np.arange(0)
+    if seen is None or not np.array_equal(seen.positions[order], np.arange(num_samples)):
+        raise RunError(f"evaluated {len(order)} samples, expected {num_samples}, each once")
+    if not np.isfinite(seen.logits).all():
+        bad = int((~np.isfinite(seen.logits)).any(axis=1).sum())
+        raise RunError(f"logits of {bad} of {len(order)} evaluated samples are not finite")
+    return Evaluation(*(None if column is None else column[order] for column in seen))

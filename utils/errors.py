@@ -1,6 +1,7 @@
 """The two ways a run fails, and how other errors become one of them (contracts, section 6)."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -37,25 +38,57 @@ def one_line(error: BaseException) -> str:
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. They arrive as
 # plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback.
-_EXPECTED_RUNTIME_ERRORS = ("out of memory", "can't allocate memory", "DataLoader worker (pid")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+_LOST_LOADER = ("DataLoader worker (pid",)
+# What gloo says when another process of the run is not there any more.
+_LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class LostProcess(RunError):
+    """Another process of the run is gone; each that is left says so for itself."""
+
+
+def _without_source(error: BaseException) -> str:
+    """The message without the place in gloo's source that it begins with."""
+    return re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error))
+
+
+def is_lost_loader(error: RuntimeError) -> bool:
+    """Whether torch says that a loader process died."""
+    return _says(error, _LOST_LOADER)
+
+
+def _says(error: BaseException, texts: Iterable[str]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
 @contextmanager
-def named_failures(where: Callable[[], str]) -> Iterator[None]:
+def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
     """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
 
     Args:
         where: says, at the time of the failure, the step and the last good checkpoint.
+        less_memory: says which flags lower the memory.
 
     Raises:
         RunError: for a `RunError` or `OSError` inside (damaged image, disk full), for memory that
-            ran out, and for a loader process that was lost.
+            ran out, for a loader process or another process of the run that was lost.
     """
     try:
         yield
-    except (RunError, OSError, MemoryError) as error:
+    except RunError as error:
+        raise type(error)(f"{one_line(error)}; {where()}") from error
+    except MemoryError as error:
+        raise RunError(f"memory ran out; {less_memory()}; {where()}") from error
+    except OSError as error:
         raise RunError(f"{one_line(error)}; {where()}") from error
     except RuntimeError as error:
-        if not any(text in str(error) for text in _EXPECTED_RUNTIME_ERRORS):
-            raise
-        raise RunError(f"{one_line(error)}; {where()}") from error
+        if _says(error, _LOST_PROCESS):
+            raise LostProcess(
+                f"another process of this run is gone ({_without_source(error)}); {where()}"
+            ) from error
+        if _says(error, _OUT_OF_MEMORY):
+            raise RunError(f"{one_line(error)}; {less_memory()}; {where()}") from error
+        if is_lost_loader(error):
+            raise RunError(f"{one_line(error)}; {where()}") from error
+        raise

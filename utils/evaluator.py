@@ -9,70 +9,115 @@ from torch.utils.data import DataLoader
 
 from utils.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
 from utils.console import progress
-from utils.engine import Evaluation, Normalizer, evaluate
+from utils.data_utils import checkpoint_paths
+from utils.engine import Evaluation, Normalizer, evaluate, whole_evaluation
+from utils.interrupts import Stopped, StopRequest
 from utils.metrics import summarize
 from utils.presets import PRESETS
+from utils.processes import Processes
 from utils.run import Run
 from utils.training_state import TrainingState
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates models on the split of a run, and logs how good they are."""
+    """Evaluates models on the split of a run, in all its processes."""
 
     config: FrozenConfigDict
     loader: DataLoader
     normalize: Normalizer
     run: Run
+    processes: Processes
+    request: StopRequest
 
     def __call__(
         self, model: nn.Module, step: int, selected_on: str
-    ) -> tuple[Evaluation, dict[str, Any]]:
+    ) -> tuple[Evaluation | None, dict[str, Any]]:
         """Evaluation and metrics of `model` after `step` optimizer steps.
+
+        The evaluation is of the whole split in the process that writes, else None; the metrics are
+        the same in all.
 
         Args:
             model: on the device of `normalize`.
             step: that its weights are of.
             selected_on: the split whose accuracy chose, or is to choose, these weights.
-        """
-        config = self.config
-        with progress(len(self.loader.dataset), "eval", "img") as bar:
-            evaluation = evaluate(
-                model, self.loader, self.normalize, PRESETS[config.preset], config.tta == "flip",
-                bar,
-            )  # fmt: skip
-        metrics = {
-            "split": config.eval_split, "selected_on": selected_on, "step": step,
-            "tta": config.tta, **summarize(evaluation.logits, evaluation.labels),
-        }  # fmt: skip
-        self.run.log_evaluation(metrics, step)
-        return evaluation, metrics
 
-    def export(self, evaluation: Evaluation, metrics: dict[str, Any]) -> None:
-        """Write predictions, metrics and per-class table."""
-        self.run.export(evaluation, metrics, self.config.export_logits)
+        Raises:
+            RunError: an image cannot be decoded, or a logit is not finite.
+            Stopped: a process was asked to stop.
+        """
+        config, processes = self.config, self.processes
+        with (
+            processes.together(),
+            progress(len(self.loader.dataset), "eval", "img") as bar,
+        ):
+            own = evaluate(
+                model, self.loader, self.normalize, PRESETS[config.preset], config.tta == "flip",
+                bar, self.request.watched,
+            )  # fmt: skip
+        stop = max(signum for (signum,) in processes.all_rows([self.request.signum]))
+        if stop:
+            raise Stopped(stop)
+        evaluation, metrics = None, {}
+        evaluations = processes.objects_for_main(own)
+        with processes.together():
+            if processes.is_main:
+                evaluation = whole_evaluation(evaluations, len(self.loader.dataset))
+                metrics = {
+                    "split": config.eval_split, "selected_on": selected_on, "step": step,
+                    "tta": config.tta, **summarize(evaluation.logits, evaluation.labels),
+                }  # fmt: skip
+        return evaluation, processes.from_main(metrics)
+
+    def export(self, evaluation: Evaluation, metrics: dict[str, Any], variant: str = "") -> None:
+        """Write predictions, metrics and per-class table of a variant of the weights."""
+        self.run.export(evaluation, metrics, self.config.export_logits, variant)
 
 
 @dataclass(frozen=True)
 class BestKeeper:
-    """Evaluates the model in training, and keeps it and its predictions if it is the best yet."""
+    """Evaluates the weights in training, and keeps them and their predictions if they are best."""
 
     evaluator: Evaluator
-    model: nn.Module
-    checkpoint_fields: dict[str, Any]  # of Checkpoint, those that never change
+    models: dict[str, nn.Module]  # variants of the weights: raw ("") and averaged
+    checkpoint: Checkpoint  # its fields that never change
 
     def __call__(self, state: TrainingState) -> None:
-        """Evaluate at `state.step`; ties keep the earlier checkpoint."""
-        split = self.evaluator.config.eval_split
-        evaluation, metrics = self.evaluator(self.model, state.step, selected_on=split)
-        if state.best is not None and metrics["accuracy"] <= state.best["accuracy"]:
-            return
+        """Evaluate at `state.step`; ties keep the earlier checkpoint.
+
+        Nothing is logged, written or remembered before all variants are evaluated: what is
+        interrupted is done again.
+        """
+        evaluator = self.evaluator
+        split = evaluator.config.eval_split
+        results = {
+            variant: evaluator(model, state.step, selected_on=split)
+            for variant, model in self.models.items()
+        }
+        is_better = False
+        with evaluator.processes.together():
+            for variant, (evaluation, metrics) in results.items():
+                evaluator.run.log_evaluation(metrics, state.step, variant)
+                best = state.best.get(variant)
+                if best is None or metrics["accuracy"] > best["accuracy"]:
+                    is_better = True
+                    state.best[variant] = self._keep(variant, evaluation, metrics)
+        state.evaluated = state.step
+        state.since_best = 0 if is_better else state.since_best + 1
+
+    def _keep(
+        self, variant: str, evaluation: Evaluation | None, metrics: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Write the checkpoint of a variant and what came from its evaluation; its metrics."""
         # To the CPU once: the id and the file both read them there.
-        weights = {key: value.detach().cpu() for key, value in self.model.state_dict().items()}
-        metrics["checkpoint_id"] = checkpoint_id(weights)
-        checkpoint = Checkpoint(
-            **self.checkpoint_fields, step=state.step, metrics=metrics, state_dict=weights
-        )
-        save_checkpoint(self.evaluator.run.paths.checkpoint, checkpoint)
-        self.evaluator.export(evaluation, metrics)
-        state.best = metrics
+        weights = {k: v.detach().cpu() for k, v in self.models[variant].state_dict().items()}
+        metrics = {**metrics, "checkpoint_id": checkpoint_id(weights)}
+        if evaluation is not None:
+            checkpoint = self.checkpoint._replace(
+                step=metrics["step"], metrics=metrics, state_dict=weights
+            )
+            paths = checkpoint_paths(self.evaluator.run.paths, variant)
+            save_checkpoint(paths.checkpoint, checkpoint)
+            self.evaluator.export(evaluation, metrics, variant)
+        return metrics

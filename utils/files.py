@@ -1,30 +1,71 @@
 """Files and their checksums: whole-or-nothing writes, canonical JSON, SHA-256."""
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+UNFINISHED = ".tmp"  # the ending of files that are being written
+
+
+def sync(descriptor: int) -> None:
+    """Have what was written to an open file or folder on the disk itself."""
+    # macOS's fsync leaves it in the drive's own memory. Not every file system knows the request.
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        try:
+            fcntl.fcntl(descriptor, full_sync)
+            return
+        except OSError:
+            pass
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk: a renamed file is found again after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 @contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(
+    path: Path, before_replacing: Callable[[Path], None] | None = None
+) -> Iterator[BinaryIO]:
     """A file opened beside `path` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one, never half of one. The parent folder is made.
+    A reader sees the old file or the new one, never half of one, also after a power cut. The parent
+    folder is made.
+
+    Args:
+        path: of the file.
+        before_replacing: called with the path of the finished file, which is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with beside.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
+        if before_replacing is not None:
+            before_replacing(beside)
         beside.replace(path)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers left below `folder` that were killed; nobody may be writing there."""
+    for path in folder.glob(f"**/.*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

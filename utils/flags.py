@@ -30,6 +30,34 @@ SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart fr
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
+LAST = "last"  # what `--resume` without a path stands for
+# What a run may go on with another value of: neither the model, nor the data and their order, nor
+# which numbers its optimizer remembers.
+CHANGEABLE = (
+    "num_steps", "epochs", "eval_every", "eval_batch_size", "learning_rate", "momentum",
+    "weight_decay", "layer_decay", "decay_type", "warmup_steps", "max_grad_norm",
+    "gradient_accumulation_steps", "smoothing_value", "class_weights", "contrastive_weight",
+    "contrastive_margin", "contrastive_scope", "augment", "random_erasing", "mixup", "cutmix",
+    "skip_bad_images", "tta", "export_logits", "patience",
+)  # fmt: skip
+# Flags that change what others say.
+CHANGES_WITH = {"num_steps": ("epochs",), "epochs": ("num_steps",)}
+
+
+def changeable_flags(text: str) -> tuple[str, ...]:
+    """`a,b` as names of flags that a run may change.
+
+    Raises:
+        ArgumentTypeError: one of them may not.
+    """
+    names = tuple(name.strip().removeprefix("--") for name in text.split(",") if name.strip())
+    wrong = [name for name in names if name not in CHANGEABLE]
+    if wrong or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(wrong) or 'nothing'} cannot change within a run; what can: "
+            f"{', '.join(CHANGEABLE)}"
+        )
+    return names
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
@@ -256,6 +284,35 @@ def _add_contrastive_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_durability_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("durability")
+    group.add_argument(
+        "--save_every", type=positive_int, default=100, metavar="N",
+        help="save the whole state every N steps; it is also saved at each evaluation, at Ctrl-C "
+        "and SIGTERM",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep", type=count, default=1, metavar="N", help="states to keep besides the last"
+    )
+    group.add_argument(
+        "--resume", nargs="?", const=LAST, metavar="PATH",
+        help="go on with the run --name from its last state, or from the state at PATH",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow_change", type=changeable_flags, default=(), metavar="FLAG,...",
+        help=f"with --resume: flags that may differ from the run's: {', '.join(CHANGEABLE)}",
+    )  # fmt: skip
+    group.add_argument(
+        "--ema_decay", type=share, metavar="DECAY",
+        help="also keep averaged weights, of which each step keeps this share; evaluated and "
+        "exported beside the raw ones (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--patience", type=positive_int, metavar="N",
+        help="end after N evaluations without a better accuracy (default: never)",
+    )  # fmt: skip
+
+
 def _add_run_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--name", type=run_name, required=True, help="of the run, its folder")
@@ -302,6 +359,7 @@ def build_train_parser(model_names: Sequence[str]) -> argparse.ArgumentParser:
     _add_model_flags(parser, model_names, for_training=True)
     _add_optimisation_flags(parser)
     _add_contrastive_flags(parser)
+    _add_durability_flags(parser)
     return parser
 
 

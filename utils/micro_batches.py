@@ -5,13 +5,16 @@ from ml_collections import FrozenConfigDict
 
 from utils.console import log
 from utils.dist_util import fit_micro_batches
+from utils.errors import InputError
 
 # Samples that the contrastive loss should see together: with B of them, B of the B x B pairs are of
 # a sample and itself and cost nothing, so that its weight is 1 - 1/B.
 MIN_COMPARED = 8
 
 
-def plan_micro_batches(config: FrozenConfigDict, num_tokens: int, device: torch.device) -> int:
+def plan_micro_batches(
+    config: FrozenConfigDict, num_tokens: int, device: torch.device, world_size: int = 1
+) -> int:
     """Micro-batches an optimizer step: as asked, or more where the device needs them smaller.
 
     Warns where the contrastive loss compares few samples.
@@ -20,9 +23,11 @@ def plan_micro_batches(config: FrozenConfigDict, num_tokens: int, device: torch.
         config: of a training run.
         num_tokens: of one image.
         device: that the run uses.
+        world_size: number of processes, which share each micro-batch.
 
     Raises:
-        InputError: they must be smaller, and that would change the loss.
+        InputError: they must be smaller, and that would change the loss; or the processes cannot
+            share them evenly.
     """
     asked, batch = config.gradient_accumulation_steps, config.train_batch_size
     compares = config.head == "parts" and config.contrastive_weight > 0
@@ -37,6 +42,11 @@ def plan_micro_batches(config: FrozenConfigDict, num_tokens: int, device: torch.
             "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
             "the loss is the same", micro_batches, asked,
         )  # fmt: skip
+    if batch // micro_batches % world_size:
+        raise InputError(
+            f"{world_size} processes cannot share micro-batches of {batch // micro_batches} images "
+            f"evenly: --train_batch_size {batch}, {micro_batches} micro-batches"
+        )
     compared = batch if is_joint else batch // micro_batches
     if compares and compared < MIN_COMPARED:
         advice = "" if compared == batch else " or --contrastive_scope effective"

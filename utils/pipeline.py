@@ -4,7 +4,7 @@ Shapes: B batch, S image side in pixels, C classes.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from utils.cache import disk_cache, ram_cache
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation, original_size
+from utils.processes import Processes
+from utils.samplers import EvalBatches, Part, TrainBatches, TrainSampler
 from utils.splits import Split
 from utils.transforms import EvalView, Mixing, TrainView, height_first
 from utils.working_images import FileImages, WorkingImages
@@ -77,8 +79,8 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, indices: list[tuple[int, int]]) -> Batch:
-        """The batch of the samples at these (epoch, position).
+    def __getitems__(self, part: Part) -> Batch:
+        """This process's part of a batch.
 
         Raises:
             RunError: an image cannot be decoded.
@@ -88,7 +90,8 @@ class ImageDataset(Dataset):
         # reach into the MPS generator too.
         state = torch.default_generator.get_state()
         try:
-            return self._mixed(self._batch(indices), indices[0])
+            own = self._batch(part.samples[part.begin : part.end])
+            return self._mixed(own, part) if self.mixing and len(own.labels) else own
         finally:
             torch.default_generator.set_state(state)
 
@@ -117,65 +120,33 @@ class ImageDataset(Dataset):
             bad=tuple(bad),
         )
 
-    def _mixed(self, batch: Batch, first: tuple[int, int]) -> Batch:
-        if not self.mixing or not len(batch.labels):
-            return batch
-        epoch, position = first
+    def _mixed(self, batch: Batch, part: Part) -> Batch:
+        """`batch` mixed as the whole batch is: each image with the one before it."""
+        images, labels = batch.images, batch.labels
+        before = None if part.is_whole else self._before(part)
+        if before is not None:
+            images = torch.cat([before.images, images])
+            labels = torch.cat([before.labels, labels])
+        epoch, position = part.samples[0]
         seed = derive_seed(self.seed, epoch, "mix", str(self.split.ids[position]))
         torch.default_generator.manual_seed(seed)
-        images, targets = self.mixing(batch.images, batch.labels)
+        images, targets = self.mixing(images, labels)
+        own = slice(0 if before is None else 1, None)
+        images = images[own].contiguous(memory_format=torch.channels_last)
+        targets = targets[own]
         return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
+
+    def _before(self, part: Part) -> Batch | None:
+        """The sample that is mixed into the part's first; None if all others are bad."""
+        others = [*part.samples[part.end :], *part.samples[: part.begin]]
+        for sample in reversed(others):
+            before = self._batch([sample])
+            if len(before.labels):
+                return before
+        return None
 
 
 # --- Loaders --------------------------------------------------------------------------------------
-
-
-class TrainSampler:
-    """Positions in a fixed shuffled order, epoch after epoch, as (epoch, position).
-
-    A batch may span two epochs: every sample is seen equally often, every batch has the same size,
-    and a split smaller than a batch still fills it.
-    """
-
-    def __init__(self, num_samples: int, total: int, seed: int, start: int = 0) -> None:
-        """Describe the order.
-
-        Args:
-            num_samples: of the split.
-            total: samples of the whole run.
-            seed: of the run.
-            start: samples of the run that are done already.
-        """
-        self.num_samples = num_samples
-        self.total = total
-        self.seed = seed
-        self.start = start
-
-    def __len__(self) -> int:
-        return self.total - self.start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the pairs from `start` to `total`."""
-        for epoch in range(self.start // self.num_samples, -(-self.total // self.num_samples)):
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "order"))
-            order = torch.randperm(self.num_samples, generator=generator)
-            begin = epoch * self.num_samples
-            for position in order[max(0, self.start - begin) : self.total - begin].tolist():
-                yield epoch, position
-
-
-class EvalSampler:
-    """Every position once, in split order, as (epoch, position)."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the pairs."""
-        return ((0, position) for position in range(self.num_samples))
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -185,26 +156,23 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def make_loader(
     dataset: ImageDataset,
-    sampler: Iterable[tuple[int, int]],
-    batch_size: int,
+    batches: Iterable[Part],
     num_workers: int,
     device: torch.device,
     start_method: str | None = None,
 ) -> DataLoader:
-    """A loader of the samples that `sampler` gives, in its order.
+    """A loader of `batches`, in their order.
 
     Args:
         dataset: of the samples.
-        sampler: gives (epoch, position).
-        batch_size: of each batch but, maybe, the last.
+        batches: that this process has.
         num_workers: loader processes; changes no batch.
         device: that the batches go to.
         start_method: of the processes, `fork` or `spawn`; None: the system's own.
     """
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=_as_it_is,
@@ -250,12 +218,20 @@ def augmentation_of(config: FrozenConfigDict) -> Augmentation:
     return Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
 
 
+def train_sampler(config: FrozenConfigDict, num_samples: int, start_step: int = 0) -> TrainSampler:
+    """The order of the samples of a run, from an optimizer step on."""
+    return TrainSampler(
+        num_samples, config.num_steps, config.train_batch_size, config.seed, start_step
+    )  # fmt: skip
+
+
 def train_loader(
     config: FrozenConfigDict,
     split: Split,
     micro_batches: int,
     device: torch.device,
     start_step: int = 0,
+    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> DataLoader:
     """A loader of the micro-batches of a run in shuffled order, each of them full.
 
@@ -265,14 +241,12 @@ def train_loader(
         micro_batches: of an optimizer step.
         device: that the batches go to.
         start_step: optimizer steps that are done already.
+        processes: that train together; each gets its part of every micro-batch.
 
     Raises:
         RunError: as `open_images`.
     """
-    batch = config.train_batch_size
-    sampler = TrainSampler(
-        len(split), config.num_steps * batch, config.seed, start_step * batch
-    )  # fmt: skip
+    sampler = train_sampler(config, len(split), start_step)
     augmentation = augmentation_of(config)
     dataset = ImageDataset(
         split,
@@ -283,11 +257,21 @@ def train_loader(
         Mixing(augmentation, len(split.classes)),
         leaves_out_bad=config.skip_bad_images > 0,
     )
-    return make_loader(dataset, sampler, batch // micro_batches, config.num_workers, device)
+    batches = TrainBatches(
+        sampler, config.train_batch_size // micro_batches, processes.rank, processes.world_size
+    )
+    return make_loader(dataset, batches, config.num_workers, device)
 
 
-def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
-    """A loader of every sample once in split order; the last batch may be smaller.
+def eval_loader(
+    config: FrozenConfigDict,
+    split: Split,
+    device: torch.device,
+    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
+) -> DataLoader:
+    """A loader of whole batches in split order, of which each process gets some.
+
+    Every sample is in one batch; the last may be smaller.
 
     Raises:
         RunError: as `open_images`.
@@ -295,5 +279,7 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     dataset = ImageDataset(split, images, view, config.img_size, seed=0)
-    sampler = EvalSampler(len(split))
-    return make_loader(dataset, sampler, config.eval_batch_size, config.num_workers, device)
+    batches = EvalBatches(
+        len(split), config.eval_batch_size, processes.rank, processes.world_size
+    )  # fmt: skip
+    return make_loader(dataset, batches, config.num_workers, device)

@@ -1,16 +1,20 @@
 """A run on disk, as both entrypoints write it: first writes, scalars, evaluations, summary."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from utils.console import log, log_table
-from utils.data_utils import RunPaths, keep_previous_run, write_retention
+from utils.data_utils import RunPaths, checkpoint_paths, keep_previous_run, write_retention
 from utils.dataset import write_labelmap
 from utils.engine import Evaluation
 from utils.export import export_evaluation
-from utils.files import write_json
+from utils.files import remove_unfinished, write_json
+from utils.processes import Processes
+from utils.run_lock import run_lock
+from utils.scalars import Scalars
 from utils.splits import Split
 
 # The scalars of an evaluation, of the metrics that `utils.metrics.summarize` gives.
@@ -18,61 +22,151 @@ EVAL_SCALARS = ("loss", "accuracy", "top5", "mean_per_class_accuracy", "macro_f1
 
 
 class Run:
-    """The folder of one run: what it says of itself, its scalars, its evaluations."""
+    """The folder of one run: what it says of itself, its scalars, its evaluations.
 
-    def __init__(self, paths: RunPaths, stamp: Mapping[str, Any], split: Split) -> None:
-        """Make the first writes; a previous run of the same name is moved aside.
+    Of several processes one writes; in the others every method does nothing.
+    """
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        stamp: Mapping[str, Any],
+        split: Split,
+        writes: bool = True,
+        resumed_at: int | None = None,
+    ) -> None:
+        """Make the first writes.
 
         Args:
             paths: where.
             stamp: from `build_env_stamp`.
             split: that is evaluated.
+            writes: whether this process is the one that writes.
+            resumed_at: the step that the run of this name goes on from. None: it is a new one, and
+                a previous one of the same name is moved aside.
         """
-        kept = keep_previous_run(paths)
-        if kept is not None:
-            log.info("kept the previous run %s as %s", paths.name, kept.run)
         self.paths = paths
         self.split = split
         self.stamp = dict(stamp)
-        self.write_stamp(predictions_digest="none")
+        self.writes = writes
+        if not writes:
+            return
+        if resumed_at is None:
+            kept = keep_previous_run(paths)
+            if kept is not None:
+                log.info("kept the previous run %s as %s", paths.name, kept.run)
+            self.stamp["predictions_digest"] = "none"
+        else:
+            remove_unfinished(paths.run)
+        self.write_stamp(status="unfinished")
         write_labelmap(paths.labelmap, split)
         write_retention(paths, has_checkpoint="checkpoint" not in stamp)
-        self.writer = SummaryWriter(str(paths.tensorboard))
+        self.scalars = Scalars(paths.tensorboard, resumed_at)
 
     def write_stamp(self, **facts: object) -> None:
         """Write the stamp with more `facts`, or later ones."""
         self.stamp.update(facts)
-        write_json(self.paths.env_stamp, self.stamp)
+        if self.writes:
+            write_json(self.paths.env_stamp, self.stamp)
 
     def log_scalars(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars `<phase>/<name>` at `step` optimizer steps."""
-        for name, value in scalars.items():
-            self.writer.add_scalar(f"{phase}/{name}", value, step)
+        if self.writes:
+            self.scalars.add(phase, scalars, step)
 
-    def log_evaluation(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Write the scalars of an evaluation and log a line."""
+    def log_training(self, scalars: Mapping[str, float], step: int, bar: tqdm) -> None:
+        """Write the scalars of training, and show them: beside the bar, or in a line without one.
+
+        Args:
+            scalars: as `TrainMeter.read` gives them, and the learning rate as `lr`.
+            step: optimizer steps.
+            bar: of the steps.
+        """
+        shown = {name: value for name, value in scalars.items() if name != "wait_fraction"}
+        self.log_scalars("train", shown, step)
+        self.log_scalars("data", {"wait_fraction": scalars["wait_fraction"]}, step)
+        bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{scalars['lr']:.2e}")
+        if bar.disable:
+            line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            log.info("step %d/%d  %s", step, bar.total, line)
+
+    def flush(self) -> None:
+        """Hand the scalars to the system."""
+        if self.writes:
+            self.scalars.flush()
+
+    def log_evaluation(self, metrics: Mapping[str, Any], step: int, variant: str = "") -> None:
+        """Write the scalars of an evaluation of a variant of the weights, and log a line."""
         scalars = {name: metrics[name] for name in EVAL_SCALARS}
-        self.log_scalars("eval", scalars, step)
+        phase = "_".join(filter(None, ("eval", variant)))
+        self.log_scalars(phase, scalars, step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
-        log.info("eval step %d  %s  %s", step, self.split.name, shown)
+        log.info("%s step %d  %s  %s", phase, step, self.split.name, shown)
 
     def export(
         self,
         evaluation: Evaluation,
         metrics: Mapping[str, Any],
         export_logits: bool,
+        variant: str = "",
     ) -> None:
         """Write predictions, metrics and per-class table, and stamp the predictions digest."""
-        digest = export_evaluation(self.paths, evaluation, self.split, metrics, export_logits)
-        self.write_stamp(predictions_digest=digest)
+        if not self.writes:
+            return
+        paths = checkpoint_paths(self.paths, variant)
+        digest = export_evaluation(paths, evaluation, self.split, metrics, export_logits)
+        self.write_stamp(**{"_".join(filter(None, (variant, "predictions_digest"))): digest})
 
-    def finish(self, metrics: Mapping[str, Any], **facts: object) -> None:
-        """Close the scalars and log where everything is, how good it is, and more `facts`."""
-        self.writer.close()
+    def close(self) -> None:
+        """Let go of the scalars' file."""
+        if self.writes:
+            self.scalars.close()
+
+    def finish(self, best: Mapping[str, Mapping[str, Any]], **facts: object) -> None:
+        """Say in the stamp that the run ended, and log where everything is and how good it is.
+
+        Args:
+            best: metrics by variant of the weights.
+            facts: more to say.
+        """
+        self.close()
+        self.write_stamp(status="finished")
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
-        log_table(f"metrics on {metrics['split']}", {**metrics, **facts})
-        if metrics["selected_on"] == metrics["split"] == "test":
+        for variant, metrics in best.items():
+            of = " of the averaged weights" if variant else ""
+            log_table(f"metrics{of} on {metrics['split']}", {**metrics, **facts})
+        raw = best[""]
+        if raw["selected_on"] == raw["split"] == "test":
             log.warning(
                 "warning: selected on test: the checkpoint was chosen by this accuracy, so it is "
                 "too high an estimate for new images"
             )
+
+
+@contextmanager
+def own_run(
+    paths: RunPaths,
+    stamp: Mapping[str, Any],
+    split: Split,
+    processes: Processes,
+    resumed_at: int | None = None,
+) -> Iterator[Run]:
+    """A run that no other process writes as long as the block lasts; makes the first writes.
+
+    Args:
+        paths: where.
+        stamp: from `build_env_stamp`.
+        split: that is evaluated.
+        processes: that run together, of which one writes.
+        resumed_at: as in `Run`.
+
+    Raises:
+        InputError: another process writes this run.
+        RunError: something cannot be written.
+    """
+    with ExitStack() as held:
+        with processes.together():
+            if processes.is_main:
+                held.enter_context(run_lock(paths.lock, paths.name))
+            run = Run(paths, stamp, split, processes.is_main, resumed_at)
+        yield run

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,12 +52,6 @@ def small(**changes) -> Checkpoint:
 def payload_of(checkpoint: Checkpoint, **changes) -> dict:
     """What a file of ours holds."""
     return {"format": "fine-vit checkpoint", "version": 2, **checkpoint._asdict(), **changes}
-
-
-def sealed(archive: bytes) -> bytes:
-    """`archive` with its SHA-256 as zip comment: what anybody can do who reads our code."""
-    archive = archive[:-2] + (64).to_bytes(2, "little")
-    return archive + hashlib.sha256(archive).hexdigest().encode()
 
 
 def torch_bytes(value: object) -> bytes:

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM in training: the first asks to stop, the second stops. Imports no torch."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from utils.errors import Terminated
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and all its processes know; its state is to be saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def stop_by(signum: int) -> BaseException:
+    """What ends a run at once that was asked to stop by this signal."""
+    return KeyboardInterrupt() if signum == signal.SIGINT else Terminated()
+
+
+class StopRequest:
+    """Whether the run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signum = 0  # none yet
+
+    def receive(self, signum: int, frame: object = None) -> None:
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: the run was asked before (SIGINT).
+            Terminated: the run was asked before (SIGTERM).
+        """
+        # torchrun passes Ctrl-C, which every process gets from the terminal, on as SIGTERM.
+        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and signum != self.signum
+        if self.signum and not is_echo:
+            raise stop_by(signum)
+        if not self.signum:
+            self.signum = signum
+            # Not through a logger or `sys.stdout`: they may have been at work just now.
+            os.write(1, b"stopping after this step; a second signal stops at once\n")
+
+    def watched(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield `items` until the run is asked to stop."""
+        for item in items:
+            if self.signum:
+                return
+            yield item
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Take Ctrl-C and SIGTERM as requests as long as the block lasts."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # signals are the main thread's affair
+        return
+    before = {
+        signum: signal.signal(signum, request.receive) for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield request
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,143 @@
+"""Whether and from where a run goes on: what must be the same, what may be another."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import FrozenConfigDict
+
+from utils.checkpoint import load_checkpoint
+from utils.console import log
+from utils.data_utils import RunPaths, checkpoint_paths, read_stamp
+from utils.dist_util import experiment_of
+from utils.errors import InputError
+from utils.flags import CHANGES_WITH, LAST
+from utils.processes import Processes
+from utils.snapshot import Snapshot, load_newest, load_snapshot
+from utils.training_state import TrainingState
+
+
+class Past(NamedTuple):
+    """What a run goes on from."""
+
+    snapshot: Snapshot
+    stamp: dict[str, Any] | None  # of the run of the same name that goes on; None: a new run starts
+
+    @property
+    def resumed_at(self) -> int | None:
+        """The step that the run of the same name goes on from."""
+        return None if self.stamp is None else self.snapshot.training["step"]
+
+    def state(self) -> TrainingState:
+        """How far the run is."""
+        state = TrainingState(**self.snapshot.training)
+        if self.stamp is None:  # the checkpoints stay with the other run
+            state.best, state.saved = {}, None
+        else:
+            state.saved = state.step
+        return state
+
+
+def open_past(config: FrozenConfigDict) -> Past:
+    """The state that `--resume` names.
+
+    Raises:
+        InputError: there is none that is whole; or it is of another run, and would replace an
+            unfinished one.
+    """
+    paths = RunPaths(Path(config.output_dir), config.name)
+    is_last = config.resume == LAST
+    snapshot = load_newest(paths) if is_last else load_snapshot(Path(config.resume))
+    stamp = read_stamp(paths)
+    if is_last or stamp.get("run_id") == snapshot.run_id:
+        return Past(snapshot, {**stamp, "run_id": snapshot.run_id})
+    if stamp.get("status") == "unfinished":
+        raise InputError(
+            f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
+            "one: choose another name"
+        )
+    return Past(snapshot, None)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:  # a frozen config turns lists into tuples
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, nested ones with dots; a missing value is None."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    keys = dict.fromkeys([*flat_before, *flat_now])
+    pairs = {key: (flat_before.get(key), flat_now.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _shown(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changes.items())
+
+
+def check_same_run(
+    config: FrozenConfigDict, data: Mapping[str, Any], snapshot: Snapshot
+) -> dict[str, tuple[Any, Any]]:
+    """Refuse to go on with another experiment or other data than `snapshot` is of.
+
+    Args:
+        config: of the run that goes on, resolved; `allow_change` names flags that may differ.
+        data: identity of the splits and subsets.
+        snapshot: to go on from.
+
+    Returns:
+        What differs and may: key to value before and now.
+
+    Raises:
+        InputError: lists what differs and may not.
+    """
+    changes = differences(snapshot.data, data)
+    if changes:
+        raise InputError(f"--resume: the data are not those of the run: {_shown(changes)}")
+    changes = differences(snapshot.experiment, experiment_of(config))
+    allowed = {key for flag in config.allow_change for key in (flag, *CHANGES_WITH.get(flag, ()))}
+    refused = {key: pair for key, pair in changes.items() if key not in allowed}
+    if refused:
+        raise InputError(
+            f"--resume: the run was started otherwise: {_shown(refused)}; give its values, or name "
+            f"what may differ: --allow_change {','.join(refused)}"
+        )
+    return changes
+
+
+def settle_best(
+    state: TrainingState, paths: RunPaths, is_changed: bool, processes: Processes
+) -> None:
+    """Forget a best evaluation of `state` whose checkpoint is not there any more, and say so."""
+    lost = _lost_best(state, paths, is_changed) if processes.is_main else []
+    for variant in processes.from_main(lost):
+        del state.best[variant]
+
+
+def _lost_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> list[str]:
+    """The variants of the weights whose best checkpoint is not there any more.
+
+    A checkpoint of a later step than the state is fine, as long as the flags are the same: its
+    evaluation will come again, with the same bits.
+    """
+    lost = []
+    for variant, metrics in state.best.items():
+        path = checkpoint_paths(paths, variant).checkpoint
+        try:
+            there = load_checkpoint(path).metrics
+        except InputError as error:
+            trouble = str(error)
+        else:
+            is_later = there["step"] > state.step and not is_changed
+            if there == metrics or is_later:
+                continue
+            trouble = f"{path} is of step {there['step']}, not of step {metrics['step']}"
+        log.warning("warning: %s; the best checkpoint starts anew", trouble)
+        lost.append(variant)
+    return lost

@@ -1,0 +1,108 @@
+"""One run, one writer: a lock that says who holds it. Imports no torch."""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from utils.console import log
+from utils.errors import InputError
+
+
+def _owner(file: TextIO) -> dict[str, Any]:
+    """What the lock says of who wrote it; empty if it says nothing."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+    except ValueError:  # killed before it was written
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _refusal(path: Path, owner: dict[str, Any]) -> InputError:
+    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
+    return InputError(
+        f"--name {owner.get('name', path.stem.lstrip('.'))} is being written by {who} since "
+        f"{owner.get('since', 'an unknown time')}; wait for it, end it, or choose another name"
+    )
+
+
+def _is_of_another_host(owner: dict[str, Any]) -> bool:
+    return owner.get("host", platform.node()) != platform.node()
+
+
+def refuse_if_locked(path: Path) -> None:
+    """Refuse a run that another process is writing; writes nothing.
+
+    Raises:
+        InputError: names the process.
+    """
+    try:
+        file = path.open("r", encoding="utf-8")
+    except FileNotFoundError:
+        return
+    with file:
+        owner = _owner(file)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _refusal(path, owner) from error
+
+
+@contextmanager
+def run_lock(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a run; the system lets go of it when this process ends, however it ends.
+
+    A record lock (`lockf`): unlike one of `flock`, loader processes that outlive a killed run by
+    seconds do not inherit it. Network disks may keep it to one host, so the owner's counts too.
+
+    Args:
+        path: of the lock file, which is removed in the end.
+        name: of the run.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                raise _refusal(path, _owner(file)) from error
+        if _is_same_file(file, path):
+            break
+        file.close()  # its owner ended and removed it between our two calls
+    with file:
+        before = _owner(file)
+        if before and _is_of_another_host(before):
+            raise InputError(
+                f"{path} says that process {before.get('pid')} on {before['host']} writes this "
+                "run; if it is not running any more, remove that file"
+            )
+        if before:
+            log.info("took over the run from process %s, which is dead", before.get("pid"))
+        owner = {
+            "name": name, "pid": os.getpid(), "host": platform.node(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        file.truncate(0)
+        file.write(json.dumps(owner) + "\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_same_file(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,72 @@
+"""When and what a run saves of itself to go on from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from utils.dist_util import experiment_of
+from utils.learner import Learner
+from utils.meter import TrainMeter
+from utils.processes import Processes
+from utils.rng import rng_state, set_rng_state
+from utils.run import Run
+from utils.snapshot import Snapshot, Snapshots
+from utils.steps import Skipped
+from utils.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Saves the state of a run, and puts a run into a saved state."""
+
+    config: FrozenConfigDict
+    data: dict[str, Any]  # identity of the splits and subsets
+    run: Run
+    snapshots: Snapshots
+    learner: Learner
+    meter: TrainMeter
+    skipped: Skipped
+    num_samples: int  # of an epoch
+    device: torch.device
+    processes: Processes
+
+    def save(self, state: TrainingState) -> None:
+        """Write the state, in the process that writes; the others pass their part on.
+
+        Raises:
+            RunError: it cannot be written, or a loss that was not read yet is not finite.
+        """
+        meter = self.meter.state_dict()
+        generators = self.processes.objects_for_main(rng_state(self.device))
+        seen = state.step * self.config.train_batch_size
+        with self.processes.together():
+            if self.processes.is_main:
+                self.run.flush()
+                self.snapshots.save(
+                    Snapshot(
+                        run_id=self.run.stamp["run_id"],
+                        config=self.config.to_dict(),
+                        experiment=experiment_of(self.config),
+                        data=self.data,
+                        position={
+                            "step": state.step, "epoch": seen // self.num_samples,
+                            "samples_of_epoch": seen % self.num_samples,
+                        },
+                        training=state.to_dict(),
+                        learner=self.learner.state_dict(),
+                        rng=generators,
+                        meter=meter,
+                        skipped=list(self.skipped.ids),
+                    )
+                )  # fmt: skip
+        state.saved = state.step
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put learner, meter and random generators into the state of `snapshot`."""
+        self.learner.load_state_dict(snapshot.learner)
+        self.meter.load_state_dict(snapshot.meter)
+        # Another number of processes draws other numbers; those of the model's start will do.
+        if len(snapshot.rng) == self.processes.world_size:
+            set_rng_state(snapshot.rng[self.processes.rank], self.device)

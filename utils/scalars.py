@@ -1,0 +1,37 @@
+"""TensorBoard's events of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Scalars:
+    """Writes the scalars of a run; those after the step that it goes on from do not count."""
+
+    def __init__(self, folder: Path, resumed_at: int | None) -> None:
+        """Begin a file of events.
+
+        Args:
+            folder: of the run's events.
+            resumed_at: the step that the run goes on from; None for a new run.
+        """
+        purge_step = None if resumed_at is None else resumed_at + 1
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
+        """Write `<phase>/<name>` at `step` optimizer steps."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Hand all that was added to the system.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush, and let go of the file."""
+        self._writer.close()

@@ -1,0 +1,161 @@
+"""Archives of tensors and plain data that notice damage.
+
+`torch.load` does not notice flipped bits (381 of 400 tried loaded silently), so an archive ends
+with the SHA-256 of all its bytes before, in the one place where a zip archive may carry text: its
+comment. The comment survives copying.
+"""
+
+import hashlib
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from utils.errors import InputError
+from utils.files import open_atomic
+
+COMMENT_BYTES = 64  # a SHA-256 in hex
+BLOCK_BYTES = 1 << 20  # read at a time
+# A zip archive ends with a record of 22 bytes, the last two being the length of the comment after.
+END_RECORD_BYTES = 22
+END_RECORD_SIGNATURE = b"PK\x05\x06"
+
+
+def canonical(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+    """A copy of plain data whose pickle depends on the values alone.
+
+    pickle writes a reference where it meets an object again, so equal strings must be one object;
+    and torch writes the whole memory that a tensor looks into, so it must be the tensor's own.
+    """
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, Mapping):
+        return {canonical(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu().contiguous()
+        owned = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        return tensor if owned else tensor.clone()
+    return value
+
+
+class _SealingWriter:
+    """Passes an archive on to a file, all but its last two bytes, and takes its SHA-256.
+
+    Not through memory: the state of a ViT-B_16 has 0.7 GB. Not by path: torch would write the
+    file's name into the archive.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.held = b""
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.digest.update(data)
+        self.file.write(data)
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Take the next bytes of the archive."""
+        view = memoryview(data).cast("B")
+        if len(view) < 2:
+            self.held += bytes(view)
+            self._put(self.held[:-2])
+            self.held = self.held[-2:]
+        else:
+            self._put(self.held)
+            self._put(view[:-2])
+            self.held = bytes(view[-2:])
+        return len(view)
+
+    def flush(self) -> None:
+        """Asked for by torch; `open_atomic` flushes the file."""
+
+    def seal(self) -> None:
+        """Declare a comment in the archive's end record, and write it: the archive's SHA-256."""
+        self._put(COMMENT_BYTES.to_bytes(2, "little"))
+        self.file.write(self.digest.hexdigest().encode())
+
+
+def write_archive(file: BinaryIO, payload: Mapping[str, Any]) -> None:
+    """Write tensors and plain data to `file`; equal payloads give equal bytes."""
+    writer = _SealingWriter(file)
+    torch.save(canonical(payload), writer)
+    writer.seal()
+
+
+def save_archive(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write `payload` to `path`, replacing it as a whole; equal payloads give equal files."""
+    with open_atomic(path) as file:
+        write_archive(file, payload)
+
+
+def is_whole(file: BinaryIO) -> bool:
+    """Whether the bytes of the archive that `file` is open on are those that were once written.
+
+    Raises:
+        EOFError: there is no checksum: it is truncated, or no archive of ours.
+    """
+    size = file.seek(0, os.SEEK_END) - COMMENT_BYTES
+    file.seek(max(0, size - END_RECORD_BYTES))
+    ending = file.read()
+    end_record, comment = ending[:END_RECORD_BYTES], ending[END_RECORD_BYTES:]
+    expected_end = END_RECORD_SIGNATURE, COMMENT_BYTES.to_bytes(2, "little")
+    if size < END_RECORD_BYTES or (end_record[:4], end_record[-2:]) != expected_end:
+        raise EOFError
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size:
+        block = file.read(min(size, BLOCK_BYTES))
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode() == comment
+
+
+# What torch.load raises for archives that hold anything but what torch.save makes of plain data.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
+    AttributeError, AssertionError, ImportError,
+)  # fmt: skip
+
+
+def load_archive(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape
+    """What was written to `path`, on the CPU, without running any code it may hold.
+
+    Raises:
+        InputError: unreadable, not an archive of ours, damaged, or holding more than plain data.
+    """
+    try:
+        with path.open("rb") as file:
+            return _load(path, file)
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read ({error.strerror})") from error
+
+
+def _load(path: Path, file: BinaryIO) -> Any:  # noqa: ANN401 - as above
+    try:
+        whole = is_whole(file)
+    except EOFError as error:
+        raise InputError(
+            f"checkpoint {path} is truncated, damaged or not written by train.py: its checksum is "
+            "missing; name a run's checkpoints/ckpt.bin, or copy it again"
+        ) from error
+    if not whole:
+        raise InputError(
+            f"checkpoint {path} is damaged: its bytes do not match its checksum; copy it again"
+        )
+    file.seek(0)
+    try:
+        # map_location: one saved from MPS loads anywhere (pytorch #194584).
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except _LOAD_ERRORS as error:
+        raise InputError(
+            f"checkpoint {path} holds something other than tensors and plain data; it was not "
+            "loaded. Use only checkpoints that train.py wrote"
+        ) from error

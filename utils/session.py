@@ -1,0 +1,116 @@
+"""What the loop of a training run works with, wired; everything that writes is behind its lock."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from utils.checkpoint import Checkpoint
+from utils.console import log
+from utils.data_utils import RunPaths, derive_seed
+from utils.engine import Normalizer
+from utils.evaluator import BestKeeper, Evaluator
+from utils.interrupts import Stopped, stop_by, stop_requests
+from utils.learner import Learner
+from utils.meter import TrainMeter
+from utils.pipeline import eval_loader, train_loader, train_sampler
+from utils.processes import Processes
+from utils.resume import Past
+from utils.run import Run, own_run
+from utils.run_data import Data
+from utils.saver import Saver
+from utils.snapshot import Snapshots
+from utils.steps import Skipped, Steps
+from utils.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training run at work, in one of its processes."""
+
+    run: Run
+    learner: Learner
+    steps: Steps
+    normalize: Normalizer
+    meter: TrainMeter
+    keep_best: BestKeeper
+    saver: Saver
+    skipped: Skipped
+    processes: Processes
+
+
+@contextmanager
+def open_session(
+    config: FrozenConfigDict,
+    data: Data,
+    learner: Learner,
+    micro_batches: int,
+    checkpoint: Checkpoint,
+    stamp: dict[str, Any],
+    past: Past | None,
+    state: TrainingState,
+    processes: Processes,
+    device: torch.device,
+) -> Iterator[Session]:
+    """Make the first writes, and wire what trains, for the length of the block.
+
+    If a process is asked to stop, the state is saved before the block is left.
+
+    Args:
+        config: of the run, all resolved.
+        data: to train and to evaluate on.
+        learner: with its model on the device.
+        micro_batches: of an optimizer step.
+        checkpoint: the fields that never change; the rest is empty.
+        stamp: of the run.
+        past: that it goes on from, or None.
+        state: how far it is.
+        processes: that train together.
+        device: that each of them uses.
+
+    Raises:
+        InputError: another process writes this run.
+        RunError: something cannot be written, or a cache not be built.
+        KeyboardInterrupt: the run was stopped by SIGINT.
+        Terminated: by SIGTERM.
+    """
+    paths = RunPaths(Path(config.output_dir), config.name)
+    normalize = Normalizer(checkpoint.normalization, device)
+    train, evaluated = data.train.split, data.eval.split
+    skipped = Skipped(config.skip_bad_images, past.snapshot.skipped if past else ())
+    resumed_at = None if past is None else past.resumed_at
+    with own_run(paths, stamp, evaluated, processes, resumed_at) as run, stop_requests() as request:
+        with processes.together():
+            train_batches = train_loader(
+                config, train, micro_batches, device, state.step, processes
+            )
+            eval_batches = eval_loader(config, evaluated, device, processes)
+        ids_of = functools.partial(train_sampler(config, len(train)).ids_of_step, train)
+        meter = TrainMeter(state.step, processes, ids_of)
+        saver = Saver(
+            config, data.facts(config), run, Snapshots(paths, config.keep), learner, meter, skipped,
+            len(train), device, processes,
+        )  # fmt: skip
+        if processes.several:  # dropout is to differ from process to process
+            torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
+        if past is not None:
+            saver.restore(past.snapshot)
+        evaluator = Evaluator(config, eval_batches, normalize, run, processes, request)
+        session = Session(
+            run, learner, Steps(train_batches, micro_batches, skipped, processes, request),
+            normalize, meter, BestKeeper(evaluator, learner.variants(), checkpoint), saver, skipped,
+            processes,
+        )  # fmt: skip
+        try:
+            yield session
+        except Stopped as stopped:
+            saver.save(state)
+            log.info("stopped by %s after step %d; go on with --resume", stopped, state.step)
+            raise stop_by(stopped.signum) from stopped
+        finally:
+            run.write_stamp(skipped_images=skipped.facts())

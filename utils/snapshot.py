@@ -1,0 +1,118 @@
+"""The whole state of a run on disk, `last.bin`, and the states before it."""
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.console import log
+from utils.data_utils import RunPaths
+from utils.errors import InputError
+from utils.files import open_atomic
+from utils.sealed import is_whole, load_archive, write_archive
+
+FORMAT = "fine-vit state"
+VERSION = 1
+
+
+class Snapshot(NamedTuple):
+    """All that a run needs to go on as if nothing had happened; tensors and plain data."""
+
+    run_id: str
+    config: dict[str, Any]  # resolved
+    experiment: dict[str, Any]  # what of it enters the config hash
+    data: dict[str, Any]  # identity of the splits and subsets
+    position: dict[str, Any]  # step, epoch and samples of it that are done: for people
+    training: dict[str, Any]  # of TrainingState
+    learner: dict[str, Any]  # of Learner: model, optimizer, scheduler, averaged weights
+    rng: list[dict[str, Any]]  # of each process
+    meter: dict[str, Any]  # of TrainMeter: steps that are in no scalar yet
+    skipped: list[str]  # ids of bad images
+
+
+class Snapshots:
+    """Writes the states of a run, and keeps the newest and some before it."""
+
+    def __init__(self, paths: RunPaths, keep: int) -> None:
+        """Describe the files.
+
+        Args:
+            paths: of the run.
+            keep: states before the newest.
+        """
+        self.paths = paths
+        self.keep = keep
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Make `snapshot` the newest state; the one before is kept until this one is verified.
+
+        At every moment there is a whole state under one of the names, once there was one.
+
+        Raises:
+            OSError: it could not be written, or reads back otherwise; the states before are whole.
+        """
+        payload = {"format": FORMAT, "version": VERSION, **snapshot._asdict()}
+        with open_atomic(self.paths.last, self._verify_and_make_room) as file:
+            write_archive(file, payload)
+        for path in older_states(self.paths)[self.keep :]:
+            path.unlink()
+
+    def _verify_and_make_room(self, finished: Path) -> None:
+        with finished.open("rb") as file:
+            if not is_whole(file):
+                raise OSError(f"{finished} reads back otherwise than it was written")
+        names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
+        for newer, older in reversed(list(pairwise(names))):
+            if newer.exists():
+                newer.replace(older)
+
+
+def older_states(paths: RunPaths) -> list[Path]:
+    """The states before the newest that are there, newest first."""
+    numbered = {
+        int(match[1]): path
+        for path in paths.last.parent.glob("last~*.bin")
+        if (match := re.fullmatch(r"last~(\d+)\.bin", path.name))
+    }
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """The state at `path`, on the CPU.
+
+    Raises:
+        InputError: missing, truncated, damaged, foreign or of another version.
+    """
+    payload = load_archive(path)
+    if not isinstance(payload, Mapping) or payload.get("format") != FORMAT:
+        raise InputError(f"{path} is no state of a run; name a run's checkpoints/last.bin")
+    if payload.get("version") != VERSION:
+        raise InputError(
+            f"{path} has format version {payload.get('version')}, this code reads {VERSION}; use "
+            "the code that wrote it"
+        )
+    return Snapshot(**{field: payload[field] for field in Snapshot._fields})
+
+
+def load_newest(paths: RunPaths) -> Snapshot:
+    """The newest state of a run that is whole; says so if it is not the newest of all.
+
+    Raises:
+        InputError: none is; names what is wrong with the newest.
+    """
+    candidates = [path for path in (paths.last, *older_states(paths)) if path.exists()]
+    first_error = None
+    for path in candidates:
+        try:
+            snapshot = load_snapshot(path)
+        except InputError as error:
+            log.warning("warning: %s", error)
+            first_error = first_error or error
+            continue
+        if path != paths.last:
+            log.warning("warning: going back to %s, step %d", path, snapshot.position["step"])
+        return snapshot
+    raise first_error or InputError(
+        f"--resume: {paths.run} has no state to go on from; start it without --resume"
+    )
