@@ -37,6 +37,9 @@ def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
     return examples
 
 
+LESS_MEMORY = "less is needed with fewer --num_workers"
+
+
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Read the lists, scan the images, write and print the report."""
@@ -60,13 +63,13 @@ def main(argv: Sequence[str]) -> None:
     root = spec.find_root(spec, args.data_root)
     splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
 
-    with named_failures(lambda: f"while reading {root}"):
+    with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:
             spec.prepare(root)  # makes the images of a dataset that has none yet
         files = collect(splits)
         scanned = scan(files, args.num_workers)
         report = make_report(files, scanned, splits)
-    with named_failures(lambda: f"while writing to {output}"):
+    with named_failures(lambda: f"while writing to {output}", lambda: LESS_MEMORY):
         write_json(output / "report.json", report)
         write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
         examples = example_of_each_class(files, scanned)

@@ -11,7 +11,12 @@ from ml_collections import FrozenConfigDict
 import eval as eval_entrypoint
 import train as train_entrypoint
 from utils.data_utils import RunPaths
+from utils.meter import TrainMeter
+from utils.pipeline import Batch
+from utils.processes import Processes
 from utils.readers.flowers import is_layout
+from utils.samplers import Part
+from utils.steps import Step
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -87,3 +92,18 @@ def sealed(archive: bytes) -> bytes:
     """`archive` with its SHA-256 as zip comment: what anybody can do who reads our code."""
     archive = archive[:-2] + (64).to_bytes(2, "little")
     return archive + hashlib.sha256(archive).hexdigest().encode()
+
+
+def whole_part(samples: list[tuple[int, int]]) -> Part:
+    """All of these (epoch, position) for the one process that there is."""
+    return Part(samples, 0, len(samples))
+
+
+def step_of(micro_batches: list[Batch]) -> Step:
+    """An optimizer step of one process."""
+    return Step(micro_batches, [[len(batch.labels)] for batch in micro_batches])
+
+
+def meter_of(step: int = 0) -> TrainMeter:
+    """A meter of one process, whose samples are called by their step."""
+    return TrainMeter(step, Processes(), lambda number: [f"sample_{number}"])

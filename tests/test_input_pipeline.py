@@ -459,7 +459,7 @@ def split_of(root: Path, name: str = "train") -> Split:
 
 def met_in_step(step: int, batch: int = 4) -> int:
     """The position in train of the first sample of a step."""
-    return [position for _, position in TrainSampler(TRAIN_IMAGES, 1000, 42)][batch * (step - 1)]
+    return [position for _, position in TrainSampler(TRAIN_IMAGES, 1000, 1, 42)][batch * (step - 1)]
 
 
 def spoil(split: Split, position: int, damage: Callable = with_zeroed_tables) -> Path:

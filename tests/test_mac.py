@@ -90,13 +90,13 @@ def test_all_that_a_worker_needs_can_be_pickled(split):
         eval_loader(loader_config(num_workers=1), split, MPS),
     )
     for loader in loaders:
-        parts = loader.dataset, loader.sampler, loader.collate_fn, loader.worker_init_fn
-        dataset, sampler, collate, init = pickle.loads(pickle.dumps(parts))
+        parts = loader.dataset, loader.batch_sampler, loader.collate_fn, loader.worker_init_fn
+        dataset, batches, collate, init = pickle.loads(pickle.dumps(parts))
         init(0)
-        indices = list(sampler)[:2]
-        expected = collate(loader.dataset.__getitems__(indices))
-        given = collate(dataset.__getitems__(indices))
-        assert list(loader.sampler)[:2] == indices
+        part = next(iter(batches))
+        expected = collate(loader.dataset.__getitems__(part))
+        given = collate(dataset.__getitems__(part))
+        assert next(iter(loader.batch_sampler)) == part
         torch.testing.assert_close(tuple(given), tuple(expected), rtol=0, atol=0)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchgen
 import yaml
-from helpers import TINY_TRAIN, evaluate, loader_config, read_json, train
+from helpers import TINY_TRAIN, evaluate, loader_config, meter_of, read_json, step_of, train
 from ml_collections import FrozenConfigDict
 from pretended_mps import CPU, MPS, MpsTensor, attention_as_on_mps, pretended_mps
 
@@ -112,7 +112,8 @@ class Trained:
 
     def step(self) -> engine.StepResult:
         return engine.train_step(
-            self.model, self.objective, self.optimizer, self.micro_batches, self.normalize, 1.0,
+            self.model, self.objective, self.optimizer, step_of(self.micro_batches), self.normalize,
+            1.0,
             self.joint_forward,
         )  # fmt: skip
 
@@ -261,7 +262,7 @@ def without_mps_route(operators) -> set[str]:
 def test_every_operator_of_training_and_evaluation_runs_on_mps(split, optimizer, kind):
     with pretended_mps() as mps:
         trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = engine.TrainMeter(0)
+        meter = meter_of()
         meter.add(trained.step(), 0.0)
         meter.add(trained.step(), 0.0)
         meter.read()
@@ -324,7 +325,7 @@ def test_training_reads_the_device_only_when_the_meter_is_read(split, kind):
     optimizer = "adamw" if kind.layer_decay else "sgd"
     with pretended_mps() as mps:
         trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = engine.TrainMeter(0)
+        meter = meter_of()
         for _ in range(3):
             meter.add(trained.step(), 0.0)
         assert mps.reads == {}

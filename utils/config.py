@@ -158,12 +158,12 @@ def _checked_train_config(
             f"--train_batch_size {batch}"
         )
     paths = RunPaths(values["output_dir"], values["name"])
+    if values["allow_change"] and values["resume"] is None:
+        raise InputError("--allow_change means nothing without --resume")
     if is_main_process():  # the others write nothing, and may be on another machine
         check_run_name(paths)
         refuse_if_locked(paths.lock)
         values["resume"] = _settle_resume(values["resume"], paths)
-    if values["allow_change"] and values["resume"] is None:
-        raise InputError("--allow_change means nothing without --resume")
     values = _settle_cache(values)  # below the output folder, unless told
     if values["pretrained"] is not None:
         _check_file(values["pretrained"], "--pretrained")

@@ -239,10 +239,11 @@ def seed_worker(worker_id: int) -> None:
     Ctrl-C, which a terminal sends to every process, and the SIGTERM that torchrun sends to every
     process are for the main process to answer: it finishes its step, and ends its loaders itself.
     """
-    import torch
+    import torch.utils.data
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _next_time_die)
+    if torch.utils.data.get_worker_info() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _next_time_die)
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - as above

@@ -44,20 +44,20 @@ CHANGEABLE = (
 CHANGES_WITH = {"num_steps": ("epochs",), "epochs": ("num_steps",)}
 
 
-def changeable_flags(text: str) -> tuple[str, ...]:
-    """`a,b` as names of flags that a run may change.
+def changeable_flags(text: str) -> str:
+    """`a,b`, names of flags that a run may change, without dashes and spaces.
 
     Raises:
         ArgumentTypeError: one of them may not.
     """
-    names = tuple(name.strip().removeprefix("--") for name in text.split(",") if name.strip())
+    names = [name.strip().removeprefix("--") for name in text.split(",") if name.strip()]
     wrong = [name for name in names if name not in CHANGEABLE]
     if wrong or not names:
         raise argparse.ArgumentTypeError(
             f"{', '.join(wrong) or 'nothing'} cannot change within a run; what can: "
             f"{', '.join(CHANGEABLE)}"
         )
-    return names
+    return ",".join(names)
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, for_training: bool) -> None:
@@ -299,7 +299,7 @@ def _add_durability_flags(parser: argparse.ArgumentParser) -> None:
         help="go on with the run --name from its last state, or from the state at PATH",
     )  # fmt: skip
     group.add_argument(
-        "--allow_change", type=changeable_flags, default=(), metavar="FLAG,...",
+        "--allow_change", type=changeable_flags, metavar="FLAG,...",
         help=f"with --resume: flags that may differ from the run's: {', '.join(CHANGEABLE)}",
     )  # fmt: skip
     group.add_argument(

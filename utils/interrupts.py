@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from utils.errors import Terminated
@@ -45,7 +45,9 @@ class StopRequest:
         if not self.signum:
             self.signum = signum
             # Not through a logger or `sys.stdout`: they may have been at work just now.
-            os.write(1, b"stopping after this step; a second signal stops at once\n")
+            # Nobody may be reading any more: Ctrl-C ends `| tee` too.
+            with suppress(OSError):
+                os.write(1, b"stopping after this step; a second signal stops at once\n")
 
     def watched(self, items: Iterable[T]) -> Iterator[T]:
         """Yield `items` until the run is asked to stop."""

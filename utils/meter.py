@@ -83,7 +83,7 @@ class TrainMeter:
                 for _, result in self.results
             ]
         )
-        rows = self.processes.sum(columns.cpu()).tolist()
+        rows = self.processes.sum(columns).tolist()
         world_size = self.processes.world_size
         for (step, result), (loss, correct, norm) in zip(self.results, rows, strict=True):
             for what, value in (("loss", loss), ("gradient", norm)):

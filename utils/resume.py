@@ -101,7 +101,8 @@ def check_same_run(
     if changes:
         raise InputError(f"--resume: the data are not those of the run: {_shown(changes)}")
     changes = differences(snapshot.experiment, experiment_of(config))
-    allowed = {key for flag in config.allow_change for key in (flag, *CHANGES_WITH.get(flag, ()))}
+    flags = (config.allow_change or "").split(",")
+    allowed = {key for flag in flags for key in (flag, *CHANGES_WITH.get(flag, ()))}
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
     if refused:
         raise InputError(

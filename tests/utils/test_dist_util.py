@@ -45,7 +45,8 @@ CPU, MPS = torch.device("cpu"), torch.device("mps")
 # they take.
 NOT_HASHED = (
     "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-    "grad_checkpointing", "cache", "cache_dir", "recipe",
+    "grad_checkpointing", "cache", "cache_dir", "recipe", "save_every", "keep", "resume",
+    "allow_change",
 )  # fmt: skip
 CHECKPOINT = {
     "dataset": "synthetic", "model_type": "testing", "img_size": 64, "preset": "vit", "carving": {},
@@ -351,8 +352,8 @@ STAMP_KEYS = {
     "run_id", "name", "command", "timestamp", "seed", "config_hash", "config", "git_commit",
     "git_dirty", "os_version", "python_version", "torch_version", "torch_build",
     "torchvision_version", "ml_collections_version", "numpy_version", "fiftyone_version", "device",
-    "gpu_name", "gpu_count", "num_threads", "driver_version", "cuda_version", "cudnn_version",
-    "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
+    "gpu_name", "gpu_count", "num_threads", "processes", "hosts", "driver_version", "cuda_version",
+    "cudnn_version", "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
     "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization",
 }  # fmt: skip
 FACTS = {

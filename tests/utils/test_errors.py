@@ -87,7 +87,7 @@ class TestNamedFailures:
             (RunError("image a.jpg cannot be decoded"), "image a.jpg cannot be decoded"),
             (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device"),
             (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "No such file"),
-            (MemoryError(), "MemoryError"),
+            (MemoryError(), "memory ran out; use less"),
             (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "out of memory"),
             (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "CUDA out of memory"),
             (
@@ -100,7 +100,7 @@ class TestNamedFailures:
     def test_become_a_run_error_that_says_where(self, error, text):
         with (
             pytest.raises(RunError, match=f"{text}.*; after step 7$") as caught,
-            named_failures(lambda: "after step 7"),
+            named_failures(lambda: "after step 7", lambda: "use less"),
         ):
             raise error
         assert caught.value.__cause__ is error
@@ -108,7 +108,7 @@ class TestNamedFailures:
     def test_cover_memory_that_really_ran_out(self):
         with (
             pytest.raises(RunError, match=r"can't allocate memory.*; here$") as caught,
-            named_failures(lambda: "here"),
+            named_failures(lambda: "here", lambda: "use less"),
         ):
             torch.empty(2**52, dtype=torch.uint8)
         assert "\n" not in str(caught.value)
@@ -116,7 +116,7 @@ class TestNamedFailures:
     def test_cover_a_loader_process_that_was_really_lost(self):
         with (
             pytest.raises(RunError, match=r"DataLoader worker.*; here$") as caught,
-            named_failures(lambda: "here"),
+            named_failures(lambda: "here", lambda: "use less"),
         ):
             list(DataLoader(KillsItsProcess(), num_workers=1))
         assert "\n" not in str(caught.value)
@@ -125,7 +125,7 @@ class TestNamedFailures:
         error = raised_in_a_worker(RunError("image a.jpg cannot be decoded"))
         with (
             pytest.raises(RunError, match=r"^image a.jpg cannot be decoded; here$"),
-            named_failures(lambda: "here"),
+            named_failures(lambda: "here", lambda: "use less"),
         ):
             raise error
 
@@ -141,14 +141,17 @@ class TestNamedFailures:
     def test_let_everything_else_through_as_it_is(self, error):
         with (
             pytest.raises(type(error), match=str(error)) as caught,
-            named_failures(lambda: "here"),
+            named_failures(lambda: "here", lambda: "use less"),
         ):
             raise error
         assert caught.value is error
 
     def test_let_a_defect_in_a_worker_through(self):
         error = raised_in_a_worker(RuntimeError("stack expects each tensor to be equal size"))
-        with pytest.raises(RuntimeError, match="Original Traceback"), named_failures(lambda: "x"):
+        with (
+            pytest.raises(RuntimeError, match="Original Traceback"),
+            named_failures(lambda: "x", str),
+        ):
             raise error
 
     def test_ask_where_only_at_the_failure(self):
@@ -160,10 +163,10 @@ class TestNamedFailures:
 
         with (
             pytest.raises(RunError, match=r"^x; after step 3$"),
-            named_failures(lambda: f"after step {steps[-1]}"),
+            named_failures(lambda: f"after step {steps[-1]}", str),
         ):
             train()
 
     def test_do_not_ask_where_without_a_failure(self):
-        with named_failures(lambda: pytest.fail("asked")):
+        with named_failures(lambda: pytest.fail("asked"), str):
             pass

@@ -30,7 +30,7 @@ SCHEMA = {
 def evaluation_of(samples: int, classes: int, seed: int = 0) -> Evaluation:
     generator = np.random.default_rng(seed)
     logits = generator.normal(0, 3, (samples, classes)).astype(np.float32)
-    return Evaluation(logits, generator.integers(0, classes, samples))
+    return Evaluation(logits, generator.integers(0, classes, samples), None, np.arange(samples))
 
 
 def with_parts(evaluation: Evaluation, heads: int = 4, seed: int = 0) -> Evaluation:
@@ -124,7 +124,10 @@ class TestRows:
         value = st.floats(width=32, allow_nan=False, allow_infinity=False)
         logits = data.draw(st.lists(value, min_size=classes, max_size=classes))
         evaluation = Evaluation(
-            np.array([logits], dtype=np.float32), np.array([data.draw(st.integers(0, classes - 1))])
+            np.array([logits], dtype=np.float32),
+            np.array([data.draw(st.integers(0, classes - 1))]),
+            None,
+            np.arange(1),
         )
         root = tmp_path_factory.getbasetemp()
         split = split_of(make_split, evaluation, root)

@@ -6,24 +6,25 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import loader_config
+from helpers import loader_config, whole_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from utils.data_utils import seed_everything
 from utils.errors import RunError, one_line
+from utils.interrupts import StopRequest
 from utils.pipeline import (
     Batch,
-    EvalSampler,
     ImageDataset,
-    TrainSampler,
     eval_loader,
     make_loader,
     open_images,
     train_loader,
 )
 from utils.presets import PRESETS, Augmentation
+from utils.processes import Processes
+from utils.samplers import EvalBatches, TrainSampler
 from utils.steps import Skipped, Steps
 from utils.transforms import EvalView, TrainView
 
@@ -81,11 +82,15 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
     )  # fmt: skip
 
 
+def steps_of(loader, micro_batches: int, skipped: Skipped) -> Steps:
+    return Steps(loader, micro_batches, skipped, Processes(), StopRequest())
+
+
 class TestTrainSampler:
     @settings(max_examples=200, deadline=None)
     @given(samples=st.integers(1, 40), total=st.integers(1, 200), seed=st.integers(0, 2**32 - 1))
     def test_sees_every_sample_equally_often(self, samples, total, seed):
-        sampler = TrainSampler(samples, total, seed)
+        sampler = TrainSampler(samples, total, 1, seed)
         drawn = list(sampler)
         assert len(drawn) == len(sampler) == total
         assert drawn == list(sampler)
@@ -98,35 +103,35 @@ class TestTrainSampler:
             assert len({position for _, position in epoch}) == len(epoch)
 
     def test_shuffles_every_epoch_anew(self):
-        drawn = [position for _, position in TrainSampler(50, 150, seed=1)]
+        drawn = [position for _, position in TrainSampler(50, 150, 1, seed=1)]
         epochs = [drawn[:50], drawn[50:100], drawn[100:]]
         assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in [*epochs, range(50)]}) == 4
 
     def test_depends_on_its_seed_alone(self):
         torch.manual_seed(1)
-        one = list(TrainSampler(50, 60, seed=1))
+        one = list(TrainSampler(50, 60, 1, seed=1))
         torch.manual_seed(2)
-        assert list(TrainSampler(50, 60, seed=1)) == one
-        assert list(TrainSampler(50, 60, seed=2)) != one
+        assert list(TrainSampler(50, 60, 1, seed=1)) == one
+        assert list(TrainSampler(50, 60, 1, seed=2)) != one
 
     @settings(max_examples=100, deadline=None)
     @given(samples=st.integers(1, 20), total=st.integers(1, 80), data=st.data())
     def test_starts_anywhere(self, samples, total, data):
         start = data.draw(st.integers(0, total))
-        rest = TrainSampler(samples, total, 5, start)
-        assert list(rest) == list(TrainSampler(samples, total, 5))[start:]
+        rest = TrainSampler(samples, total, 1, 5, start)
+        assert list(rest) == list(TrainSampler(samples, total, 1, 5))[start:]
         assert len(rest) == total - start
 
     def test_a_longer_run_starts_as_the_shorter(self):
-        assert list(TrainSampler(7, 100, seed=3))[:20] == list(TrainSampler(7, 20, seed=3))
+        assert list(TrainSampler(7, 100, 1, seed=3))[:20] == list(TrainSampler(7, 20, 1, seed=3))
 
 
 class TestImageDataset:
     def test_yields_images_labels_and_positions(self, split):
         dataset = eval_dataset(split)
         assert len(dataset) == 7
-        batch = dataset.__getitems__([(0, position) for position in (4, 0, 6)])
+        batch = dataset.__getitems__(whole_part([(0, position) for position in (4, 0, 6)]))
         assert batch.positions.tolist() == [4, 0, 6]
         assert batch.labels.tolist() == split.labels[[4, 0, 6]].tolist()
         assert batch.images.shape == (3, 3, SIZE, SIZE)
@@ -140,13 +145,15 @@ class TestImageDataset:
         if orientation is not None:
             exif[ExifTags.Base.Orientation] = orientation
         Image.new("RGB", (50, 30)).save(split.path_of(1), exif=exif)
-        batch = eval_dataset(split).__getitems__([(0, 1)])
+        batch = eval_dataset(split).__getitems__(whole_part([(0, 1)]))
         lies_on_its_side = orientation in (5, 6, 7, 8)
         assert batch.sizes.tolist() == [[30, 50] if lies_on_its_side else [50, 30]]
 
     def test_randomness_depends_on_seed_epoch_and_sample_alone(self, split):
         def image(seed, epoch, position, among=split, before=()):
-            batch = train_dataset(among, seed).__getitems__([*before, (epoch, position)])
+            batch = train_dataset(among, seed).__getitems__(
+                whole_part([*before, (epoch, position)])
+            )
             return batch.images[-1]
 
         first = image(1, 0, 3)
@@ -159,7 +166,7 @@ class TestImageDataset:
 
     def test_leaves_the_global_generator_as_it_was(self, split):
         state = torch.get_rng_state()
-        train_dataset(split).__getitems__([(0, 0)])
+        train_dataset(split).__getitems__(whole_part([(0, 0)]))
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_puts_the_generator_back_after_a_failure(self, tmp_path, make_split):
@@ -167,14 +174,16 @@ class TestImageDataset:
         (tmp_path / split.paths[1]).write_bytes(b"")
         state = torch.get_rng_state()
         with pytest.raises(RunError, match=r"photo_001"):
-            train_dataset(split).__getitems__([(0, 0), (0, 1)])
+            train_dataset(split).__getitems__(whole_part([(0, 0), (0, 1)]))
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_can_be_sent_to_a_spawned_worker(self, split):
         dataset = train_dataset(split)
         copy = pickle.loads(pickle.dumps(dataset))
         indices = [(2, 4), (0, 1)]
-        assert equal([copy.__getitems__(indices)], [dataset.__getitems__(indices)])
+        assert equal(
+            [copy.__getitems__(whole_part(indices))], [dataset.__getitems__(whole_part(indices))]
+        )
 
 
 class TestTrainLoader:
@@ -212,7 +221,7 @@ class TestTrainLoader:
     @pytest.mark.parametrize("start_method", ["fork", "spawn"])
     def test_yields_the_same_bytes_however_workers_start(self, split, start_method):
         alone = of_training(split, mixup=1.0)
-        loader = make_loader(alone.dataset, alone.sampler, 3, 2, CPU, start_method)
+        loader = make_loader(alone.dataset, alone.batch_sampler, 2, CPU, start_method)
         assert equal(list(alone), list(loader))
 
     @pytest.mark.parametrize("workers", [0, 2])
@@ -229,13 +238,13 @@ class TestTrainLoader:
     def test_mixes_by_seed_epoch_and_batch_alone(self, split):
         dataset = of_training(split, mixup=1.0).dataset
         indices = [(0, 1), (0, 2), (0, 3)]
-        first = dataset.__getitems__(indices)
-        dataset.__getitems__([(1, 1)])
-        assert equal([first], [dataset.__getitems__(indices)])
+        first = dataset.__getitems__(whole_part(indices))
+        dataset.__getitems__(whole_part([(1, 1)]))
+        assert equal([first], [dataset.__getitems__(whole_part(indices))])
         assert (first.targets.shape, first.targets.dtype) == ((3, 3), torch.float32)
         assert first.labels.tolist() == first.targets.argmax(1).tolist()
-        other_epoch = dataset.__getitems__([(1, 1), (1, 2), (1, 3)])
-        other_batch = dataset.__getitems__([(0, 2), (0, 1), (0, 3)])
+        other_epoch = dataset.__getitems__(whole_part([(1, 1), (1, 2), (1, 3)]))
+        other_batch = dataset.__getitems__(whole_part([(0, 2), (0, 1), (0, 3)]))
         for other in (other_epoch, other_batch):
             assert not torch.equal(other.targets.sort(0).values, first.targets.sort(0).values)
 
@@ -276,10 +285,11 @@ class TestEvalLoader:
         assert torch.equal(one, two)
 
 
-def test_the_eval_sampler_gives_every_position_once():
-    sampler = EvalSampler(5)
-    assert list(sampler) == [(0, position) for position in range(5)] == list(sampler)
-    assert len(sampler) == 5
+def test_eval_batches_give_every_position_once():
+    batches = EvalBatches(5, 2)
+    assert [part.samples for part in batches] == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert all(part.is_whole for part in batches)
+    assert len(batches) == 3
 
 
 class TestCaches:
@@ -298,7 +308,7 @@ class TestCaches:
     def test_can_be_read_by_spawned_workers(self, tmp_path, split, cache):
         plain = of_training(split)
         cached = of_training(split, cache=cache, cache_dir=str(tmp_path), workers=2)
-        loader = make_loader(cached.dataset, cached.sampler, 3, 2, CPU, "spawn")
+        loader = make_loader(cached.dataset, cached.batch_sampler, 2, CPU, "spawn")
         assert equal(list(plain), list(loader))
 
 
@@ -343,9 +353,10 @@ class TestDamage:
         loader = of_training(split, skip_bad_images=1, batch=4, micro_batches=3, **values)
         skipped = Skipped(1)
         with caplog.at_level("WARNING", logger="fine_vit"):
-            steps = list(Steps(loader, 1, skipped))
-        assert [[len(batch.labels) for batch in step] for step in steps] == [[3]] * 3
-        assert all(2 not in batch.positions for (batch,) in steps)
+            steps = list(steps_of(loader, 1, skipped))
+        assert [[len(batch.labels) for batch in step.micro_batches] for step in steps] == [[3]] * 3
+        assert all(2 not in batch.positions for ((batch,), _) in steps)
+        assert [step.counts for step in steps] == [[[3]]] * 3
         assert skipped.facts() == {"allowed": 1, "count": 1, "ids": ["photo_002"]}
         # Once, not each epoch; where an entrypoint ran before, INFO is captured too.
         (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
@@ -366,8 +377,9 @@ class TestDamage:
         split = make_split(tmp_path, [0, 1])
         (tmp_path / split.paths[1]).write_bytes(b"")
         loader = of_training(split, batch=1, micro_batches=4, skip_bad_images=1)
-        steps = list(Steps(loader, 2, Skipped(1)))
-        assert [len(step) for step in steps] == [1, 1]
+        steps = list(steps_of(loader, 2, Skipped(1)))
+        assert [len(step.micro_batches) for step in steps] == [1, 1]
+        assert [step.counts for step in steps] == [[[1]], [[1]]]
 
     def test_of_more_than_may_be_ends_the_run(self, tmp_path, make_split):
         split = make_split(tmp_path, [0, 1, 0, 1])
@@ -375,13 +387,13 @@ class TestDamage:
             (tmp_path / split.paths[i]).write_bytes(b"")
         loader = of_training(split, batch=4, micro_batches=1, skip_bad_images=1)
         with pytest.raises(RunError, match=r"bad image 2, --skip_bad_images allows 1"):
-            list(Steps(loader, 1, Skipped(1)))
+            list(steps_of(loader, 1, Skipped(1)))
 
 
 class TestSteps:
     def test_cut_the_micro_batches_into_steps_and_measure_the_wait(self, split):
-        steps = Steps(of_training(split, micro_batches=6, batch=2), 3, Skipped(0))
+        steps = steps_of(of_training(split, micro_batches=6, batch=2), 3, Skipped(0))
         assert steps.waited == 0
         for step in steps:
-            assert [len(batch.labels) for batch in step] == [2, 2, 2]
+            assert [len(batch.labels) for batch in step.micro_batches] == [2, 2, 2]
             assert 0 < steps.waited < 10

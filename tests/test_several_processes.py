@@ -1,0 +1,232 @@
+"""torchrun, gloo, one machine: the same run as in one process, failing together, resuming.
+
+A launch takes seconds, so each test looks at all that its launch shows.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, train
+
+from utils.data_utils import RunPaths
+from utils.dataset import get_spec, open_split
+from utils.samplers import TrainSampler
+from utils.snapshot import load_snapshot
+
+SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
+RUN = (
+    f"--dataset synthetic {TINY_TRAIN} --train_batch_size 8 --num_steps 8 --eval_every 3 "
+    "--log_every 1 --save_every 2 --eval_batch_size 7"
+)
+CLOSE = 1e-5  # as promised
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As torchrun sets it: the number of threads moves the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def command(count: int, script: str, flags: str, *more) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
+    # A port of its own for each launch: tests may run side by side.
+    return [
+        *launcher,
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        script,
+        *flags.split(),
+        *map(str, more),
+    ]
+
+
+def started(*args) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*args), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def launch(*args) -> tuple[int, str]:
+    """Exit code and output of torchrun."""
+    with started(*args) as process:
+        output = process.communicate(timeout=300)[0]
+    return process.returncode, output
+
+
+def errors(output: str) -> list[str]:
+    """What the processes said went wrong, torchrun's own report aside."""
+    return re.findall(r"^error: .*$", output, re.MULTILINE)
+
+
+def assert_close(paths: RunPaths, reference: RunPaths) -> None:
+    """Losses at the same steps, and the weights, within what is promised."""
+    one, other = (read_scalars(each.tensorboard) for each in (paths, reference))
+    for tag in ("train/loss", "train/accuracy", "train/lr", "eval/loss"):
+        assert [step for step, _ in one[tag]] == [step for step, _ in other[tag]]
+        differences = [abs(a - b) for (_, a), (_, b) in zip(one[tag], other[tag], strict=True)]
+        assert max(differences) < CLOSE, tag
+    weights = [load_snapshot(each.last).learner["model"] for each in (paths, reference)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=0, atol=CLOSE)
+
+
+FLAGS = {
+    "mixed": "--preset strong --gradient_accumulation_steps 2 --num_workers 1 --ema_decay 0.5",
+    "parts": "--head parts --gradient_accumulation_steps 2",
+    "joint": (
+        "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --freeze 1 "
+        "--grad_checkpointing"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_two_processes_train_as_one(drawn, tmp_path, kind):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    line = f"{RUN} {SUBSETS} {FLAGS[kind]}"
+    assert train(f"--name one {line}", *where) == 0
+    code, output = launch(2, "train.py", f"--name two {line}", *where)
+    assert code == 0, output
+    paths, reference = RunPaths(tmp_path, "two"), RunPaths(tmp_path, "one")
+    assert_close(paths, reference)
+    assert output.count("artifacts of two") == 1  # one speaks
+    stamp = read_json(paths.env_stamp)
+    assert (stamp["processes"], len(stamp["hosts"])) == (2, 2)
+    assert stamp["config_hash"] == read_json(reference.env_stamp)["config_hash"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tb", "two"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, count):
+    """Of 50, in batches of 7: neither divides anything."""
+    where = (
+        "--checkpoint",
+        finished_run.checkpoint,
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
+    flags = "--eval_batch_size 7 --num_workers 0 --device cpu"
+    assert evaluate(f"--name one {flags}", *where) == 0
+    code, output = launch(count, "eval.py", f"--name all {flags}", *where)
+    assert code == 0, output
+    paths, reference = RunPaths(tmp_path, "all"), RunPaths(tmp_path, "one")
+    assert paths.metrics.read_bytes() == reference.metrics.read_bytes()
+    assert paths.per_class.read_bytes() == reference.per_class.read_bytes()
+    digests = [read_json(each.env_stamp)["predictions_digest"] for each in (paths, reference)]
+    assert digests[0] == digests[1]
+
+
+def test_another_number_of_processes_goes_on_with_the_same_order(drawn, tmp_path):
+    """Stopped in two, SIGTERM to torchrun; on in one, stopped by a flag's end; on in two."""
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    line = f"{RUN} {SUBSETS}"
+    assert train(f"--name whole {line}", *where) == 0
+    with started(2, "train.py", f"--name run {line}", *where) as process:
+        output = ""
+        for text in process.stdout:
+            output += text
+            if text.startswith("step 3/"):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode != 0
+    paths = RunPaths(tmp_path, "run")
+    assert "stopped by SIGTERM after step" in output, output
+    assert errors(output) == ["error: terminated"]
+    assert 3 <= load_snapshot(paths.last).position["step"] <= 8
+    assert train(f"--name run {line} --resume", *where) == 0
+    assert_close(paths, RunPaths(tmp_path, "whole"))
+    stamp = read_json(paths.env_stamp)
+    assert [session["processes"] for session in stamp["sessions"]] == [2, 1]
+
+
+def test_one_process_goes_on_as_two(drawn, tmp_path):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    line = f"{RUN} {SUBSETS}"
+    assert train(f"--name whole {line}", *where) == 0
+    assert train(f"--name run {line.replace('--num_steps 8', '--num_steps 4')}", *where) == 0
+    # The learning rate of the first steps is that of the short run: told apart below.
+    code, output = launch(
+        2, "train.py", f"--name run {line} --resume --allow_change num_steps", *where
+    )
+    assert code == 0, output
+    assert train(f"--name again {line.replace('--num_steps 8', '--num_steps 4')}", *where) == 0
+    assert train(f"--name again {line} --resume --allow_change num_steps", *where) == 0
+    assert_close(RunPaths(tmp_path, "run"), RunPaths(tmp_path, "again"))
+
+
+def test_bad_input_is_said_once(drawn, tmp_path):
+    where = ("--data_root", drawn, "--output_dir", tmp_path / "out")
+    flags = f"--name run {RUN} {SUBSETS} --train_batch_size 6 --gradient_accumulation_steps 2"
+    code, output = launch(2, "train.py", flags, *where)
+    assert code != 0
+    (error,) = errors(output)
+    assert "2 processes cannot share micro-batches of 3 images evenly" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path):
+    """The last of the first batch, which the second process has."""
+    data = shutil.copytree(drawn, tmp_path / "data")
+    split = open_split(get_spec("synthetic"), data, "train")
+    order = [position for _, position in TrainSampler(len(split), 8, 8, 42)]
+    path = Path(split.path_of(order[7]))
+    content = path.read_bytes()
+    # Header and closing marker are whole, and the image's own data are not.
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd8" * 40 + content[-2:])
+    where = ("--data_root", data, "--output_dir", tmp_path / "out")
+    code, output = launch(2, "train.py", f"--name run {RUN}", *where)
+    assert code != 0
+    (error,) = errors(output)
+    assert path.name in error
+    assert "--resume goes on from step 0" in error
+    code, output = launch(2, "train.py", f"--name skip {RUN} --skip_bad_images 1", *where)
+    assert code == 0, output
+    paths = RunPaths(tmp_path / "out", "skip")
+    assert read_json(paths.env_stamp)["skipped_images"]["count"] == 1
+    assert train(f"--name one {RUN} --skip_bad_images 1", *where) == 0
+    assert_close(paths, RunPaths(tmp_path / "out", "one"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_within_thirty_seconds(drawn, tmp_path, rank):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    flags = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000 --num_workers 1"
+    output, killed = "", None
+    with started(2, "train.py", flags, *where) as process:
+        for text in process.stdout:
+            output += text
+            if text.startswith("step 3/"):
+                os.kill(_process_of(process.pid, rank), signal.SIGKILL)
+                killed = time.monotonic()
+            if text.startswith("error: "):
+                said = time.monotonic()
+    assert killed is not None, output
+    assert said - killed < 30
+    assert process.returncode != 0
+    (error,) = errors(output)
+    assert "another process of this run is gone" in error
+    assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
+    load_snapshot(RunPaths(tmp_path, "run").last)
+
+
+def _process_of(launcher: int, rank: int) -> int:
+    """The process of a rank that torchrun started."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    children = sorted(pid for pid, parent in pairs if parent == launcher)
+    return children[rank]

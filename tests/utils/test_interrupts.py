@@ -1,0 +1,205 @@
+"""utils/interrupts.py: the first signal asks, the second stops; real signals to this process."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from utils.errors import Terminated
+from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+NOTE = "stopping after this step; a second signal stops at once\n"
+
+
+def handlers() -> tuple:
+    return signal.getsignal(INT), signal.getsignal(TERM)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay() -> Iterator[None]:
+    before = handlers()
+    yield
+    assert handlers() == before
+
+
+@pytest.fixture(autouse=True)
+def _not_under_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+
+
+@pytest.fixture
+def _under_torchrun(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+
+
+class TestFirst:
+    @pytest.mark.parametrize("signum", [INT, TERM])
+    def test_only_asks_and_says_so(self, signum, capfd):
+        with stop_requests() as request:
+            assert request.signum == 0
+            signal.raise_signal(signum)
+            assert request.signum == signum
+        assert capfd.readouterr() == (NOTE, "")
+
+    @pytest.mark.parametrize("signum", [INT, TERM])
+    def test_is_asked_for_in_the_middle_of_any_call(self, signum):
+        """By another process, as far as this one can tell."""
+        with stop_requests() as request:
+            os.kill(os.getpid(), signum)
+            assert sum(range(1000)) == 499_500
+            assert request.signum == signum
+
+    def test_of_one_block_is_forgotten_by_the_next(self):
+        with stop_requests() as request:
+            signal.raise_signal(INT)
+        with stop_requests() as other:
+            assert (request.signum, other.signum) == (INT, 0)
+            signal.raise_signal(TERM)
+            assert (request.signum, other.signum) == (INT, TERM)
+
+    def test_asks_though_nobody_reads_what_it_says(self):
+        """Ctrl-C ends `| tee` too."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        stdout = os.dup(1)
+        try:
+            os.dup2(writer, 1)
+            with stop_requests() as request:
+                signal.raise_signal(INT)
+                assert request.signum == INT
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+            os.close(writer)
+
+
+class TestSecond:
+    @pytest.mark.parametrize("first", [INT, TERM])
+    @pytest.mark.parametrize(("second", "stop"), [(INT, KeyboardInterrupt), (TERM, Terminated)])
+    def test_stops_at_once_by_its_own_kind(self, first, second, stop, capfd):
+        with stop_requests() as request:
+            signal.raise_signal(first)
+            with pytest.raises(stop, match=r"^$"):
+                signal.raise_signal(second)
+            assert request.signum == first
+            with pytest.raises(stop, match=r"^$"):
+                signal.raise_signal(second)  # and so does any other
+        assert capfd.readouterr().out == NOTE  # said once
+
+    def test_leaves_the_block_through_its_end(self):
+        left = []
+        with pytest.raises(KeyboardInterrupt, match=r"^$"), stop_requests():  # noqa: PT012
+            try:
+                signal.raise_signal(INT)
+                signal.raise_signal(INT)
+            finally:
+                left.append(True)
+        assert left == [True]
+
+
+@pytest.mark.usefixtures("_under_torchrun")
+class TestUnderTorchrun:
+    """It passes Ctrl-C, which every process gets from the terminal, on as SIGTERM."""
+
+    @pytest.mark.parametrize("first", [INT, TERM])
+    def test_the_first_asks(self, first, capfd):
+        with stop_requests() as request:
+            signal.raise_signal(first)
+            assert request.signum == first
+        assert capfd.readouterr().out == NOTE
+
+    @pytest.mark.parametrize(("first", "echo"), [(INT, TERM), (TERM, INT)])
+    def test_one_of_the_other_kind_is_an_echo(self, first, echo, capfd):
+        with stop_requests() as request:
+            signal.raise_signal(first)
+            for _ in range(3):
+                signal.raise_signal(echo)
+            assert request.signum == first
+        assert capfd.readouterr().out == NOTE
+
+    @pytest.mark.parametrize(
+        ("signum", "other", "stop"), [(INT, TERM, KeyboardInterrupt), (TERM, INT, Terminated)]
+    )
+    def test_another_of_the_same_kind_stops(self, signum, other, stop):
+        with stop_requests():
+            signal.raise_signal(signum)
+            signal.raise_signal(other)
+            with pytest.raises(stop, match=r"^$"):
+                signal.raise_signal(signum)
+
+
+class TestWatched:
+    def test_passes_all_on_without_a_request(self):
+        assert list(StopRequest().watched(range(5))) == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize("asked_at", [0, 2, 4])
+    def test_ends_at_the_item_after_the_request(self, asked_at):
+        with stop_requests() as request:
+            seen = []
+            for item in request.watched(range(5)):
+                seen.append(item)
+                if item == asked_at:
+                    signal.raise_signal(TERM)
+        assert seen == list(range(asked_at + 1))
+
+    def test_gives_nothing_after_a_request(self):
+        request = StopRequest()
+        request.receive(INT)
+        assert list(request.watched(range(5))) == []
+
+    def test_lets_a_second_signal_through(self):
+        with stop_requests() as request, pytest.raises(KeyboardInterrupt, match=r"^$"):  # noqa: PT012
+            for _ in request.watched(range(5)):
+                signal.raise_signal(INT)
+                signal.raise_signal(INT)
+
+
+class TestHandlers:
+    @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit])
+    def test_are_put_back_however_the_block_ends(self, stop):
+        def mine(signum: int, frame: object) -> None: ...
+
+        before = signal.signal(TERM, mine)
+        try:
+            with pytest.raises(stop, match="midway"), stop_requests():  # noqa: PT012
+                assert signal.getsignal(TERM) is not mine
+                raise stop("midway")
+            assert signal.getsignal(TERM) is mine
+        finally:
+            signal.signal(TERM, before)
+
+    def test_are_those_of_the_innermost_block(self):
+        with stop_requests() as outer:
+            with stop_requests() as inner:
+                signal.raise_signal(INT)
+                assert (outer.signum, inner.signum) == (0, INT)
+            signal.raise_signal(TERM)
+            assert (outer.signum, inner.signum) == (TERM, INT)
+
+    def test_are_left_alone_by_other_threads(self):
+        before, seen = handlers(), []
+
+        def work() -> None:
+            with stop_requests() as request:
+                seen.append((handlers() == before, request.signum, list(request.watched([1, 2]))))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert seen == [(True, 0, [1, 2])]
+
+
+def test_what_ends_a_run_is_of_the_signals_kind():
+    assert type(stop_by(INT)) is KeyboardInterrupt
+    assert type(stop_by(TERM)) is Terminated
+    assert isinstance(Terminated(), SystemExit)
+
+
+@pytest.mark.parametrize(("signum", "name"), [(INT, "SIGINT"), (TERM, "SIGTERM")])
+def test_stopped_says_by_which_signal(signum, name):
+    stopped = Stopped(int(signum))
+    assert (str(stopped), stopped.signum) == (name, signum)
+    assert isinstance(stopped, Exception)  # unlike the two above

@@ -1,0 +1,220 @@
+"""utils/processes.py: of one process everything is what it was; two exchange and fail together."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import REPO
+from process_checks import COUNTS, FAILURES, MARGIN, layer, own_samples, samples
+
+from models.losses import contrastive_loss
+from utils.errors import RunError
+from utils.processes import Processes, joined_processes
+
+ONE = Processes()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict]:
+    """What two real processes got, by rank."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+            "tests/process_checks.py", str(folder),
+        ],
+        cwd=REPO, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
+
+
+class TestOne:
+    def test_is_the_main_one_and_alone(self):
+        assert (ONE.world_size, ONE.rank, ONE.local_rank) == (1, 0, 0)
+        assert ONE.is_main
+        assert not ONE.several
+
+    def test_exchanges_nothing(self):
+        value = {"a": [1, 2]}
+        assert ONE.from_main(value) is value
+        for values in (ONE.all_objects(value), ONE.objects_for_main(value)):
+            assert len(values) == 1
+            assert values[0] is value
+        assert ONE.all_rows([3, 4]) == [[3, 4]]
+        numbers = torch.ones(2)
+        assert ONE.sum(numbers) is numbers
+        assert ONE.gather([5]) is None
+
+    def test_trains_the_model_itself(self):
+        model = layer()
+        assert ONE.wrap(model) is model
+        with ONE.without_exchange(model):
+            model(torch.ones(1, 5)).sum().backward()
+        assert model.weight.grad is not None
+
+    @pytest.mark.parametrize("failure", [*FAILURES.values(), KeyError("x"), KeyboardInterrupt("x")])
+    def test_fails_with_the_error_itself(self, failure):
+        with pytest.raises(type(failure), match=re.escape(str(failure))) as caught, ONE.together():
+            raise failure
+        assert caught.value is failure
+        assert caught.value.__cause__ is None
+
+    def test_raises_its_own_failure(self):
+        failure = RunError("mine")
+        with pytest.raises(RunError, match=r"^mine$") as caught:
+            ONE.raise_first(failure)
+        assert caught.value is failure
+        ONE.raise_first(None)
+
+    def test_is_first(self):
+        done = []
+        with ONE.together(), ONE.main_first():
+            done.append(1)
+        with pytest.raises(RunError, match=r"^x$"), ONE.main_first():
+            raise RunError("x")
+        assert done == [1]
+
+    @pytest.mark.parametrize("size", [None, "1"])
+    def test_joins_nobody(self, monkeypatch, size):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if size is not None:
+            monkeypatch.setenv("WORLD_SIZE", size)
+        with joined_processes() as processes:
+            assert processes == ONE
+            assert not torch.distributed.is_initialized()
+
+    def test_imports_nothing_of_torch(self):
+        code = "import sys, utils.processes; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
+
+    @pytest.mark.parametrize("missing", ["MASTER_ADDR", "RANK"])
+    def test_of_several_that_cannot_be_reached_is_one_line(self, monkeypatch, missing):
+        values = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv(missing)
+        with (
+            pytest.raises(RunError, match=f"^the other processes cannot be reached: .*{missing}"),
+            joined_processes(),
+        ):
+            pass
+
+
+class TestExchange:
+    def test_knows_who_is_who(self, two):
+        assert [each["is"] for each in two] == [[2, 0, 0], [2, 1, 1]]
+        assert [each["is_main"] for each in two] == [True, False]
+        assert [each["several"] for each in two] == [True, True]
+
+    def test_brings_everything_to_all_by_rank(self, two):
+        for got in (each["exchanged"] for each in two):
+            assert got["all_objects"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x" * 1000}]
+            assert got["all_rows"] == [[0, 0, 2**40], [1, -1, 2**40 + 1]]
+            assert got["one_row"] == [[0], [1]]
+            assert got["from_main"] == {"value": "of 0", "none": None}
+
+    def test_brings_objects_to_main_alone(self, two):
+        assert [each["exchanged"]["objects_for_main"] for each in two] == [
+            [[0, None], [1, None]],
+            [],
+        ]
+
+    def test_sums_element_by_element(self, two):
+        for got in (each["exchanged"] for each in two):
+            (first, half), (bad, last) = got["sum"]
+            assert (first, half, last) == (3.0, 1.0, -1.0)
+            assert math.isnan(bad)
+            assert got["sum_of_counts"] == [3, 20]
+
+
+class TestFailingTogether:
+    @pytest.mark.parametrize("who", [(0,), (1,), (0, 1)])
+    @pytest.mark.parametrize(
+        ("name", "kind", "message"),
+        [
+            ("input", "InputError", "--flag is wrong"),
+            ("run", "RunError", "image a.jpg cannot be decoded"),
+            ("lost", "RunError", "another process is gone"),
+            ("os", "RunError", "[Errno 28] No space left on device: '/x'"),
+            ("memory", "RunError", "out of memory"),
+            ("lines", "RunError", "one two"),
+        ],
+    )
+    def test_is_one_message_in_both(self, two, name, kind, message, who):
+        for rank, each in enumerate(two):
+            assert each["failed"][f"{name} {who}"] == [kind, message, rank in who]
+
+    def test_takes_the_first_of_several(self, two):
+        assert [each["failed"]["both"] for each in two] == [["RunError", "of the first"]] * 2
+
+    def test_does_not_happen_where_none_fails(self, two):
+        assert [each["failed"]["none"] for each in two] == [True, True]
+
+    def test_can_be_asked_for(self, two):
+        assert [each["failed"]["raise_first"] for each in two] == ["of the second"] * 2
+
+
+def test_main_is_first_however_it_ends(two):
+    assert [each["main_first"] for each in two] == [
+        {"seen": False, "seen_again": True, "failure": "it failed"},
+        {"seen": True, "seen_again": True, "failure": "it failed"},
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(COUNTS)), ids=[str(counts) for counts in COUNTS])
+class TestGather:
+    """Of any numbers of samples: the contrastive loss is that of one process, its gradients too."""
+
+    def test_brings_the_samples_together_in_order(self, two, number):
+        inputs, labels = samples(sum(COUNTS[number]))
+        for got in (each["gathered"][number] for each in two):
+            assert got["features"] == inputs.tolist()
+            assert got["labels"] == labels.tolist()
+
+    def test_gives_the_loss_of_one_process(self, two, number):
+        loss = contrastive_loss(*samples(sum(COUNTS[number])), MARGIN)
+        for each in two:
+            assert each["gathered"][number]["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+    def test_gives_each_its_part_of_the_gradient(self, two, number):
+        """Twice as large: the processes' gradients are averaged later."""
+        counts = COUNTS[number]
+        inputs, labels = samples(sum(counts))
+        inputs.requires_grad_()
+        contrastive_loss(inputs, labels, MARGIN).backward()
+        begin = 0
+        for rank, count in enumerate(counts):
+            got = torch.tensor(two[rank]["gathered"][number]["gradient"])
+            if count:
+                expected = 2 * inputs.grad[begin : begin + count]
+                assert torch.allclose(got, expected, atol=1e-6)
+            else:
+                assert torch.equal(got, torch.zeros(own_samples(counts, rank)[0].shape))
+            begin += count
+
+    def test_gives_the_weights_the_gradient_of_one_process(self, two, number):
+        inputs, labels = samples(sum(COUNTS[number]))
+        model = layer()
+        contrastive_loss(model(inputs), labels, MARGIN).backward()
+        for each in two:
+            for got, parameter in zip(
+                each["gathered"][number]["weights"], model.parameters(), strict=True
+            ):
+                assert torch.allclose(torch.tensor(got), parameter.grad, atol=1e-6)
+        assert two[0]["gathered"][number]["weights"] == two[1]["gathered"][number]["weights"]
+
+
+def test_gradients_of_several_passes_are_exchanged_once(two):
+    model = layer()
+    for rank in range(2):
+        (model(own_samples((3, 3), rank)[0]).square().sum() / 2).backward()
+    for each in two:
+        for got, parameter in zip(each["accumulated"], model.parameters(), strict=True):
+            assert torch.allclose(torch.tensor(got), parameter.grad, atol=1e-5)
