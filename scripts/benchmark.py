@@ -4,6 +4,7 @@
     python scripts/benchmark.py block --model_type ViT-Ti_16 --img_size 224
     python scripts/benchmark.py model --json figures.json --check
     python scripts/benchmark.py data --json figures.json --check
+    python scripts/benchmark.py save --pairs 3 --check
 
 `--check` exits 1 if a promise is missed, `--json FILE` writes the figures.
 """
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.data_figures import add_data_flags, measure_data
 from scripts.model_figures import add_model_flags, measure_model
 from scripts.paired import in_pairs
+from scripts.save_figures import measure_save
 from utils.console import Parser, entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
@@ -128,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     measures = {
         "startup": measure_startup, "block": measure_block, "model": measure_model,
-        "data": measure_data,
+        "data": measure_data, "save": measure_save,
     }  # fmt: skip
     for name, measure in measures.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])

@@ -69,8 +69,12 @@ def _parser() -> Parser:
         help="let every N-th run that failed go on to the end",
     )  # fmt: skip
     disk.add_argument(
-        "--stride", type=positive_int, default=4, metavar="N",
+        "--stride", type=positive_int, default=1, metavar="N",
         help="of the many writes to one file, fail at the first, the last and every N-th",
+    )  # fmt: skip
+    disk.add_argument(
+        "--disks", type=positive_int, metavar="N",
+        help="at most so many full disks, spread over the run (default: all)",
     )  # fmt: skip
     return parser
 

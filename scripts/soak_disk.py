@@ -102,11 +102,18 @@ def chosen_writes(operations: list[str], stride: int) -> list[int]:
     chosen, inside = [], 0
     for number, name in enumerate(operations, start=1):
         neighbours = operations[number - 2 : number + 1]
-        is_inside = name.startswith("write ") and number > 1 and set(neighbours) == {name}
+        is_inside = name.startswith("write ") and neighbours == [name] * 3
         inside = inside + 1 if is_inside else 0
         if inside % stride == 0:
             chosen.append(number)
     return chosen
+
+
+def spread(numbers: list[int], most: int | None) -> list[int]:
+    """At most so many of `numbers`, evenly spread, the first and the last among them."""
+    if most is None or most >= len(numbers):
+        return numbers
+    return [numbers[i * (len(numbers) - 1) // max(1, most - 1)] for i in range(most)]
 
 
 def said(ended: Ended) -> str:
@@ -274,7 +281,7 @@ def soak_disk(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         log.info("undisturbed: %d writes, %d bytes in the end", writes, size)
 
         soak = _Soak(server, flags, RunPaths(folder / "output", "run"), expected, args.resume_every)
-        for number in chosen_writes(undisturbed.operations, args.stride):
+        for number in spread(chosen_writes(undisturbed.operations, args.stride), args.disks):
             soak.fail_at(number)
         real = _real_disks(soak, folder, size)
     if soak.broken:

@@ -22,6 +22,10 @@ ELSEWHERE = {
         "12 minutes; .ci/run takes 2 pairs and no growth"
     ),
     "python scripts/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
+    "python scripts/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",
+    "python scripts/soak.py kills --kills 40": "half an hour; test_soak has a short version",
+    "python scripts/soak.py damage --ways 200": "test_soak has a short version",
+    "python scripts/soak.py disk": "test_soak has a short version",
     "shasum -a 256 env_export.yml": "macOS's name of sha256sum",
     "python scripts/check_fiftyone.py --predictions output/flower_mps/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"

@@ -3,7 +3,6 @@
 import errno
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import torch
 from helpers import REPO, read_json
 
-from scripts import soak, soak_damage, soak_disk, soak_runs, soak_watch
+from scripts import soak, soak_damage, soak_disk, soak_kills, soak_runs, soak_watch
 from utils.data_utils import RunPaths
 from utils.errors import RunError
 from utils.sealed import save_archive
@@ -33,10 +32,16 @@ class TestKills:
         assert figures["things compared"] > 20
         assert "kills: nothing was lost" in capsys.readouterr().out
 
-    def test_a_run_that_is_over_too_soon_is_no_proof(self, drawn, tmp_path, capsys):
-        few = ("--kills", "9", "--num_steps", "1", "--data_root", str(drawn))
-        assert soak.main(["kills", *few, "--folder", str(tmp_path / "runs")]) == 1
-        assert re.search(r"after \d of 9 kills: give more --num_steps", capsys.readouterr().err)
+    def test_a_run_that_ends_by_itself_was_not_killed(self):
+        pace = soak_kills.Pace(start=60.0, step=60.0)
+        for seed in range(3):  # in its beginning and later
+            with soak_runs.session(["--help"]) as run:
+                assert soak_kills.kill_at_random(run, pace, random.Random(seed)) is None
+                assert run.code() == 0
+
+    def test_a_run_that_fails_is_said(self):
+        with pytest.raises(RunError, match=r"--name x ended with code 2: error: .*--nothing"):
+            soak_runs.run_to_its_end(["--name", "x", "--nothing"])
 
 
 class TestWatch:
@@ -157,15 +162,20 @@ def use_every_call(folder, fail_from):
 
 class TestDisk:
     def test_a_full_disk_costs_one_line(self, drawn, tmp_path, capsys):
-        flags = ("--data_root", drawn, "--stride", 90, "--resume_every", 3)
+        flags = ("--data_root", drawn, "--disks", 4, "--resume_every", 2)
         figures = soaked(tmp_path, "disk", *flags)
-        assert figures["full disks"] > 3
-        assert figures["of them gone on from"] > 1
+        assert figures["full disks"] >= 4
+        assert figures["of them gone on from"] >= 2
+        assert "full at write 1 (mkdir .): code 1, all whole" in capsys.readouterr().out
 
     def test_the_first_and_the_last_write_of_a_file_are_chosen(self):
         operations = ["mkdir a", *["write b"] * 9, "fsync .", "write c", "write d", "write d"]
         assert soak_disk.chosen_writes(operations, 1) == list(range(1, 15))
-        assert soak_disk.chosen_writes(operations, 4) == [1, 2, 6, 10, 11, 12, 13, 14]
+        chosen = soak_disk.chosen_writes(operations, 4)
+        assert chosen == [1, 2, 6, 10, 11, 12, 13, 14]
+        assert soak_disk.spread(chosen, 3) == [1, 10, 14]
+        assert soak_disk.spread(chosen, 1) == [1]
+        assert soak_disk.spread(chosen, 99) == soak_disk.spread(chosen, None) == chosen
 
     @pytest.mark.parametrize(
         ("code", "errors", "trouble"),

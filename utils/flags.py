@@ -30,6 +30,7 @@ SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart fr
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
+DEFAULT_SAVE_EVERY = 100
 LAST = "last"  # what `--resume` without a path stands for
 # What a run may go on with another value of: neither the model, nor the data and their order, nor
 # which numbers its optimizer remembers.
@@ -287,7 +288,7 @@ def _add_contrastive_flags(parser: argparse.ArgumentParser) -> None:
 def _add_durability_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("durability")
     group.add_argument(
-        "--save_every", type=positive_int, default=100, metavar="N",
+        "--save_every", type=positive_int, default=DEFAULT_SAVE_EVERY, metavar="N",
         help="save the whole state every N steps; it is also saved at each evaluation, at Ctrl-C "
         "and SIGTERM",
     )  # fmt: skip

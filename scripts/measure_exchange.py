@@ -1,0 +1,84 @@
+"""How long processes exchange gradients beside how long they compute. Run it where you would train:
+
+    torchrun --nproc_per_node=2 scripts/measure_exchange.py --model_type ViT-B_16 --batch_size 4
+
+Prints, as the median over rounds: the bytes of the gradients, an all-reduce of them alone, a
+training step of this process alone, and the same step with the exchange, all in turn.
+"""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # torchrun starts the file, not a module of the repo
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.paired import in_turn
+from utils.console import Parser, entrypoint, log, log_table
+from utils.errors import InputError
+from utils.flag_types import positive_int
+from utils.processes import joined_processes
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Measure and print.
+
+    Raises:
+        InputError: it was not started by torchrun.
+    """
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model_type", default="ViT-B_16", help="a registered model")
+    parser.add_argument("--img_size", type=positive_int, default=224, help="pixels")
+    parser.add_argument("--batch_size", type=positive_int, default=4, help="images a process")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="counted rounds")
+    args = parser.parse_args(argv)
+    with joined_processes() as processes:
+        if not processes.several:
+            raise InputError("one process exchanges nothing: start it with torchrun")
+        import torch
+
+        from models.build import build_model
+        from models.configs import get_config
+        from models.losses import Objective
+        from models.profiles import GOOGLE
+        from utils.engine import Normalizer, train_step
+        from utils.pipeline import Batch
+        from utils.steps import Step
+
+        model = build_model(get_config(args.model_type, args.img_size), num_classes=102)
+        shared = processes.wrap(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+        shape = (args.batch_size, 3, args.img_size, args.img_size)
+        own = torch.zeros(args.batch_size, dtype=torch.int64)
+        batch = Batch(torch.randint(0, 256, shape, dtype=torch.uint8), own, own, own)
+        normalize = Normalizer(GOOGLE.normalization, torch.device("cpu"))
+        gradients = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
+
+        def alone() -> None:
+            train_step(
+                model, Objective(), optimizer, Step([batch], [[args.batch_size]]), normalize, 1.0
+            )
+
+        def together() -> None:
+            counts = [args.batch_size] * processes.world_size
+            step = Step([batch], [counts])
+            train_step(shared, Objective(), optimizer, step, normalize, 1.0, processes=processes)
+
+        actions = {
+            "all-reduce alone": lambda: processes.sum(gradients),
+            "step alone": alone,
+            "step with exchange": together,
+        }
+        times = in_turn(actions, args.rounds)
+        seconds = {name: f"{statistics.median(values):.3f} s" for name, values in times.items()}
+        what = f"{processes.world_size} processes, {args.model_type}, {args.img_size} px"
+        log_table(f"{what}, {args.batch_size} images each", {
+            "gradients": f"{gradients.nbytes / 1e6:.1f} MB", **seconds,
+        })  # fmt: skip
+        log.info("medians of %d rounds, by the first process", args.rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
