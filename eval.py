@@ -92,7 +92,8 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str, processes: Proce
         "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
         "checkpoint_id": weights_id,
     }
-    stamp = build_env_stamp(config, command, device, facts, processes)
+    with processes.together():
+        stamp = build_env_stamp(config, command, device, facts, processes)
     with processes.together(), processes.main_first():
         prepare_images(config, (split,), (subset.split,))
 

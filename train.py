@@ -184,7 +184,8 @@ def train(
     facts = {
         **data.facts(config), "normalization": start.normalization, "micro_batches": micro_batches,
     }  # fmt: skip
-    stamp = build_env_stamp(config, command, device, facts, processes)
+    with processes.together():
+        stamp = build_env_stamp(config, command, device, facts, processes)
     with processes.together(), processes.main_first():
         splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
         prepare_images(config, splits, used, config.skip_bad_images)

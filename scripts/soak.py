@@ -74,7 +74,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     disk.add_argument(
         "--disks", type=positive_int, metavar="N",
-        help="at most so many full disks, spread over the run (default: all)",
+        help="at most so many pretended and real full disks, spread over the run (default: all)",
     )  # fmt: skip
     return parser
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scripts.soak_runs import (
     ALL_THAT_IS_RANDOM,
@@ -30,7 +30,9 @@ from utils.errors import InputError, RunError
 
 RHYTHM = ["--num_steps", "3", "--eval_every", "2", "--save_every", "2", "--log_every", "1"]
 NO_SPACE = os.strerror(errno.ENOSPC)
-TMPFS_SHARES = (0.1, 0.4, 0.9)  # sizes of the real disks, of what a whole run leaves
+TMPFS_SHARES = [tenths / 10 for tenths in range(1, 10)]  # real disks, of what a run leaves
+
+T = TypeVar("T")
 
 
 class Ended(NamedTuple):
@@ -109,7 +111,7 @@ def chosen_writes(operations: list[str], stride: int) -> list[int]:
     return chosen
 
 
-def spread(numbers: list[int], most: int | None) -> list[int]:
+def spread(numbers: list[T], most: int | None) -> list[T]:
     """At most so many of `numbers`, evenly spread, the first and the last among them."""
     if most is None or most >= len(numbers):
         return numbers
@@ -236,16 +238,17 @@ class _Soak:
         try:
             check_same(self.expected, paths, weights_left(paths))
             check_nothing_unfinished(paths)
-        except (RunError, InputError) as error:
+        except RunError as error:
             raise RunError(f"{where}: {error}") from error
 
 
-def _real_disks(soak: _Soak, folder: Path, size: int) -> str:
+def _real_disks(soak: _Soak, folder: Path, size: int, most: int | None) -> str:
     trouble = no_mounting(folder / "mounting")
     if trouble is not None:
         log.info("no real disk: %s", trouble)
         return f"skipped: {trouble}"
-    for share in TMPFS_SHARES:
+    shares = spread(TMPFS_SHARES, most)
+    for share in shares:
         disk = folder / f"disk{share}"
         enlarge = ["mount", "-o", f"remount,size={4 * size}", str(disk)]
         make_room = functools.partial(subprocess.run, enlarge, check=True, capture_output=True)
@@ -253,7 +256,7 @@ def _real_disks(soak: _Soak, folder: Path, size: int) -> str:
             paths = RunPaths(disk / "output", "run")
             ended = soak.server.run(soak.flags, paths.output_dir)
             soak.judge(ended, f"a real disk of {share:.0%} of a run's size", paths, make_room)
-    return f"{len(TMPFS_SHARES)} sizes"
+    return f"{len(shares)} sizes"
 
 
 def soak_disk(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def soak_disk(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         soak = _Soak(server, flags, RunPaths(folder / "output", "run"), expected, args.resume_every)
         for number in spread(chosen_writes(undisturbed.operations, args.stride), args.disks):
             soak.fail_at(number)
-        real = _real_disks(soak, folder, size)
+        real = _real_disks(soak, folder, size, args.disks)
     if soak.broken:
         raise RunError(
             f"{len(soak.broken)} of {soak.failed} full disks broke a promise, the first: "

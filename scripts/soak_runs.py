@@ -165,11 +165,14 @@ def weights_left(paths: RunPaths) -> dict[str, Any]:
     """The last state and the checkpoints of a finished run, by what they are.
 
     Raises:
-        InputError: one is missing or damaged.
+        RunError: one is missing or damaged.
     """
     from utils.snapshot import load_snapshot
 
-    snapshot = load_snapshot(paths.last)
+    try:
+        snapshot = load_snapshot(paths.last)
+    except InputError as error:
+        raise RunError(str(error)) from error
     # `saved` names the save before, and a run that was stopped had one more.
     training = {key: value for key, value in snapshot.training.items() if key != "saved"}
     left = {
@@ -181,7 +184,7 @@ def weights_left(paths: RunPaths) -> dict[str, Any]:
     for variant in ("", EMA):
         path = checkpoint_paths(paths, variant).checkpoint
         if not path.exists():
-            raise InputError(f"{path} is missing")
+            raise RunError(f"{path} is missing")
         left[path.name] = path.read_bytes()
     return left
 
@@ -190,7 +193,7 @@ def all_left(paths: RunPaths) -> dict[str, Any]:
     """All that two runs of the same flags must agree on, by what it is.
 
     Raises:
-        InputError: something is missing or damaged.
+        RunError: something is missing or damaged.
     """
     from utils.export import predictions_digest
 
@@ -199,14 +202,14 @@ def all_left(paths: RunPaths) -> dict[str, Any]:
         of = checkpoint_paths(paths, variant)
         missing = [p for p in (of.metrics, of.per_class, of.predictions) if not p.exists()]
         if missing:
-            raise InputError(f"{missing[0]} is missing")
+            raise RunError(f"{missing[0]} is missing")
         left |= {path.name: path.read_bytes() for path in (of.metrics, of.per_class)}
         key = "_".join(filter(None, (variant, "predictions_digest")))
         digest = predictions_digest(of.predictions)
         if stamp.get(key) != digest:
-            raise InputError(f"{of.predictions} is not what {key} in {paths.env_stamp} is of")
+            raise RunError(f"{of.predictions} is not what {key} in {paths.env_stamp} is of")
         left[of.predictions.name] = digest
-    left["status"] = stamp["status"]
+    left["status"] = stamp.get("status")
     scalars = read_scalars(paths.tensorboard)
     return left | {f"scalar {tag}": values for tag, values in scalars.items()}
 

@@ -515,7 +515,7 @@ def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, 
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
-    assert "less is needed with --gradient_accumulation_steps" in ended.stderr
+    assert "less is needed with more --gradient_accumulation_steps (now 1" in ended.stderr
     assert "--eval_batch_size (now " in ended.stderr
 
 

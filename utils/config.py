@@ -264,15 +264,20 @@ def resolve_length(
 
 def less_memory(config: FrozenConfigDict) -> str:
     """Which flags lower the memory that a run takes."""
-    evaluation = f"--eval_batch_size (now {config.eval_batch_size}) for evaluations"
-    if "train_batch_size" not in config:
-        return f"less is needed with a smaller {evaluation}"
-    micro_batch = config.train_batch_size // config.gradient_accumulation_steps
-    return (
-        f"less is needed with --gradient_accumulation_steps {config.train_batch_size} or anything "
-        f"above {config.gradient_accumulation_steps} (now {micro_batch} images at a time), with "
-        f"--grad_checkpointing, and with a smaller {evaluation}"
-    )
+    remedies = []
+    if "train_batch_size" in config:
+        micro_batches = config.gradient_accumulation_steps
+        at_a_time = config.train_batch_size // micro_batches
+        if at_a_time > 1:
+            remedies.append(
+                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
+                "time)"
+            )
+        if not config.grad_checkpointing:
+            remedies.append("--grad_checkpointing")
+        remedies.append("a smaller --img_size")
+    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
+    return f"less is needed with {'; '.join(remedies)}"
 
 
 def resolve_model(

@@ -286,6 +286,7 @@ def build_env_stamp(
     Raises:
         InputError: an `env_export.yml` is there but not readable.
     """
+    hosts = processes.all_objects(platform.node())  # first: what follows may fail in one of them
     versions = installed_versions()
     values = config.to_dict()
     stamp = {
@@ -312,7 +313,7 @@ def build_env_stamp(
         "cuda_version": torch.version.cuda,
         "fp16": False,
         "processes": processes.world_size,
-        "hosts": processes.all_objects(platform.node()),
+        "hosts": hosts,
         "env_hash": env_hash(versions),
         "env_check": check_env(versions),
         "tiny_train_subset_path": values.get("tiny_train_subset"),

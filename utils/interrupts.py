@@ -58,9 +58,9 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Take Ctrl-C and SIGTERM as requests as long as the block lasts."""
-    request = StopRequest()
+def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
+    """Take Ctrl-C and SIGTERM as requests as long as the block lasts; `request` gets them."""
+    request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request  # signals are the main thread's affair
         return

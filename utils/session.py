@@ -15,7 +15,7 @@ from utils.console import log
 from utils.data_utils import RunPaths, derive_seed
 from utils.engine import Normalizer
 from utils.evaluator import BestKeeper, Evaluator
-from utils.interrupts import Stopped, stop_by, stop_requests
+from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
 from utils.learner import Learner
 from utils.meter import TrainMeter
 from utils.pipeline import eval_loader, train_loader, train_sampler
@@ -84,7 +84,8 @@ def open_session(
     train, evaluated = data.train.split, data.eval.split
     skipped = Skipped(config.skip_bad_images, past.snapshot.skipped if past else ())
     resumed_at = None if past is None else past.resumed_at
-    with own_run(paths, stamp, evaluated, processes, resumed_at) as run, stop_requests() as request:
+    request = StopRequest()
+    with own_run(paths, stamp, evaluated, processes, resumed_at) as run:
         with processes.together():
             train_batches = train_loader(
                 config, train, micro_batches, device, state.step, processes
@@ -107,9 +108,12 @@ def open_session(
             processes,
         )  # fmt: skip
         try:
-            yield session
+            # Not before: building a cache is to end at the first signal.
+            with stop_requests(request):
+                yield session
         except Stopped as stopped:
-            saver.save(state)
+            if state.saved != state.step:
+                saver.save(state)
             log.info("stopped by %s after step %d; go on with --resume", stopped, state.step)
             raise stop_by(stopped.signum) from stopped
         finally:

@@ -353,8 +353,8 @@ STAMP_KEYS = {
     "git_dirty", "os_version", "python_version", "torch_version", "torch_build",
     "torchvision_version", "ml_collections_version", "numpy_version", "fiftyone_version", "device",
     "gpu_name", "gpu_count", "num_threads", "processes", "hosts", "driver_version", "cuda_version",
-    "cudnn_version", "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
-    "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization",
+    "cudnn_version", "fp16", "env_hash", "env_check", "tiny_train_subset_path",
+    "tiny_infer_subset_path", "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization",
 }  # fmt: skip
 FACTS = {
     "dataset": {"name": "synthetic", "split": "train", "samples": 200, "checksum": "0" * 64},

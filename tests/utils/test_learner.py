@@ -70,6 +70,13 @@ def train(learner: Learner, begin: int, end: int) -> None:
         learner.advance()
 
 
+def pass_steps(learner: Learner, count: int) -> None:
+    """Steps without a gradient: the schedule goes on, the weights do not."""
+    for _ in range(count):
+        learner.optimizer.step()
+        learner.advance()
+
+
 def saved_bytes(learner: Learner, path) -> bytes:
     save_archive(path, learner.state_dict())
     return path.read_bytes()
@@ -166,7 +173,7 @@ class TestOtherFlags:
         for name, value in numbers_of(second).items():
             assert torch.equal(value, remembered[name]), name
         always = learner_of(seed=3, **{**flags, **changes})
-        train(always, 0, 3)
+        pass_steps(always, 3)
         for step in range(3, 8):
             now = config(**{**flags, **changes})
             factor = lr_factor(now.decay_type, now.warmup_steps, now.num_steps)(step)
@@ -180,8 +187,8 @@ class TestOtherFlags:
             assert second.scheduler.get_last_lr() == [
                 group["lr"] for group in second.optimizer.param_groups
             ]
-            train(second, step, step + 1)
-            train(always, step, step + 1)
+            pass_steps(second, 1)
+            pass_steps(always, 1)
 
     def test_change_the_very_next_step_which_keeps_its_momentum(self):
         """w' = w - lr (momentum b + g), without weight decay."""
@@ -213,7 +220,7 @@ class TestOtherFlags:
         for name, value in numbers_of(second).items():
             assert torch.equal(value, remembered[name]), name
         always = learner_of(seed=3, **{**OPTIMIZERS["adamw"], "layer_decay": 0.5})
-        train(always, 0, 3)
+        pass_steps(always, 3)
         assert second.scheduler.get_last_lr() == always.scheduler.get_last_lr()
 
     @pytest.mark.xfail(
