@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from models.losses import contrastive_loss
-from utils.errors import InputError, LostProcess, RunError
+from utils.errors import Alone, InputError, RunError
 from utils.processes import Processes, joined_processes
 
 WIDTH, CLASSES, MARGIN = 5, 3, 0.2
@@ -24,7 +24,7 @@ COUNTS = ((3, 3), (4, 1), (1, 4), (0, 3), (3, 0), (1, 1))
 FAILURES = {
     "input": InputError("--flag is wrong"),
     "run": RunError("image a.jpg cannot be decoded"),
-    "lost": LostProcess("another process is gone"),
+    "lost": Alone("another process is gone"),
     "os": OSError(28, "No space left on device", "/x"),
     "memory": MemoryError("out of memory"),
     "lines": RunError("one\n  two"),

@@ -210,7 +210,7 @@ def _settle_resume(resume: str | None, paths: RunPaths) -> str | None:
     Raises:
         InputError: there is nothing to go on from, or a run is unfinished and would be restarted.
     """
-    has_last = paths.last.exists() or paths.older(1).exists()
+    has_last = any(paths.last.parent.glob("last*.bin"))
     if resume is None:
         if has_last and read_stamp(paths).get("status") == "unfinished":
             raise InputError(

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import InputError, LostProcess, RunError, Terminated, one_line
+from utils.errors import Alone, InputError, RunError, Terminated, one_line
 
 log = logging.getLogger("fine_vit")
 
@@ -118,7 +118,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
                 main(sys.argv[1:] if argv is None else list(argv))
         except InputError as caught:
             code, error = 2, one_line(caught)
-        except LostProcess as caught:
+        except Alone as caught:
             code, error, speaks = 1, one_line(caught), True
         except RunError as caught:
             code, error = 1, one_line(caught)

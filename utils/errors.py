@@ -44,8 +44,12 @@ _LOST_LOADER = ("DataLoader worker (pid",)
 _LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-class LostProcess(RunError):
-    """Another process of the run is gone; each that is left says so for itself."""
+class OutOfMemory(RunError):
+    """Memory ran out in one of the processes of a run, and all know."""
+
+
+class Alone(RunError):
+    """A failure that the other processes of the run do not know of: each speaks for itself."""
 
 
 def _without_source(error: BaseException) -> str:
@@ -62,6 +66,12 @@ def _says(error: BaseException, texts: Iterable[str]) -> bool:
     return any(text in str(error) for text in texts)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device."""
+    is_torchs = isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | OutOfMemory) or is_torchs
+
+
 @contextmanager
 def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
     """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
@@ -72,23 +82,19 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
 
     Raises:
         RunError: for a `RunError` or `OSError` inside (damaged image, disk full), for memory that
-            ran out, for a loader process or another process of the run that was lost.
+            ran out, for a loader process or another process of the run that was lost. `Alone`, if
+            other processes do not know of it.
     """
     try:
         yield
-    except RunError as error:
-        raise type(error)(f"{one_line(error)}; {where()}") from error
-    except MemoryError as error:
-        raise RunError(f"memory ran out; {less_memory()}; {where()}") from error
-    except OSError as error:
-        raise RunError(f"{one_line(error)}; {where()}") from error
-    except RuntimeError as error:
-        if _says(error, _LOST_PROCESS):
-            raise LostProcess(
-                f"another process of this run is gone ({_without_source(error)}); {where()}"
-            ) from error
-        if _says(error, _OUT_OF_MEMORY):
-            raise RunError(f"{one_line(error)}; {less_memory()}; {where()}") from error
-        if is_lost_loader(error):
-            raise RunError(f"{one_line(error)}; {where()}") from error
-        raise
+    except (RunError, OSError, MemoryError, RuntimeError) as error:
+        what = one_line(error)
+        if is_out_of_memory(error):
+            said = what if str(error) else "memory ran out"
+            what = f"{said}; {less_memory()}"
+        elif isinstance(error, RuntimeError) and _says(error, _LOST_PROCESS):
+            what = f"another process of this run is gone ({_without_source(error)})"
+        elif isinstance(error, RuntimeError) and not is_lost_loader(error):
+            raise
+        kind = RunError if isinstance(error, RunError) else Alone
+        raise kind(f"{what}; {where()}") from error

@@ -36,7 +36,7 @@ LAST = "last"  # what `--resume` without a path stands for
 # which numbers its optimizer remembers.
 CHANGEABLE = (
     "num_steps", "epochs", "eval_every", "eval_batch_size", "learning_rate", "momentum",
-    "weight_decay", "layer_decay", "decay_type", "warmup_steps", "max_grad_norm",
+    "weight_decay", "decay_type", "warmup_steps", "max_grad_norm",
     "gradient_accumulation_steps", "smoothing_value", "class_weights", "contrastive_weight",
     "contrastive_margin", "contrastive_scope", "augment", "random_erasing", "mixup", "cutmix",
     "skip_bad_images", "tta", "export_logits", "patience",

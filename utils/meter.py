@@ -44,6 +44,7 @@ class TrainMeter:
         """Forget what was added, and start the clock again."""
         self.results: list[tuple[int, StepResult]] = []  # on the device
         self.settled: list[Settled] = []
+        self.carried = 0  # of `settled`, from before this process
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -105,11 +106,12 @@ class TrainMeter:
         """
         self.settle()
         images = sum(step.samples for step in self.settled)
+        own_images = sum(step.samples for step in self.settled[self.carried :])
         seconds = time.perf_counter() - self.started
         scalars = {
             "loss": math.fsum(step.loss for step in self.settled) / len(self.settled),
             "accuracy": sum(step.correct for step in self.settled) / images,
-            "images_per_second": images / seconds,
+            "images_per_second": own_images / seconds,
             "wait_fraction": self.waited / seconds,
         }
         self.total_seconds += seconds
@@ -129,3 +131,4 @@ class TrainMeter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the steps of `state`; times start anew."""
         self.settled = [Settled(*step) for step in state["settled"]]
+        self.carried = len(self.settled)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.errors import InputError, RunError, one_line
+from utils.errors import InputError, OutOfMemory, RunError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,8 +53,9 @@ class Processes:
         failure = None
         try:
             yield
-        except (InputError, RunError, OSError, MemoryError) as error:
-            if not self.several:
+        except (InputError, RunError, OSError, MemoryError, RuntimeError) as error:
+            is_defect = isinstance(error, RuntimeError) and not is_out_of_memory(error)
+            if not self.several or is_defect:
                 raise
             failure = error
         if self.several:
@@ -68,8 +69,11 @@ class Processes:
         """
         if failure is not None and not self.several:
             raise failure
-        kind = InputError if isinstance(failure, InputError) else RunError
-        own = None if failure is None else (kind, one_line(failure))
+        own = None
+        if failure is not None:
+            kind = OutOfMemory if is_out_of_memory(failure) else RunError
+            kind = InputError if isinstance(failure, InputError) else kind
+            own = kind, one_line(failure)
         failures = [each for each in self.all_objects(own) if each is not None]
         if failures:
             kind, message = failures[0]

@@ -11,7 +11,7 @@ from utils.console import log
 from utils.data_utils import RunPaths, checkpoint_paths, read_stamp
 from utils.dist_util import experiment_of
 from utils.errors import InputError
-from utils.flags import CHANGES_WITH, LAST
+from utils.flags import CHANGEABLE, CHANGES_WITH, LAST
 from utils.processes import Processes
 from utils.snapshot import Snapshot, load_newest, load_snapshot
 from utils.training_state import TrainingState
@@ -32,7 +32,7 @@ class Past(NamedTuple):
         """How far the run is."""
         state = TrainingState(**self.snapshot.training)
         if self.stamp is None:  # the checkpoints stay with the other run
-            state.best, state.saved = {}, None
+            state.best, state.saved, state.evaluated, state.since_best = {}, None, 0, 0
         else:
             state.saved = state.step
         return state
@@ -105,10 +105,10 @@ def check_same_run(
     allowed = {key for flag in flags for key in (flag, *CHANGES_WITH.get(flag, ()))}
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
     if refused:
-        raise InputError(
-            f"--resume: the run was started otherwise: {_shown(refused)}; give its values, or name "
-            f"what may differ: --allow_change {','.join(refused)}"
-        )
+        remedy = "give its values, or start another run"
+        if set(refused) <= set(CHANGEABLE):
+            remedy = f"give its values, or name what may differ: --allow_change {','.join(refused)}"
+        raise InputError(f"--resume: the run was started otherwise: {_shown(refused)}; {remedy}")
     return changes
 
 
@@ -119,6 +119,7 @@ def settle_best(
     lost = _lost_best(state, paths, is_changed) if processes.is_main else []
     for variant in processes.from_main(lost):
         del state.best[variant]
+        state.evaluated = 0  # so that there is one, though all steps may be done
 
 
 def _lost_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> list[str]:
@@ -135,10 +136,10 @@ def _lost_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> list[
         except InputError as error:
             trouble = str(error)
         else:
-            is_later = there["step"] > state.step and not is_changed
-            if there == metrics or is_later:
+            step = there.get("step", 0)
+            if there == metrics or (step > state.step and not is_changed):
                 continue
-            trouble = f"{path} is of step {there['step']}, not of step {metrics['step']}"
+            trouble = f"{path} is of step {step}, not of step {metrics['step']}"
         log.warning("warning: %s; the best checkpoint starts anew", trouble)
         lost.append(variant)
     return lost

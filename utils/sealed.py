@@ -26,23 +26,38 @@ END_RECORD_BYTES = 22
 END_RECORD_SIGNATURE = b"PK\x05\x06"
 
 
-def canonical(value: Any) -> Any:  # noqa: ANN401 - plain data of any shape
+def canonical(value: Any, seen: set[int] | None = None) -> Any:  # noqa: ANN401 - any plain data
     """A copy of plain data whose pickle depends on the values alone.
 
     pickle writes a reference where it meets an object again, so equal strings must be one object;
-    and torch writes the whole memory that a tensor looks into, so it must be the tensor's own.
+    and torch writes the whole memory that a tensor looks into, once: it must be the tensor's own.
+
+    Args:
+        value: tensors and plain data.
+        seen: addresses of the memory of tensors before.
     """
+    seen = set() if seen is None else seen
     if isinstance(value, str):
         return sys.intern(str(value))
     if isinstance(value, Mapping):
-        return {canonical(key): canonical(item) for key, item in value.items()}
+        return {canonical(key): canonical(item, seen) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
+        return [canonical(item, seen) for item in value]
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
-        owned = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-        return tensor if owned else tensor.clone()
+        return _own(value.detach().cpu(), seen)
     return value
+
+
+def _own(tensor: Tensor, seen: set[int]) -> Tensor:
+    """The same numbers in memory of their own, with the strides that a new tensor has."""
+    memory = tensor.untyped_storage()
+    is_own = memory.nbytes() == tensor.numel() * tensor.element_size()
+    # Contiguous is not enough: the stride of a dimension of size 1 can be anything.
+    is_usual = tensor.stride() == torch.empty(tensor.shape, device="meta").stride()
+    if not (is_own and is_usual) or memory.data_ptr() in seen:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    seen.add(memory.data_ptr())
+    return tensor
 
 
 class _SealingWriter:
@@ -56,10 +71,15 @@ class _SealingWriter:
         self.file = file
         self.digest = hashlib.sha256()
         self.held = b""
+        self.failure: OSError | None = None
 
     def _put(self, data: bytes | memoryview) -> None:
         self.digest.update(data)
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def write(self, data: bytes | memoryview) -> int:
         """Take the next bytes of the archive."""
@@ -86,7 +106,12 @@ class _SealingWriter:
 def write_archive(file: BinaryIO, payload: Mapping[str, Any]) -> None:
     """Write tensors and plain data to `file`; equal payloads give equal bytes."""
     writer = _SealingWriter(file)
-    torch.save(canonical(payload), writer)
+    try:
+        torch.save(canonical(payload), writer)
+    except RuntimeError as error:
+        if writer.failure is None:
+            raise
+        raise writer.failure from error  # torch closes the archive, and says that it has no end
     writer.seal()
 
 

@@ -43,6 +43,7 @@ class Snapshots:
         """
         self.paths = paths
         self.keep = keep
+        self._is_last_whole = False  # not known: somebody else may have written it
 
     def save(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the newest state; the one before is kept until this one is verified.
@@ -55,17 +56,28 @@ class Snapshots:
         payload = {"format": FORMAT, "version": VERSION, **snapshot._asdict()}
         with open_atomic(self.paths.last, self._verify_and_make_room) as file:
             write_archive(file, payload)
+        self._is_last_whole = True
         for path in older_states(self.paths)[self.keep :]:
             path.unlink()
 
     def _verify_and_make_room(self, finished: Path) -> None:
-        with finished.open("rb") as file:
-            if not is_whole(file):
-                raise OSError(f"{finished} reads back otherwise than it was written")
+        if not _is_whole(finished):
+            raise OSError(f"{finished} reads back otherwise than it was written")
         names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
         for newer, older in reversed(list(pairwise(names))):
-            if newer.exists():
+            # A damaged state must not take the place of a whole one.
+            is_worth_it = newer != self.paths.last or self._is_last_whole or _is_whole(newer)
+            if newer.exists() and is_worth_it:
                 newer.replace(older)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the state at `path` is there, and what was once written."""
+    try:
+        with path.open("rb") as file:
+            return is_whole(file)
+    except (FileNotFoundError, EOFError):
+        return False
 
 
 def older_states(paths: RunPaths) -> list[Path]:
@@ -92,6 +104,9 @@ def load_snapshot(path: Path) -> Snapshot:
             f"{path} has format version {payload.get('version')}, this code reads {VERSION}; use "
             "the code that wrote it"
         )
+    missing = [field for field in Snapshot._fields if field not in payload]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; name a run's checkpoints/last.bin")
     return Snapshot(**{field: payload[field] for field in Snapshot._fields})
 
 

@@ -223,21 +223,6 @@ class TestOtherFlags:
         pass_steps(always, 3)
         assert second.scheduler.get_last_lr() == always.scheduler.get_last_lr()
 
-    @pytest.mark.xfail(
-        strict=True, raises=ValueError, reason="the groups of the optimizer are others"
-    )
-    @pytest.mark.parametrize(("before", "now"), [(0.7, None), (None, 0.7), (0.7, 1.0)])
-    def test_may_switch_layer_decay_on_and_off(self, before, now):
-        """`--allow_change layer_decay` says so."""
-        first, second = self.go_on(
-            {**OPTIMIZERS["adamw"], "layer_decay": before},
-            {**OPTIMIZERS["adamw"], "layer_decay": now},
-        )
-        remembered = numbers_of(first)
-        for name, value in numbers_of(second).items():
-            assert torch.equal(value, remembered[name]), name
-        train(second, 3, 5)
-
 
 class TestAverage:
     @settings(max_examples=6, deadline=None)

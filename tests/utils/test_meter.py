@@ -139,7 +139,6 @@ class TestState:
         asked.state_dict()
         assert means(asked.read()) == means(whole.read())
 
-    @pytest.mark.xfail(strict=True, reason="images of before count, their seconds do not")
     def test_does_not_make_the_rest_look_faster(self):
         meter = meter_of()
         add(meter, [result(1.0, samples=1000)] * 9)

@@ -143,7 +143,7 @@ class TestFailingTogether:
             ("run", "RunError", "image a.jpg cannot be decoded"),
             ("lost", "RunError", "another process is gone"),
             ("os", "RunError", "[Errno 28] No space left on device: '/x'"),
-            ("memory", "RunError", "out of memory"),
+            ("memory", "OutOfMemory", "out of memory"),
             ("lines", "RunError", "one two"),
         ],
     )

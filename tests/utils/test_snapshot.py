@@ -197,9 +197,6 @@ class TestFailure:
                 save(paths, keep, 5)
         self.check(paths, keep)
 
-    @pytest.mark.xfail(
-        strict=True, raises=EOFError, reason="is_whole raises an EOFError, which nobody expects"
-    )
     def test_to_read_back_the_end(self, saved, keep, monkeypatch):
         paths = saved(keep)
 
@@ -256,9 +253,6 @@ class TestFailure:
         assert kept_steps(paths) == [6, 5, 4, 3][: keep + 1]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=InputError, reason="a damaged last.bin takes the place of a whole last~1"
-)
 def test_a_whole_state_is_there_at_every_moment_after_a_damaged_one(paths, monkeypatch):
     """A run that went back to `last~1.bin` saves again, and is killed before the last rename."""
     save(paths, 1, 1, 2)
@@ -356,7 +350,6 @@ class TestForeign:
         with pytest.raises(InputError, match=r"last\.bin cannot be read \(No such file"):
             load_snapshot(paths.last)
 
-    @pytest.mark.xfail(strict=True, raises=KeyError, reason="it is a KeyError")
     def test_that_lacks_a_field_is_refused(self, paths):
         save(paths, 0, 1)
         whole = load_archive(paths.last)
