@@ -150,7 +150,8 @@ class TestSameRun:
     def test_is_refused_with_the_list_of_what_differs(self, check):
         message = (
             r"^--resume: the run was started otherwise: (?=.*learning_rate 0\.03 -> 0\.1[,;])"
-            r"(?=.*seed 42 -> 7[,;])(?=.*optimizer sgd -> adamw[,;]).*; give its values, or start another run$"
+            r"(?=.*seed 42 -> 7[,;])(?=.*optimizer sgd -> adamw[,;]).*; give its values, or start "
+            r"another run$"
         )
         with pytest.raises(InputError, match=message) as caught:
             check("--learning_rate", "0.1", "--seed", "7", "--optimizer", "adamw")
