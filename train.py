@@ -145,7 +145,9 @@ def train_loop(
             is_eval_due = state.is_eval_due(config)
             if meter and (is_eval_due or state.step % config.log_every == 0):
                 # The only reading of the device: a reading a step would cost more than the step.
-                session.run.log_training({**meter.read(), "lr": learning_rate}, state.step, bar)
+                scalars = {**meter.read(), "lr": learning_rate}
+                with session.processes.together():
+                    session.run.log_training(scalars, state.step, bar)
             if state.step % config.save_every == 0 and not is_eval_due:
                 session.saver.save(state)
 
@@ -165,7 +167,7 @@ def train(
     from utils.dist_util import build_env_stamp, choose_device, config_hash, with_session
     from utils.learner import build_learner
     from utils.micro_batches import plan_micro_batches
-    from utils.resume import check_same_run, settle_best
+    from utils.resume import check_same_run, computes_otherwise, settle_best
     from utils.session import open_session
 
     classes = data.train_split.classes
@@ -180,12 +182,14 @@ def train(
         tokens = num_tokens(start.model_config)
         micro_batches = plan_micro_batches(config, tokens, device, processes.world_size)
         changes = check_same_run(config, data.facts(config), past.snapshot) if past else {}
-    settle_best(state, RunPaths(Path(config.output_dir), config.name), bool(changes), processes)
     facts = {
         **data.facts(config), "normalization": start.normalization, "micro_batches": micro_batches,
     }  # fmt: skip
     with processes.together():
         stamp = build_env_stamp(config, command, device, facts, processes)
+    if past is not None:
+        is_other = bool(changes) or computes_otherwise(past, stamp)
+        settle_best(state, RunPaths(Path(config.output_dir), config.name), is_other, processes)
     with processes.together(), processes.main_first():
         splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
         prepare_images(config, splits, used, config.skip_bad_images)
@@ -214,10 +218,11 @@ def train(
         train_loop(config, state, objective, session)
         if state.is_out_of_patience(config):
             log.info("ended at step %d: %d evaluations were no better", state.step, config.patience)
-        session.run.finish(
-            state.best, data_wait_fraction=session.meter.wait_fraction,
-            skipped_images=len(session.skipped.ids),
-        )  # fmt: skip
+        with processes.together():
+            session.run.finish(
+                state.best, data_wait_fraction=session.meter.wait_fraction,
+                skipped_images=len(session.skipped.ids),
+            )  # fmt: skip
 
 
 @entrypoint
@@ -228,14 +233,7 @@ def main(argv: Sequence[str]) -> None:
             config = parse_train_args(argv, patch_sizes())
             check_freeze(config, get_config(config.model_type).depth)
             data = open_data(config)
-        past = find_past(config, processes)
-        earlier = None if past is None else past.snapshot.config
-        config = resolve_length(config, len(data.train.split), earlier)
-        log.info(
-            "%d steps = %.2f epochs of %d samples at batch %d",
-            config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
-        )  # fmt: skip
-        state = TrainingState() if past is None else past.state()
+        state = TrainingState()
         checkpoint = RunPaths(Path(config.output_dir), config.name).checkpoint
 
         def where() -> str:
@@ -244,6 +242,15 @@ def main(argv: Sequence[str]) -> None:
             return f"after step {state.step}, last good checkpoint: {last_good}{resume}"
 
         with named_failures(where, lambda: less_memory(config)):
+            past = find_past(config, processes)
+            if past is not None:
+                state = past.state()
+            earlier = None if past is None else past.snapshot.config
+            config = resolve_length(config, len(data.train.split), earlier)
+            log.info(
+                "%d steps = %.2f epochs of %d samples at batch %d",
+                config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
+            )  # fmt: skip
             train(config, data, past, state, f"train.py {shlex.join(argv)}", processes)
 
 

@@ -25,7 +25,7 @@ from utils.errors import InputError, RunError
 
 PAGE = 4096
 STOP_AFTER = 5  # steps, when there is a state and one before it
-NUM_STEPS = 40  # many enough that the run is not over when the signal arrives
+NUM_STEPS = 24  # many enough that the run is not over when the signal arrives
 RHYTHM = f"--save_every 2 --log_every 1 --eval_every 8 --num_steps {NUM_STEPS}".split()
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from scripts.soak_runs import (
     ALL_THAT_IS_RANDOM,
+    ENV,
     REPO,
     check_nothing_unfinished,
     check_same,
@@ -86,9 +87,8 @@ def served(folder: Path) -> Iterator[Server]:
     """A server for the length of the block."""
     folder.mkdir()
     command = [sys.executable, str(REPO / "scripts" / "soak_fault.py")]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # quicker for so little
     with subprocess.Popen(
-        command, cwd=REPO, env=one_thread, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, cwd=REPO, env=ENV, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         yield Server(process, folder)
         process.stdin.close()

@@ -18,6 +18,7 @@ from utils.errors import InputError, RunError
 from utils.readers import synthetic
 
 REPO = Path(__file__).resolve().parents[1]
+ENV = {"OMP_NUM_THREADS": "1", **os.environ}  # more threads are slower for so small a model
 STEP_LINE = re.compile(r"step (\d+)/")
 # Scalars that say how long something took: no two runs agree.
 TIMINGS = ("train/images_per_second", "data/wait_fraction")
@@ -56,7 +57,7 @@ class Session:
             flags: of train.py.
         """
         self.process = subprocess.Popen(
-            [sys.executable, "train.py", *flags], cwd=REPO, text=True, errors="replace",
+            [sys.executable, "train.py", *flags], cwd=REPO, env=ENV, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.lines: list[str] = []

@@ -161,7 +161,9 @@ def ram_cache(files: FileImages, may_be_bad: bool, is_shared: bool) -> CachedIma
     """
     index = _plan(files.split, files.size_of, may_be_bad)
     total = int(index.offsets[-1])
-    there = int(_physical_memory() * RAM_SHARE) - sum(len(cache.pixels) for cache in _in_ram)
+    # Each process that torchrun started on this machine has a copy.
+    share = RAM_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    there = int(_physical_memory() * share) - sum(len(cache.pixels) for cache in _in_ram)
     _refuse_too_much("memory", total, max(0, there))
     pixels = torch.empty(total, dtype=torch.uint8)
     if is_shared:

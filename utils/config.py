@@ -190,6 +190,10 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     if is_main_process():
         check_run_name(paths)
         refuse_if_locked(paths.lock)
+        if _is_unfinished(paths):
+            raise InputError(
+                f"--name {paths.name} is an unfinished training run; choose another name"
+            )
     values = _settle_cache(values)
     _check_file(values["checkpoint"], "--checkpoint")
     if values["checkpoint"].resolve().is_relative_to(paths.run.resolve()):
@@ -204,22 +208,30 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     return _frozen(values)
 
 
+def _has_state(paths: RunPaths) -> bool:
+    return any(paths.last.parent.glob("last*.bin"))
+
+
+def _is_unfinished(paths: RunPaths) -> bool:
+    """Whether there is a run of this name that can go on and did not end."""
+    return _has_state(paths) and read_stamp(paths).get("status") == "unfinished"
+
+
 def _settle_resume(resume: str | None, paths: RunPaths) -> str | None:
     """`--resume` with an absolute path, if it is one.
 
     Raises:
         InputError: there is nothing to go on from, or a run is unfinished and would be restarted.
     """
-    has_last = any(paths.last.parent.glob("last*.bin"))
     if resume is None:
-        if has_last and read_stamp(paths).get("status") == "unfinished":
+        if _is_unfinished(paths):
             raise InputError(
                 f"--name {paths.name} is an unfinished run: add --resume to go on with it, or "
                 "choose another name"
             )
         return None
     if resume == LAST:
-        if not has_last:
+        if not _has_state(paths):
             raise InputError(
                 f"--resume: {paths.run} has no state to go on from; start it without --resume"
             )

@@ -1,5 +1,6 @@
 """The two ways a run fails, and how other errors become one of them (contracts, section 6)."""
 
+import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,11 @@ def _without_source(error: BaseException) -> str:
     return re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error))
 
 
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether gloo says that another process of the run is not there any more."""
+    return not isinstance(error, RunError) and _says(error, _LOST_PROCESS)
+
+
 def is_lost_loader(error: RuntimeError) -> bool:
     """Whether torch says that a loader process died."""
     return _says(error, _LOST_LOADER)
@@ -68,6 +74,8 @@ def _says(error: BaseException, texts: Iterable[str]) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on any device."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     is_torchs = isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
     return isinstance(error, MemoryError | OutOfMemory) or is_torchs
 
@@ -92,7 +100,7 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
         if is_out_of_memory(error):
             said = what if str(error) else "memory ran out"
             what = f"{said}; {less_memory()}"
-        elif isinstance(error, RuntimeError) and _says(error, _LOST_PROCESS):
+        elif isinstance(error, RuntimeError) and is_lost_process(error):
             what = f"another process of this run is gone ({_without_source(error)})"
         elif isinstance(error, RuntimeError) and not is_lost_loader(error):
             raise

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 from utils.errors import Terminated
 
 T = TypeVar("T")
+ECHO_SECONDS = 1.0
 
 
 class Stopped(Exception):
@@ -25,11 +27,26 @@ def stop_by(signum: int) -> BaseException:
     return KeyboardInterrupt() if signum == signal.SIGINT else Terminated()
 
 
+def started(items: Iterable[T]) -> Iterator[T]:
+    """`iter(items)`; processes that it starts ignore Ctrl-C from their first moment on.
+
+    A terminal sends it to them too; they are the main process's to end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(items)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return iter(items)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class StopRequest:
     """Whether the run was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
         self.signum = 0  # none yet
+        self.since = 0.0
 
     def receive(self, signum: int, frame: object = None) -> None:
         """Handle a signal.
@@ -38,12 +55,16 @@ class StopRequest:
             KeyboardInterrupt: the run was asked before (SIGINT).
             Terminated: the run was asked before (SIGTERM).
         """
-        # torchrun passes Ctrl-C, which every process gets from the terminal, on as SIGTERM.
-        is_echo = "TORCHELASTIC_RUN_ID" in os.environ and signum != self.signum
+        # torchrun may pass Ctrl-C, which every process gets from the terminal, on as SIGTERM.
+        is_echo = (
+            "TORCHELASTIC_RUN_ID" in os.environ
+            and signum != self.signum
+            and time.monotonic() - self.since < ECHO_SECONDS
+        )
         if self.signum and not is_echo:
             raise stop_by(signum)
         if not self.signum:
-            self.signum = signum
+            self.signum, self.since = signum, time.monotonic()
             # Not through a logger or `sys.stdout`: they may have been at work just now.
             # Nobody may be reading any more: Ctrl-C ends `| tee` too.
             with suppress(OSError):
@@ -51,7 +72,7 @@ class StopRequest:
 
     def watched(self, items: Iterable[T]) -> Iterator[T]:
         """Yield `items` until the run is asked to stop."""
-        for item in items:
+        for item in started(items):
             if self.signum:
                 return
             yield item

@@ -11,7 +11,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.errors import InputError, OutOfMemory, RunError, is_out_of_memory, one_line
+from utils.errors import (
+    Alone,
+    InputError,
+    OutOfMemory,
+    RunError,
+    is_lost_process,
+    is_out_of_memory,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -209,6 +217,10 @@ def joined_processes() -> Iterator[Processes]:
             dist.get_world_size(), dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))
         )
         dist.barrier()  # torchrun takes the first that ends for a reason to end the others
+    except RuntimeError as error:
+        if is_lost_process(error):
+            raise Alone(f"another process of this run is gone ({one_line(error)})") from error
+        raise
     finally:
         gc.collect()  # what still refers to the group would end its threads too late: an abort
         dist.destroy_process_group()

@@ -112,6 +112,13 @@ def check_same_run(
     return changes
 
 
+def computes_otherwise(past: Past, stamp: Mapping[str, Any]) -> bool:
+    """Whether the last bits may be others than in the session before: other machine, threads."""
+    *_, before = (past.stamp or {}).get("sessions") or [{}]
+    keys = ("device", "num_threads", "processes", "torch_version", "hosts")
+    return any(before.get(key) != stamp[key] for key in keys)
+
+
 def settle_best(
     state: TrainingState, paths: RunPaths, is_changed: bool, processes: Processes
 ) -> None:

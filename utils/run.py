@@ -91,7 +91,7 @@ class Run:
             log.info("step %d/%d  %s", step, bar.total, line)
 
     def flush(self) -> None:
-        """Hand the scalars to the system."""
+        """Have the scalars on the disk."""
         if self.writes:
             self.scalars.flush()
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,7 +34,10 @@ def _refusal(path: Path, owner: dict[str, Any]) -> InputError:
 
 
 def _is_of_another_host(owner: dict[str, Any]) -> bool:
-    return owner.get("host", platform.node()) != platform.node()
+    # By name or by hardware: a Mac's name follows the network that it is in.
+    return owner.get("host", platform.node()) != platform.node() and (
+        owner.get("machine") != uuid.getnode()
+    )
 
 
 def refuse_if_locked(path: Path) -> None:
@@ -89,7 +93,7 @@ def run_lock(path: Path, name: str) -> Iterator[None]:
         if before:
             log.info("took over the run from process %s, which is dead", before.get("pid"))
         owner = {
-            "name": name, "pid": os.getpid(), "host": platform.node(),
+            "name": name, "pid": os.getpid(), "host": platform.node(), "machine": uuid.getnode(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         file.truncate(0)

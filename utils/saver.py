@@ -64,8 +64,9 @@ class Saver:
         state.saved = state.step
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put learner, meter and random generators into the state of `snapshot`."""
+        """Put learner, meter and random generators into the state of `snapshot`, and empty it."""
         self.learner.load_state_dict(snapshot.learner)
+        snapshot.learner.clear()  # gigabytes that nobody needs any more
         self.meter.load_state_dict(snapshot.meter)
         # Another number of processes draws other numbers; those of the model's start will do.
         if len(snapshot.rng) == self.processes.world_size:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.files import sync, sync_folder
+
 
 class Scalars:
     """Writes the scalars of a run; those after the step that it goes on from do not count."""
@@ -17,6 +19,7 @@ class Scalars:
             resumed_at: the step that the run goes on from; None for a new run.
         """
         purge_step = None if resumed_at is None else resumed_at + 1
+        self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
@@ -25,12 +28,16 @@ class Scalars:
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def flush(self) -> None:
-        """Hand all that was added to the system.
+        """Have all that was added on the disk: a state that is saved later counts on it.
 
         Raises:
             OSError: it could not be written.
         """
         self._writer.flush()
+        newest = max(self._folder.glob("events.out.tfevents.*"))  # names begin with the time
+        with newest.open("rb") as file:
+            sync(file.fileno())
+        sync_folder(self._folder)
 
     def close(self) -> None:
         """Flush, and let go of the file."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, is_out_of_memory
 from utils.files import open_atomic
 
 COMMENT_BYTES = 64  # a SHA-256 in hex
@@ -180,6 +180,8 @@ def _load(path: Path, file: BinaryIO) -> Any:  # noqa: ANN401 - as above
         # map_location: one saved from MPS loads anywhere (pytorch #194584).
         return torch.load(file, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"checkpoint {path} holds something other than tensors and plain data; it was not "
             "loaded. Use only checkpoints that train.py wrote"

@@ -110,11 +110,12 @@ def open_session(
         try:
             # Not before: building a cache is to end at the first signal.
             with stop_requests(request):
-                yield session
-        except Stopped as stopped:
-            if state.saved != state.step:
-                saver.save(state)
-            log.info("stopped by %s after step %d; go on with --resume", stopped, state.step)
-            raise stop_by(stopped.signum) from stopped
+                try:
+                    yield session
+                except Stopped as stopped:
+                    if state.saved != state.step:
+                        saver.save(state)
+                    log.info("stopped by %s after step %d; --resume goes on", stopped, state.step)
+                    raise stop_by(stopped.signum) from stopped
         finally:
             run.write_stamp(skipped_images=skipped.facts())

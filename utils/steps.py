@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from utils.console import log
 from utils.errors import RunError, is_lost_loader, one_line
-from utils.interrupts import Stopped, StopRequest
+from utils.interrupts import Stopped, StopRequest, started
 from utils.pipeline import Batch
 from utils.processes import Processes
 
@@ -66,7 +66,7 @@ class Steps:
         processes: Processes,
         request: StopRequest,
     ) -> None:
-        self.batches = iter(loader)
+        self.batches = started(loader)
         self.micro_batches = micro_batches
         self.skipped = skipped
         self.processes = processes
@@ -103,10 +103,10 @@ class Steps:
         # One exchange of a few numbers; more only when there is something to tell.
         rows = self.processes.all_rows([self.request.signum, failure is not None, len(bad), *own])
         signums, failed, num_bad, *columns = zip(*rows, strict=True)
+        if any(signums):  # first: what is to stop may have lost its loaders already
+            raise Stopped(max(signums))
         if any(failed):
             self.processes.raise_first(failure)
-        if any(signums):
-            raise Stopped(max(signums))
         if any(num_bad):
             bad = [each for part in self.processes.all_objects(bad) for each in part]
         self.skipped.note(bad)

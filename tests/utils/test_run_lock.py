@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,6 +108,7 @@ class TestHolding:
         with run_lock(lock, "demo"):
             owner = owner_of(lock)
             assert owner.pop("since").endswith("+00:00")
+            assert owner.pop("machine") == uuid.getnode()
             assert owner == {"name": "demo", "pid": os.getpid(), "host": platform.node()}
         assert list(lock.parent.iterdir()) == []
         assert lines() == []
