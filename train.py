@@ -177,7 +177,7 @@ def train(
         seed_everything(config.seed)
         with refused_weights_are_input_errors(config):
             start = plan_model(config, classes)
-            model = build_model(config, start, len(classes)).to(device)
+            model = build_model(config, start, len(classes))
         config = resolve_model(config, start.model_config.to_dict(), start.normalization)
         tokens = num_tokens(start.model_config)
         micro_batches = plan_micro_batches(config, tokens, device, processes.world_size)
@@ -209,7 +209,7 @@ def train(
         config_hash=config_hash(config),
         state_dict={},
     )
-    learner = build_learner(model, config, processes)
+    learner = build_learner(model.to(device), config, processes)
     objective = build_objective(config, class_weights(config, data.train.split, device))
     with open_session(
         config, data, learner, micro_batches, checkpoint,

@@ -504,7 +504,7 @@ class TestBadImage:
         paths = RunPaths(tmp_path / "out", "run")
         error = fails(train, line)
         assert error.startswith(f"image {bad} cannot be decoded (")
-        assert error.endswith(f"; after step 2, last good checkpoint: {paths.checkpoint}")
+        assert f"; after step 2, last good checkpoint: {paths.checkpoint}" in error
         assert load_checkpoint(paths.checkpoint).step == read_json(paths.metrics)["step"] == 2
         assert len(rows_of(paths)) == VAL_IMAGES
         assert digest_of(paths) == predictions_digest(paths.predictions)
@@ -519,7 +519,7 @@ class TestBadImage:
         flags = f"--cache {cache} --num_workers {workers}"
         error = fails(train, f"--name run {TRAIN} --data_root {root} {flags}")
         assert error.startswith(f"image {bad} cannot be decoded (")
-        assert error.endswith("; after step 0, last good checkpoint: none")
+        assert "; after step 0, last good checkpoint: none" in error
         if cache == "disk":
             assert caches_in(tmp_path / "out" / ".cache") == []
 
@@ -528,7 +528,7 @@ class TestBadImage:
         bad = spoil(split_of(data), met_in_step(1), damage)
         error = fails(train, f"--name run {TRAIN} --data_root {data}")
         assert error.startswith(f"image {bad} cannot be decoded (")
-        assert error.endswith("; after step 0, last good checkpoint: none")
+        assert "; after step 0, last good checkpoint: none" in error
 
 
 @pytest.fixture(scope="module")
@@ -593,7 +593,7 @@ class TestSkipBadImages:
         error = fails(train, f"--name run {TRAIN} {flags} --skip_bad_images 9")
         assert error.startswith(f"image {bad} cannot be decoded (")
         step = 0 if cache == "ram" else 2
-        assert error.endswith(f"; after step {step}, last good checkpoint: none")
+        assert f"; after step {step}, last good checkpoint: none" in error
 
     @pytest.mark.parametrize(("cache", "workers"), [("none", 0), ("disk", 1)])
     def test_is_no_flag_of_an_evaluation(self, fails, trained, spoiled, cache, workers):
@@ -667,7 +667,8 @@ class TestTooManyPixels:
         path = Path(split_of(data).path_of(met_in_step(1)))
         path.write_bytes(huge_jpeg())
         error = fails(train, f"--name run {TRAIN} --data_root {data} --cache {cache}")
-        assert error == f"image {path} {self.SAID}; after step 0, last good checkpoint: none"
+        said = f"image {path} {self.SAID}; after step 0, last good checkpoint: none"
+        assert error.startswith(said)
 
     @pytest.mark.parametrize("make", [huge_jpeg, huge_png])
     def test_are_refused_by_the_check_before_a_run(self, refused, data, make):

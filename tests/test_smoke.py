@@ -43,10 +43,11 @@ STAMP_KEYS = {
     "gpu_name", "gpu_count", "num_threads", "driver_version", "cuda_version", "cudnn_version",
     "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
     "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization", "predictions_digest",
-    "carving", "selected_on",
+    "carving", "selected_on", "processes", "hosts", "status",
 }  # fmt: skip
 OF_TRAINING, OF_EVALUATION = (
-    {"micro_batches", "skipped_images"}, {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
+    {"micro_batches", "skipped_images", "sessions"},
+    {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
 )  # fmt: skip
 EVAL_TAGS = {
     "eval/loss", "eval/accuracy", "eval/top5", "eval/mean_per_class_accuracy", "eval/macro_f1",
@@ -100,7 +101,8 @@ class TestTrain:
     def test_every_artifact_is_there_and_nothing_else(self, trained):
         below = files_below(trained.run)
         assert {path.as_posix() for path in below if (trained.run / path).is_file()} == {
-            "checkpoints/ckpt.bin", "fiftyone/predictions.jsonl", "labelmap.json",
+            "checkpoints/ckpt.bin", "checkpoints/last.bin", "checkpoints/last~1.bin",
+            "fiftyone/predictions.jsonl", "labelmap.json",
             "env_stamp.json", "metrics.json", "per_class.csv", "RETENTION.txt",
         }  # fmt: skip
         assert trained.tensorboard == trained.output_dir / "tb" / "flower_mps"
