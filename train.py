@@ -25,7 +25,7 @@ from utils.config import (
     resolve_length,
     resolve_model,
 )
-from utils.console import entrypoint, log, log_table, progress
+from utils.console import entrypoint, log, log_table, progress, show_training
 from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
 from utils.processes import Processes, joined_processes
@@ -147,7 +147,9 @@ def train_loop(
                 # The only reading of the device: a reading a step would cost more than the step.
                 scalars = {**meter.read(), "lr": learning_rate}
                 with session.processes.together():
-                    session.run.log_training(scalars, state.step, bar)
+                    session.run.log_training(scalars, state.step)
+                state.pending = scalars if is_eval_due else {}
+                show_training(scalars, state.step, bar)
             if state.step % config.save_every == 0 and not is_eval_due:
                 session.saver.save(state)
 

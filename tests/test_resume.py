@@ -155,6 +155,16 @@ def test_scalars_of_steps_that_were_lost_are_not_doubled(start, whole, tmp_path)
     assert_same_end(RunPaths(tmp_path, "run"), whole())
 
 
+def test_scalars_of_an_evaluation_that_was_cut_off_twice_are_not_doubled(start, whole, tmp_path):
+    with when_logged("^step 8/", signals(signal.SIGTERM)):
+        assert start("run") == 143
+    # Logged after the evaluation, and before the state that knows of it.
+    with when_logged("^eval step 8 ", crash), pytest.raises(Crash):
+        start("run", "--resume")
+    assert start("run", "--resume") == 0
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
+
+
 def test_a_state_is_there_before_the_first_step(start, whole, tmp_path):
     with when_logged("^step 3/", crash), pytest.raises(Crash):
         start("run", "--save_every 100")

@@ -142,6 +142,21 @@ def progress(total: int, what: str, unit: str) -> tqdm:
     )  # fmt: skip
 
 
+def show_training(scalars: Mapping[str, float], step: int, bar: tqdm) -> None:
+    """Show how training goes beside its bar; in a line where there is no terminal.
+
+    Args:
+        scalars: loss and learning rate (`lr`) among them.
+        step: optimizer steps.
+        bar: of the steps.
+    """
+    bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{scalars['lr']:.2e}")
+    if bar.disable:
+        shown = {name: value for name, value in scalars.items() if name != "wait_fraction"}
+        line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        log.info("step %d/%d  %s", step, bar.total, line)
+
+
 def log_table(title: str, rows: Mapping[str, object]) -> None:
     """Log `rows` as a two-column table under `title`."""
     width = max(len(name) for name in rows)

@@ -103,7 +103,7 @@ class BestKeeper:
                 if best is None or metrics["accuracy"] > best["accuracy"]:
                     is_better = True
                     state.best[variant] = self._keep(variant, evaluation, metrics)
-        state.evaluated = state.step
+        state.evaluated, state.pending = state.step, {}
         state.since_best = 0 if is_better else state.since_best + 1
 
     def _keep(

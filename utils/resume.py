@@ -24,9 +24,10 @@ class Past(NamedTuple):
     stamp: dict[str, Any] | None  # of the run of the same name that goes on; None: a new run starts
 
     @property
-    def resumed_at(self) -> int | None:
-        """The step that the run of the same name goes on from."""
-        return None if self.stamp is None else self.snapshot.training["step"]
+    def logged_until(self) -> int | None:
+        """The last step whose scalars stay, if the run of the same name goes on."""
+        training = self.snapshot.training
+        return None if self.stamp is None else training["step"] - bool(training["pending"])
 
     def state(self) -> TrainingState:
         """How far the run is."""

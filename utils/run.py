@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from utils.console import log, log_table
 from utils.data_utils import RunPaths, checkpoint_paths, keep_previous_run, write_retention
 from utils.dataset import write_labelmap
@@ -33,7 +31,7 @@ class Run:
         stamp: Mapping[str, Any],
         split: Split,
         writes: bool = True,
-        resumed_at: int | None = None,
+        logged_until: int | None = None,
     ) -> None:
         """Make the first writes.
 
@@ -42,8 +40,8 @@ class Run:
             stamp: from `build_env_stamp`.
             split: that is evaluated.
             writes: whether this process is the one that writes.
-            resumed_at: the step that the run of this name goes on from. None: it is a new one, and
-                a previous one of the same name is moved aside.
+            logged_until: the last step whose scalars stay, of the run of this name that goes on.
+                None: it is a new one, and a previous one of the same name is moved aside.
         """
         self.paths = paths
         self.split = split
@@ -51,7 +49,7 @@ class Run:
         self.writes = writes
         if not writes:
             return
-        if resumed_at is None:
+        if logged_until is None:
             kept = keep_previous_run(paths)
             if kept is not None:
                 log.info("kept the previous run %s as %s", paths.name, kept.run)
@@ -61,7 +59,7 @@ class Run:
         self.write_stamp(status="unfinished")
         write_labelmap(paths.labelmap, split)
         write_retention(paths, has_checkpoint="checkpoint" not in stamp)
-        self.scalars = Scalars(paths.tensorboard, resumed_at)
+        self.scalars = Scalars(paths.tensorboard, logged_until)
 
     def write_stamp(self, **facts: object) -> None:
         """Write the stamp with more `facts`, or later ones."""
@@ -74,21 +72,16 @@ class Run:
         if self.writes:
             self.scalars.add(phase, scalars, step)
 
-    def log_training(self, scalars: Mapping[str, float], step: int, bar: tqdm) -> None:
-        """Write the scalars of training, and show them: beside the bar, or in a line without one.
+    def log_training(self, scalars: Mapping[str, float], step: int) -> None:
+        """Write the scalars of training at `step` optimizer steps.
 
         Args:
-            scalars: as `TrainMeter.read` gives them, and the learning rate as `lr`.
+            scalars: as `TrainMeter.read` gives them, and the learning rate as `lr`; or none.
             step: optimizer steps.
-            bar: of the steps.
         """
-        shown = {name: value for name, value in scalars.items() if name != "wait_fraction"}
-        self.log_scalars("train", shown, step)
-        self.log_scalars("data", {"wait_fraction": scalars["wait_fraction"]}, step)
-        bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{scalars['lr']:.2e}")
-        if bar.disable:
-            line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            log.info("step %d/%d  %s", step, bar.total, line)
+        for name, value in scalars.items():
+            phase = "data" if name == "wait_fraction" else "train"
+            self.log_scalars(phase, {name: value}, step)
 
     def flush(self) -> None:
         """Have the scalars on the disk."""
@@ -149,7 +142,7 @@ def own_run(
     stamp: Mapping[str, Any],
     split: Split,
     processes: Processes,
-    resumed_at: int | None = None,
+    logged_until: int | None = None,
 ) -> Iterator[Run]:
     """A run that no other process writes as long as the block lasts; makes the first writes.
 
@@ -158,7 +151,7 @@ def own_run(
         stamp: from `build_env_stamp`.
         split: that is evaluated.
         processes: that run together, of which one writes.
-        resumed_at: as in `Run`.
+        logged_until: as in `Run`.
 
     Raises:
         InputError: another process writes this run.
@@ -168,5 +161,5 @@ def own_run(
         with processes.together():
             if processes.is_main:
                 held.enter_context(run_lock(paths.lock, paths.name))
-            run = Run(paths, stamp, split, processes.is_main, resumed_at)
+            run = Run(paths, stamp, split, processes.is_main, logged_until)
         yield run

@@ -11,14 +11,14 @@ from utils.files import sync, sync_folder
 class Scalars:
     """Writes the scalars of a run; those after the step that it goes on from do not count."""
 
-    def __init__(self, folder: Path, resumed_at: int | None) -> None:
+    def __init__(self, folder: Path, logged_until: int | None) -> None:
         """Begin a file of events.
 
         Args:
             folder: of the run's events.
-            resumed_at: the step that the run goes on from; None for a new run.
+            logged_until: the last step whose scalars stay; None for a new run.
         """
-        purge_step = None if resumed_at is None else resumed_at + 1
+        purge_step = None if logged_until is None else logged_until + 1
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 

@@ -83,9 +83,9 @@ def open_session(
     normalize = Normalizer(checkpoint.normalization, device)
     train, evaluated = data.train.split, data.eval.split
     skipped = Skipped(config.skip_bad_images, past.snapshot.skipped if past else ())
-    resumed_at = None if past is None else past.resumed_at
+    logged_until = None if past is None else past.logged_until
     request = StopRequest()
-    with own_run(paths, stamp, evaluated, processes, resumed_at) as run:
+    with own_run(paths, stamp, evaluated, processes, logged_until) as run:
         with processes.together():
             train_batches = train_loader(
                 config, train, micro_batches, device, state.step, processes
@@ -101,6 +101,8 @@ def open_session(
             torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
         if past is not None:
             saver.restore(past.snapshot)
+        with processes.together():
+            run.log_training(state.pending, state.step)
         evaluator = Evaluator(config, eval_batches, normalize, run, processes, request)
         session = Session(
             run, learner, Steps(train_batches, micro_batches, skipped, processes, request),

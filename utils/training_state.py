@@ -16,6 +16,9 @@ class TrainingState:
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     since_best: int = 0  # evaluations without a better one
     saved: int | None = None  # the step of the newest state on disk
+    # Scalars of training that were logged at `step`, as long as its evaluation is to come: a run
+    # that goes on from here logs all of that step anew.
+    pending: dict[str, float] = field(default_factory=dict)
 
     def is_eval_due(self, config: FrozenConfigDict) -> bool:
         """Whether the weights of this step are to be evaluated, and have not been."""

@@ -236,7 +236,7 @@ class TestOpenPast:
     def test_takes_the_last_state(self, paths, open_from):
         self.write_stamp(paths, run_id="mine", status="unfinished")
         past = open_from()
-        assert past.resumed_at == past.snapshot.position["step"] == 4
+        assert past.logged_until == past.snapshot.position["step"] == 4
         assert past.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
         assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
 
@@ -247,22 +247,22 @@ class TestOpenPast:
             paths.env_stamp.write_bytes(content)
         past = open_from()
         assert past.stamp["run_id"] == "mine"
-        assert past.resumed_at == 4
+        assert past.logged_until == 4
 
     def test_goes_back_from_a_damaged_one(self, paths, open_from, caplog):
         Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
         paths.last.write_bytes(paths.last.read_bytes()[:-1])
         with caplog.at_level("WARNING", logger="fine_vit"):
             past = open_from()
-        assert past.resumed_at == 4
+        assert past.logged_until == 4
         assert f"going back to {paths.older(1)}, step 4" in caplog.text
 
     def test_takes_an_older_state_of_the_same_run(self, paths, open_from):
         Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
         self.write_stamp(paths, run_id="mine", status="unfinished")
-        assert open_from().resumed_at == 6
+        assert open_from().logged_until == 6
         past = open_from(str(paths.older(1)))
-        assert past.resumed_at == past.state().saved == 4
+        assert past.logged_until == past.state().saved == 4
         assert past.state().best == {"": METRICS}
 
     @pytest.mark.parametrize("there", [None, "finished"])
@@ -271,7 +271,7 @@ class TestOpenPast:
         if there:
             self.write_stamp(other, run_id="theirs", status=there)
         past = open_from(str(paths.last), name="other")
-        assert (past.stamp, past.resumed_at) == (None, None)
+        assert (past.stamp, past.logged_until) == (None, None)
         state = past.state()
         assert (state.step, state.best, state.saved) == (4, {}, None)
         assert past.snapshot.training["best"] == {"": METRICS}
