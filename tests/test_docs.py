@@ -19,7 +19,7 @@ ELSEWHERE = {
     'pytest -m "smoke_train or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     'pytest -m "smoke_eval or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     "python scripts/benchmark.py model --json figures.json --plot growth.png --check": (
-        "12 minutes; .ci/run takes 2 pairs and no growth"
+        "12 minutes: by hand, and test_benchmark"
     ),
     "python scripts/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
     "python scripts/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",

@@ -203,7 +203,7 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_within_thirty_seconds(drawn, tmp_path, rank):
     where = ("--data_root", drawn, "--output_dir", tmp_path)
-    flags = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000 --num_workers 1"
+    flags = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
     output, killed = "", None
     with started(2, "train.py", flags, *where) as process:
         for text in process.stdout:
