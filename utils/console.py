@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import Alone, InputError, RunError, Terminated, one_line
+from utils.errors import Alone, InputError, RunError, Terminated, failure_behind, one_line
 
 log = logging.getLogger("fine_vit")
 
@@ -122,10 +122,15 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
             code, error, speaks = 1, one_line(caught), True
         except RunError as caught:
             code, error = 1, one_line(caught)
-        except KeyboardInterrupt:
-            code, error = 130, "interrupted"
-        except Terminated:
-            code, error = 143, "terminated"
+        except (KeyboardInterrupt, Terminated) as caught:
+            behind = failure_behind(caught)
+            if isinstance(behind, RunError | InputError):
+                code, error = 2 if isinstance(behind, InputError) else 1, one_line(behind)
+                speaks = speaks or isinstance(behind, Alone)
+            elif isinstance(caught, Terminated):
+                code, error = 143, "terminated"
+            else:
+                code, error = 130, "interrupted"
         if error is not None and speaks:
             sys.stderr.write(f"error: {error}\n")
         return code

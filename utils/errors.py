@@ -80,6 +80,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | OutOfMemory) or is_torchs
 
 
+def failure_behind(error: BaseException) -> BaseException:
+    """`error`, or the failure that was on its way when it, a signal, came.
+
+    torchrun sends SIGTERM to the processes that are left, which may just be ending for the same
+    reason; that one is to be told.
+    """
+    behind = error.__context__ if isinstance(error, KeyboardInterrupt | Terminated) else None
+    while behind is not None:
+        is_lost = isinstance(behind, RuntimeError) and is_lost_process(behind)
+        if is_lost or isinstance(behind, RunError | InputError):
+            return behind
+        behind = behind.__context__
+    return error
+
+
 @contextmanager
 def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
     """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
@@ -95,7 +110,10 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
     """
     try:
         yield
-    except (RunError, OSError, MemoryError, RuntimeError) as error:
+    except (RunError, OSError, MemoryError, RuntimeError, KeyboardInterrupt, Terminated) as caught:
+        error = failure_behind(caught)
+        if isinstance(error, KeyboardInterrupt | Terminated | InputError):
+            raise
         what = one_line(error)
         if is_out_of_memory(error):
             said = what if str(error) else "memory ran out"

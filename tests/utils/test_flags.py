@@ -19,17 +19,19 @@ REQUIRED = {"train": ["--name", "a"], "eval": ["--name", "a", "--checkpoint", "c
 POSITIVE_INTS = {
     "train": [
         "img_size", "num_steps", "epochs", "eval_every", "train_batch_size", "eval_batch_size",
-        "gradient_accumulation_steps", "log_every", "slide_step",
+        "gradient_accumulation_steps", "log_every", "slide_step", "save_every", "patience",
     ],
     "eval": ["img_size", "eval_batch_size"],
 }  # fmt: skip
-COUNTS = {"train": ["num_workers", "warmup_steps", "skip_bad_images"], "eval": ["num_workers"]}
+COUNTS = {
+    "train": ["num_workers", "warmup_steps", "skip_bad_images", "keep"], "eval": ["num_workers"],
+}  # fmt: skip
 POSITIVES = {"train": ["learning_rate", "max_grad_norm"], "eval": []}
 NON_NEGATIVES = {"train": ["weight_decay", "contrastive_weight", "mixup", "cutmix"], "eval": []}
 FRACTIONS = {"train": ["momentum", "smoothing_value", "dropout", "drop_path"], "eval": []}
 FACTORS = {"train": ["layer_decay"], "eval": []}
 COSINES = {"train": ["contrastive_margin"], "eval": []}
-SHARES = {"train": ["val_fraction"], "eval": []}
+SHARES = {"train": ["val_fraction", "ema_decay"], "eval": []}
 PROBABILITIES = {"train": ["random_erasing"], "eval": []}
 SEEDS = {"train": ["seed", "split_seed"], "eval": ["seed"]}
 
@@ -243,7 +245,8 @@ class TestParsers:
             "pretrained_profile", "pos_resample", "part_init", "freeze", "class_weights",
             "layer_decay", "grad_checkpointing", "contrastive_weight", "contrastive_margin",
             "contrastive_scope", "recipe", "val_fraction", "split_seed", "preset", "augment",
-            "random_erasing", "mixup", "cutmix", "skip_bad_images",
+            "random_erasing", "mixup", "cutmix", "skip_bad_images", "save_every", "keep", "resume",
+            "allow_change", "ema_decay", "patience",
         ]  # fmt: skip
         assert set(vars(parse("train"))) == {*shared, *training}
         assert set(vars(parse("eval"))) == {*shared, "checkpoint"}
