@@ -122,5 +122,6 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
             what = f"another process of this run is gone ({_without_source(error)})"
         elif isinstance(error, RuntimeError) and not is_lost_loader(error):
             raise
-        kind = RunError if isinstance(error, RunError) else Alone
+        is_shared = isinstance(error, RunError) and not isinstance(error, Alone)
+        kind = RunError if is_shared else Alone
         raise kind(f"{what}; {where()}") from error
