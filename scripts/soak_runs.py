@@ -128,10 +128,10 @@ def run_to_its_end(flags: list[str]) -> Session:
 
 
 def states(paths: RunPaths) -> list[Path]:
-    """The states of a run that are there, newest first."""
-    from utils.snapshot import older_states
+    """The states of a run that are there, newest first; torch is imported only now."""
+    from utils import snapshot
 
-    return [path for path in (paths.last, *older_states(paths)) if path.exists()]
+    return snapshot.states(paths)
 
 
 def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plain data of any shape

@@ -37,21 +37,13 @@ def broken_json(folder: Path) -> tuple[int, str | None]:
     return read, None
 
 
-def _is_whole(path: Path) -> bool:
-    from utils.sealed import is_whole
-
-    try:
-        with path.open("rb") as file:
-            return is_whole(file)
-    except (FileNotFoundError, EOFError):
-        return False
-
-
 def has_whole_state(paths: RunPaths) -> bool:
     """Whether one of the states of a run, which may be writing one, is whole."""
+    from utils.snapshot import is_whole_state
+
     names = [paths.last, paths.older(1), paths.older(2)]
     # Twice: between two looks a state can get the name that was looked at before.
-    return any(_is_whole(path) for _ in range(2) for path in names)
+    return any(is_whole_state(path) for _ in range(2) for path in names)
 
 
 class Watch:

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import resource
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import FrozenConfigDict
@@ -107,3 +110,14 @@ def step_of(micro_batches: list[Batch]) -> Step:
 def meter_of(step: int = 0) -> TrainMeter:
     """A meter of one process, whose samples are called by their step."""
     return TrainMeter(step, Processes(), lambda number: [f"sample_{number}"])
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Have writing past `size` bytes of a file fail, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

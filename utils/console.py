@@ -104,6 +104,18 @@ def _log_to_stdout() -> Iterator[None]:
         log.removeHandler(handler)
 
 
+def _ending(failure: BaseException) -> tuple[int, str]:
+    """The exit code of a failure or signal, and what to say of it."""
+    match failure:
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case Terminated():
+            return 143, "terminated"
+        case InputError():
+            return 2, one_line(failure)
+    return 1, one_line(failure)
+
+
 def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
     """Give `main` the endings of contracts, section 6: it returns the exit code.
 
@@ -112,28 +124,16 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        code, error, speaks = 0, None, is_main_process()
         try:
             with _log_to_stdout(), _sigterm_raises(), _quiet_threads():
                 main(sys.argv[1:] if argv is None else list(argv))
-        except InputError as caught:
-            code, error = 2, one_line(caught)
-        except Alone as caught:
-            code, error, speaks = 1, one_line(caught), True
-        except RunError as caught:
-            code, error = 1, one_line(caught)
-        except (KeyboardInterrupt, Terminated) as caught:
-            behind = failure_behind(caught)
-            if isinstance(behind, RunError | InputError):
-                code, error = 2 if isinstance(behind, InputError) else 1, one_line(behind)
-                speaks = speaks or isinstance(behind, Alone)
-            elif isinstance(caught, Terminated):
-                code, error = 143, "terminated"
-            else:
-                code, error = 130, "interrupted"
-        if error is not None and speaks:
-            sys.stderr.write(f"error: {error}\n")
-        return code
+        except (InputError, RunError, KeyboardInterrupt, Terminated) as caught:
+            failure = failure_behind(caught)
+            code, error = _ending(failure)
+            if is_main_process() or isinstance(failure, Alone):
+                sys.stderr.write(f"error: {error}\n")
+            return code
+        return 0
 
     return run
 

@@ -53,9 +53,11 @@ class Alone(RunError):
     """A failure that the other processes of the run do not know of: each speaks for itself."""
 
 
-def _without_source(error: BaseException) -> str:
-    """The message without the place in gloo's source that it begins with."""
-    return re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error))
+def lost_process(error: BaseException) -> str:
+    """What to say of an error for which `is_lost_process`."""
+    # gloo begins with the place in its source.
+    what = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error))
+    return f"another process of this run is gone ({what})"
 
 
 def is_lost_process(error: RuntimeError) -> bool:
@@ -119,7 +121,7 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
             said = what if str(error) else "memory ran out"
             what = f"{said}; {less_memory()}"
         elif isinstance(error, RuntimeError) and is_lost_process(error):
-            what = f"another process of this run is gone ({_without_source(error)})"
+            what = lost_process(error)
         elif isinstance(error, RuntimeError) and not is_lost_loader(error):
             raise
         is_shared = isinstance(error, RunError) and not isinstance(error, Alone)

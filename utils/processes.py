@@ -18,6 +18,7 @@ from utils.errors import (
     RunError,
     is_lost_process,
     is_out_of_memory,
+    lost_process,
     one_line,
 )
 
@@ -219,7 +220,7 @@ def joined_processes() -> Iterator[Processes]:
         dist.barrier()  # torchrun takes the first that ends for a reason to end the others
     except RuntimeError as error:
         if is_lost_process(error):
-            raise Alone(f"another process of this run is gone ({one_line(error)})") from error
+            raise Alone(lost_process(error)) from error
         raise
     finally:
         gc.collect()  # what still refers to the group would end its threads too late: an abort

@@ -61,17 +61,17 @@ class Snapshots:
             path.unlink()
 
     def _verify_and_make_room(self, finished: Path) -> None:
-        if not _is_whole(finished):
+        if not is_whole_state(finished):
             raise OSError(f"{finished} reads back otherwise than it was written")
         names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
         for newer, older in reversed(list(pairwise(names))):
             # A damaged state must not take the place of a whole one.
-            is_worth_it = newer != self.paths.last or self._is_last_whole or _is_whole(newer)
+            is_worth_it = newer != self.paths.last or self._is_last_whole or is_whole_state(newer)
             if newer.exists() and is_worth_it:
                 newer.replace(older)
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole_state(path: Path) -> bool:
     """Whether the state at `path` is there, and what was once written."""
     try:
         with path.open("rb") as file:
@@ -88,6 +88,11 @@ def older_states(paths: RunPaths) -> list[Path]:
         if (match := re.fullmatch(r"last~(\d+)\.bin", path.name))
     }
     return [numbered[number] for number in sorted(numbered)]
+
+
+def states(paths: RunPaths) -> list[Path]:
+    """The states that are there, whole or not, newest first."""
+    return [path for path in (paths.last, *older_states(paths)) if path.exists()]
 
 
 def load_snapshot(path: Path) -> Snapshot:
@@ -116,9 +121,8 @@ def load_newest(paths: RunPaths) -> Snapshot:
     Raises:
         InputError: none is; names what is wrong with the newest.
     """
-    candidates = [path for path in (paths.last, *older_states(paths)) if path.exists()]
     first_error = None
-    for path in candidates:
+    for path in states(paths):
         try:
             snapshot = load_snapshot(path)
         except InputError as error:

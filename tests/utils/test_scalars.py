@@ -1,12 +1,10 @@
 """utils/scalars.py: no step of a run is doubled or missing, and no failure goes unnoticed."""
 
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers import read_scalars
+from helpers import files_up_to, read_scalars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,17 +26,6 @@ def write_session(
     scalars.close()
     (written,) = set(folder.glob("*")) - before
     written.rename(folder / f"events.out.tfevents.{number:010d}.host")
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """Have writing past `size` bytes of a file fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestOneSession:

@@ -5,15 +5,12 @@ import io
 import json
 import os
 import pickle
-import resource
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import sealed
+from helpers import files_up_to, sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,17 +53,6 @@ def is_noticed(content: bytes) -> bool:
         return not is_whole(io.BytesIO(content))
     except EOFError:
         return True
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """Have writing past `size` bytes of a file fail, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestWriter:
