@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 AT_A_TIME = 16  # files of a packet that a process is handed
 PACKETS_AHEAD = 8  # for each process: what the others do while one has large files
 NO_DIGEST = b""
+START_METHOD = "spawn"  # on every system: a forked child of a process with threads may hang
 
 
 # --- Which files ----------------------------------------------------------------------------------
@@ -250,8 +251,7 @@ def scan(files: Files, num_workers: int) -> Scan:
     """
     found, done = Scan.empty(len(files.paths)), 0
     paths = [files.path_of(position) for position in range(len(files.paths))]
-    # Spawned on every system: a forked child of a process with threads may hang.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START_METHOD)
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(num_workers, context, _listen) as pool:
         try:

@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: drawn flowers, real flowers, one finished training run."""
 
+import multiprocessing
 import signal
 import warnings
 from pathlib import Path
@@ -17,6 +18,15 @@ def _children_can_be_interrupted():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(autouse=True)
+def _no_loader_is_left():
+    """End loaders that an exception's traceback keeps alive; what collects them waits for them."""
+    yield
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join()
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,10 @@
-"""What `tests/utils/test_processes.py` has two processes do, which torchrun starts.
+"""What `tests/utils/test_processes.py` has two processes do.
 
-    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/process_checks.py FOLDER
-
-Each writes what it got into `<FOLDER>/<rank>.json`. Everything is asked for in one launch: starting
+Each writes what it got into `<FOLDER>/<rank>.json`. Everything is asked for in one go: starting
 takes longer than all of it.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,7 +141,8 @@ def accumulated(processes: Processes) -> list:
     return [parameter.grad.tolist() for parameter in model.parameters()]
 
 
-def check(folder: Path) -> None:
+def main(argv: Sequence[str]) -> int:
+    (folder,) = map(Path, argv)
     with joined_processes() as processes:
         got = {
             "is": [processes.world_size, processes.rank, processes.local_rank],
@@ -157,7 +155,4 @@ def check(folder: Path) -> None:
             "accumulated": accumulated(processes),
         }
     (folder / f"{processes.rank}.json").write_text(json.dumps(got), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    check(Path(sys.argv[1]))
+    return 0

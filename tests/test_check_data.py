@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from forked import CONTEXT
 from helpers import REPO, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,14 @@ def check(dataset: str, root: Path, output: Path, *flags: str) -> int:
     return check_data.main(
         [dataset, str(root), "--output", str(output), "--num_workers", "1", *flags]
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked():
+    """Importing torch takes each spawned process seconds; how they end is tested with those."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_scan, "START_METHOD", CONTEXT.get_start_method())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +362,9 @@ class TestEndings:
         self.assert_no_reader(writable)
         process.communicate()
 
-    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys):
+    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(image_scan, "START_METHOD", "spawn")
+
         def kill() -> None:
             writable = os.open(pipe, os.O_WRONLY)
             for process in multiprocessing.active_children():
@@ -362,7 +373,7 @@ class TestEndings:
 
         killer = threading.Thread(target=kill)
         killer.start()
-        code = check("csv", pipe.parent, tmp_path / "report", "--num_workers", "2")
+        code = check("csv", pipe.parent, tmp_path / "report")
         killer.join()
         error = capsys.readouterr().err
         assert code == 1

@@ -16,7 +16,7 @@ import torchgen
 import yaml
 from helpers import TINY_TRAIN, evaluate, loader_config, meter_of, read_json, step_of, train
 from ml_collections import FrozenConfigDict
-from pretended_mps import CPU, MPS, MpsTensor, attention_as_on_mps, pretended_mps
+from pretended_mps import CPU, MPS, MpsTensor, PretendedMps, attention_as_on_mps, pretended_mps
 
 from models import recompute
 from models.build import build_model, freeze
@@ -129,12 +129,16 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
         expected = [here.step() for _ in range(3)], here.evaluate()
     with pretended_mps() as mps:
         there = Trained(split, torch.device("mps"), optimizer, kind)
+        meter = meter_of()
         given = [there.step() for _ in range(3)], there.evaluate()
+        for result in given[0]:
+            meter.add(result, 0.0)
+        meter.read()
         assert all(isinstance(p, MpsTensor) for p in there.model.parameters())
         assert all(isinstance(value, MpsTensor) for result in given[0] for value in result[:2])
         weights = {key: value.cpu() for key, value in there.model.state_dict().items()}
         results = [[value.cpu() for value in result[:2]] for result in given[0]]
-    assert mps.operators
+    check_operators(mps, optimizer, kind)
     assert all(torch.equal(weights[k], v) for k, v in here.model.state_dict().items())
     assert results == [list(result[:2]) for result in expected[0]]
     assert np.array_equal(given[1].logits, expected[1].logits)
@@ -147,8 +151,11 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
         assert given[1].parts is expected[1].parts is None
 
 
-@pytest.mark.parametrize("head", [{}, PARTS, OVERLAP], ids=["token", "parts", "overlap"])
-@pytest.mark.parametrize("is_joint", [False, True], ids=["micro", "joint"])
+@pytest.mark.parametrize(
+    ("head", "is_joint"),
+    [({}, False), (OVERLAP, False), (PARTS, True)],
+    ids=["token-micro", "overlap-micro", "parts-joint"],
+)
 def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_joint, monkeypatch):
     """The generator is the device's own: torch alone would not put it back."""
 
@@ -257,16 +264,8 @@ def without_mps_route(operators) -> set[str]:
     return {name for name in names if not has_mps_route(name)}
 
 
-@of_every_kind
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_operator_of_training_and_evaluation_runs_on_mps(split, optimizer, kind):
-    with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = meter_of()
-        meter.add(trained.step(), 0.0)
-        meter.add(trained.step(), 0.0)
-        meter.read()
-        trained.evaluate()
+def check_operators(mps: PretendedMps, optimizer: str, kind: Kind) -> None:
+    """Every operator of training and evaluation that was recorded runs on MPS."""
     names = {operator.name() for operator in mps.operators}
     expected = {f"aten::_fused_{optimizer}_", "aten::bmm"}
     if kind.frozen == "none":

@@ -1,6 +1,7 @@
 """torchrun, gloo, one machine: the same run as in one process, failing together, resuming.
 
-A launch takes seconds, so each test looks at all that its launch shows.
+A launch takes seconds, so each test looks at all that its launch shows. Where torchrun itself is not
+what is tested, the same processes are forked from one that has imported torch.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Together
 from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, train
 
 from utils.data_utils import RunPaths
@@ -65,6 +67,18 @@ def launch(*args) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.fixture
+def run_forked(tmp_path_factory):
+    """Call as `launch`: the largest exit code and the output of forked processes."""
+
+    def run(count: int, script: str, flags: str, *more) -> tuple[int, str]:
+        output = tmp_path_factory.mktemp("forked") / "output.txt"
+        together = Together(count, script, [*flags.split(), *map(str, more)], output)
+        return max(together.end()), together.said()
+
+    return run
+
+
 def errors(output: str) -> list[str]:
     """What the processes said went wrong, torchrun's own report aside."""
     return re.findall(r"^error: .*$", output, re.MULTILINE)
@@ -93,11 +107,12 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("kind", FLAGS)
-def test_two_processes_train_as_one(drawn, tmp_path, kind):
+def test_two_processes_train_as_one(drawn, tmp_path, kind, run_forked):
+    run = launch if kind == "mixed" else run_forked
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     line = f"{RUN} {SUBSETS} {FLAGS[kind]}"
     assert train(f"--name one {line}", *where) == 0
-    code, output = launch(2, "train.py", f"--name two {line}", *where)
+    code, output = run(2, "train.py", f"--name two {line}", *where)
     assert code == 0, output
     paths, reference = RunPaths(tmp_path, "two"), RunPaths(tmp_path, "one")
     assert_close(paths, reference)
@@ -109,7 +124,7 @@ def test_two_processes_train_as_one(drawn, tmp_path, kind):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, count):
+def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, count, run_forked):
     """Of 50, in batches of 7: neither divides anything."""
     where = (
         "--checkpoint",
@@ -121,7 +136,7 @@ def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, count):
     )
     flags = "--eval_batch_size 7 --num_workers 0 --device cpu"
     assert evaluate(f"--name one {flags}", *where) == 0
-    code, output = launch(count, "eval.py", f"--name all {flags}", *where)
+    code, output = run_forked(count, "eval.py", f"--name all {flags}", *where)
     assert code == 0, output
     paths, reference = RunPaths(tmp_path, "all"), RunPaths(tmp_path, "one")
     assert paths.metrics.read_bytes() == reference.metrics.read_bytes()
@@ -152,13 +167,13 @@ def test_another_number_of_processes_goes_on_with_the_same_order(drawn, tmp_path
     assert [session["processes"] for session in stamp["sessions"]] == [2, 1]
 
 
-def test_one_process_goes_on_as_two(drawn, tmp_path):
+def test_one_process_goes_on_as_two(drawn, tmp_path, run_forked):
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     line = f"{RUN} {SUBSETS}"
     assert train(f"--name whole {line}", *where) == 0
     assert train(f"--name run {line.replace('--num_steps 8', '--num_steps 4')}", *where) == 0
     # The learning rate of the first steps is that of the short run: told apart below.
-    code, output = launch(
+    code, output = run_forked(
         2, "train.py", f"--name run {line} --resume --allow_change num_steps", *where
     )
     assert code == 0, output
@@ -167,17 +182,17 @@ def test_one_process_goes_on_as_two(drawn, tmp_path):
     assert_close(RunPaths(tmp_path, "run"), RunPaths(tmp_path, "again"))
 
 
-def test_bad_input_is_said_once(drawn, tmp_path):
+def test_bad_input_is_said_once(drawn, tmp_path, run_forked):
     where = ("--data_root", drawn, "--output_dir", tmp_path / "out")
     flags = f"--name run {RUN} {SUBSETS} --train_batch_size 6 --gradient_accumulation_steps 2"
-    code, output = launch(2, "train.py", flags, *where)
-    assert code != 0
+    code, output = run_forked(2, "train.py", flags, *where)
+    assert code == 2
     (error,) = errors(output)
     assert "2 processes cannot share micro-batches of 3 images evenly" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path):
+def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, run_forked):
     """The last of the first batch, which the second process has."""
     data = shutil.copytree(drawn, tmp_path / "data")
     split = open_split(get_spec("synthetic"), data, "train")
@@ -187,12 +202,12 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path):
     # Header and closing marker are whole, and the image's own data are not.
     path.write_bytes(content[: len(content) // 2] + b"\xff\xd8" * 40 + content[-2:])
     where = ("--data_root", data, "--output_dir", tmp_path / "out")
-    code, output = launch(2, "train.py", f"--name run {RUN}", *where)
-    assert code != 0
+    code, output = run_forked(2, "train.py", f"--name run {RUN}", *where)
+    assert code == 1
     (error,) = errors(output)
     assert path.name in error
     assert "--resume goes on from step 0" in error
-    code, output = launch(2, "train.py", f"--name skip {RUN} --skip_bad_images 1", *where)
+    code, output = run_forked(2, "train.py", f"--name skip {RUN} --skip_bad_images 1", *where)
     assert code == 0, output
     paths = RunPaths(tmp_path / "out", "skip")
     assert read_json(paths.env_stamp)["skipped_images"]["count"] == 1
@@ -200,26 +215,46 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path):
     assert_close(paths, RunPaths(tmp_path / "out", "one"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_within_thirty_seconds(drawn, tmp_path, rank):
+def assert_ended_with_the_other(output: str, folder: Path, seconds: float) -> None:
+    assert seconds < 30
+    (error,) = errors(output)
+    assert "another process of this run is gone" in error
+    assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
+    load_snapshot(RunPaths(folder, "run").last)
+
+
+LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
+
+
+def test_a_process_that_is_killed_ends_the_other(drawn, tmp_path):
     where = ("--data_root", drawn, "--output_dir", tmp_path)
-    flags = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
     output, killed = "", None
-    with started(2, "train.py", flags, *where) as process:
+    with started(2, "train.py", LONG, *where) as process:
         for text in process.stdout:
             output += text
             if text.startswith("step 3/"):
-                os.kill(_process_of(process.pid, rank), signal.SIGKILL)
+                os.kill(_process_of(process.pid, 0), signal.SIGKILL)
                 killed = time.monotonic()
             if text.startswith("error: "):
                 said = time.monotonic()
     assert killed is not None, output
-    assert said - killed < 30
     assert process.returncode != 0
-    (error,) = errors(output)
-    assert "another process of this run is gone" in error
-    assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
-    load_snapshot(RunPaths(tmp_path, "run").last)
+    assert_ended_with_the_other(output, tmp_path, said - killed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_other_notices_by_itself(drawn, tmp_path, rank):
+    """Without torchrun, which ends the others when one is gone."""
+    where = ("--data_root", str(drawn), "--output_dir", str(tmp_path / "out"))
+    together = Together(2, "train.py", [*LONG.split(), *where], tmp_path / "output.txt")
+    while "\nstep 3/" not in together.said():
+        together.processes[rank].join(0.02)
+        assert together.processes[rank].is_alive(), together.said()
+    together.processes[rank].kill()
+    killed = time.monotonic()
+    codes = together.end(30)
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert_ended_with_the_other(together.said(), tmp_path / "out", time.monotonic() - killed)
 
 
 def _process_of(launcher: int, rank: int) -> int:

@@ -229,21 +229,18 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _next_time_die(signum: int, frame: object) -> None:
-    signal.signal(signum, signal.SIG_DFL)
-
-
 def seed_worker(worker_id: int) -> None:
     """Seed the libraries of a loader process from the seed that torch gave it.
 
-    Ctrl-C, which a terminal sends to every process, and the SIGTERM that torchrun sends to every
-    process are for the main process to answer: it finishes its step, and ends its loaders itself.
+    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, and are for the main
+    process to answer: it finishes its step, and ends its loaders itself. So they leave the group,
+    but take SIGTERM as torch arranges it: by that they are ended.
     """
     import torch.utils.data
 
     if torch.utils.data.get_worker_info() is not None:
+        os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _next_time_die)
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - as above

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
+from forked import Together
 from helpers import REPO
 from process_checks import COUNTS, FAILURES, MARGIN, layer, own_samples, samples
 
@@ -23,15 +23,8 @@ ONE = Processes()
 def two(tmp_path_factory) -> list[dict]:
     """What two real processes got, by rank."""
     folder = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-            "tests/process_checks.py", str(folder),
-        ],
-        cwd=REPO, capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    together = Together(2, "process_checks.py", [str(folder)], folder / "output.txt")
+    assert together.end(120) == [0, 0], together.said()
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
