@@ -42,7 +42,8 @@ SMOKE_TRAINING = shlex.split(
     "--tiny_infer_subset synthetic_tiny"
 )
 MAX_SMOKE_RATIO = 1.5  # smoke training over importing torch, torchvision and TensorBoard
-MAX_HELP_SECONDS = 0.5
+# Half a second where they take four, as they did where it was first measured; machines differ.
+MAX_HELP_RATIO = 0.125
 
 
 def run_python(*arguments: str) -> Callable[[], object]:
@@ -68,8 +69,8 @@ def measure_startup(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]
     missed = []
     if figures["smoke_vs_imports"]["ratio"] > MAX_SMOKE_RATIO * (1 + args.tolerance):
         missed.append(f"smoke training takes over {MAX_SMOKE_RATIO} times the imports")
-    if figures["help_vs_imports"]["a_seconds"] > MAX_HELP_SECONDS * (1 + args.tolerance):
-        missed.append(f"train.py --help takes over {MAX_HELP_SECONDS} s")
+    if figures["help_vs_imports"]["ratio"] > MAX_HELP_RATIO * (1 + args.tolerance):
+        missed.append(f"train.py --help takes over {MAX_HELP_RATIO} times the imports")
     return figures, missed
 
 

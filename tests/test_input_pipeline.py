@@ -1,6 +1,7 @@
 """The input pipeline's flags through the real entrypoints: presets, flips, caches, bad images."""
 
 import io
+import multiprocessing
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import started
 from helpers import (
     TINY_EVAL,
     TINY_TRAIN,
@@ -503,6 +505,7 @@ class TestBadImage:
         line = f"--name run {TRAIN} --data_root {root} --num_workers {workers}"
         paths = RunPaths(tmp_path / "out", "run")
         error = fails(train, line)
+        assert multiprocessing.active_children() == []
         assert error.startswith(f"image {bad} cannot be decoded (")
         assert f"; after step 2, last good checkpoint: {paths.checkpoint}" in error
         assert load_checkpoint(paths.checkpoint).step == read_json(paths.metrics)["step"] == 2
@@ -512,6 +515,16 @@ class TestBadImage:
         assert skipped == {"allowed": 0, "count": 0, "ids": []}
         evaluated = again(tmp_path, root, paths.checkpoint)  # val is whole
         assert evaluated.metrics.read_bytes() == paths.metrics.read_bytes()
+
+    def test_leaves_no_process_waiting(self, spoiled, tmp_path):
+        """The traceback keeps the loader alive; Python ends its processes by SIGTERM, and waits."""
+        root, bad = spoiled
+        where = ["--data_root", str(root), "--output_dir", str(tmp_path / "out")]
+        argv = ["--name", "run", *TRAIN.split(), *where, "--num_workers", "2"]
+        process = started("train.py", argv, tmp_path / "output.txt")
+        process.join(60)
+        assert process.exitcode == 1
+        assert f"error: image {bad} cannot be decoded (" in (tmp_path / "output.txt").read_text()
 
     @pytest.mark.parametrize(("cache", "workers"), [("ram", 0), ("disk", 2)])
     def test_ends_the_building_of_a_cache(self, fails, spoiled, tmp_path, cache, workers):
@@ -591,6 +604,7 @@ class TestSkipBadImages:
         bad = spoil(split_of(data, "val"), 4)
         flags = f"--data_root {data} --cache {cache} --num_workers {workers}"
         error = fails(train, f"--name run {TRAIN} {flags} --skip_bad_images 9")
+        assert multiprocessing.active_children() == []
         assert error.startswith(f"image {bad} cannot be decoded (")
         step = 0 if cache == "ram" else 2
         assert f"; after step {step}, last good checkpoint: none" in error

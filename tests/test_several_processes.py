@@ -1,7 +1,7 @@
 """torchrun, gloo, one machine: the same run as in one process, failing together, resuming.
 
-A launch takes seconds, so each test looks at all that its launch shows. Where torchrun itself is not
-what is tested, the same processes are forked from one that has imported torch.
+A launch takes seconds, so each test looks at all that its launch shows. Where torchrun itself is
+not what is tested, the same processes are forked from one that has imported torch.
 """
 
 import os

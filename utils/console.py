@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -116,6 +117,19 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     return 1, one_line(failure)
 
 
+def _let_go_of(failure: BaseException) -> None:
+    """Clear the frames that a failure passed through.
+
+    A loader in them ends its processes then, in good order. Garbage collection would take its
+    queues first, wait in vain for the processes, and may print a traceback of a queue's thread.
+    """
+    chain: BaseException | None = failure
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain.__traceback__ = None  # a cleared frame keeps what its function closes over
+        chain = chain.__cause__ or chain.__context__
+
+
 def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
     """Give `main` the endings of contracts, section 6: it returns the exit code.
 
@@ -132,6 +146,8 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
             code, error = _ending(failure)
             if is_main_process() or isinstance(failure, Alone):
                 sys.stderr.write(f"error: {error}\n")
+            if code in (1, 2):  # else at once: processes end by SIGTERM when Python does
+                _let_go_of(caught)
             return code
         return 0
 

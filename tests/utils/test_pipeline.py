@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from forked import CONTEXT
 from helpers import loader_config, whole_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -305,10 +306,13 @@ class TestCaches:
         assert equal(list(of_evaluation(split, **values)), list(of_evaluation(split, **cached)))
 
     @pytest.mark.parametrize("cache", ["ram", "disk"])
-    def test_can_be_read_by_spawned_workers(self, tmp_path, split, cache):
+    def test_can_be_read_by_workers_that_inherit_nothing(self, tmp_path, split, cache):
+        """As spawned ones on a Mac."""
         plain = of_training(split)
         cached = of_training(split, cache=cache, cache_dir=str(tmp_path), workers=2)
-        loader = make_loader(cached.dataset, cached.batch_sampler, 2, CPU, "spawn")
+        loader = make_loader(
+            cached.dataset, cached.batch_sampler, 2, CPU, CONTEXT.get_start_method()
+        )  # fmt: skip
         assert equal(list(plain), list(loader))
 
 
