@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
 from helpers import REPO
 from torch.distributed import TCPStore
 
@@ -29,7 +30,6 @@ def _run(script: str, argv: list[str], output: Path, environment: Mapping[str, s
     os.chdir(REPO)
     os.environ.update(environment)
     os.environ.pop("DATA_ROOT", None)
-    torch = importlib.import_module("torch")
     torch.set_num_threads(1)
     code = importlib.import_module(Path(script).stem).main(argv)
     sys.stdout.flush()

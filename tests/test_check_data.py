@@ -373,7 +373,7 @@ class TestEndings:
 
         killer = threading.Thread(target=kill)
         killer.start()
-        code = check("csv", pipe.parent, tmp_path / "report")
+        code = check("csv", pipe.parent, tmp_path / "report", "--num_workers", "2")
         killer.join()
         error = capsys.readouterr().err
         assert code == 1

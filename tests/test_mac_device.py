@@ -151,11 +151,8 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
         assert given[1].parts is expected[1].parts is None
 
 
-@pytest.mark.parametrize(
-    ("head", "is_joint"),
-    [({}, False), (OVERLAP, False), (PARTS, True)],
-    ids=["token-micro", "overlap-micro", "parts-joint"],
-)
+@pytest.mark.parametrize("head", [{}, PARTS, OVERLAP], ids=["token", "parts", "overlap"])
+@pytest.mark.parametrize("is_joint", [False, True], ids=["micro", "joint"])
 def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_joint, monkeypatch):
     """The generator is the device's own: torch alone would not put it back."""
 

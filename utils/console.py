@@ -146,7 +146,8 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
             code, error = _ending(failure)
             if is_main_process() or isinstance(failure, Alone):
                 sys.stderr.write(f"error: {error}\n")
-            if code in (1, 2):  # else at once: processes end by SIGTERM when Python does
+            # A signal ends at once: loaders' processes end by SIGTERM when Python does.
+            if isinstance(failure, InputError | RunError):
                 _let_go_of(caught)
             return code
         return 0

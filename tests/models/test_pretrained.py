@@ -651,7 +651,7 @@ KINDS = {
     kind=st.sampled_from(sorted(KINDS)), is_theirs=st.booleans(), data=st.data(),
     keep_head=st.booleans(),
 )  # fmt: skip
-@settings(SETTINGS, max_examples=150)
+@settings(SETTINGS, max_examples=300)
 def test_weights_of_any_shape_are_taken_as_they_are_or_refused(
     path, kind, is_theirs, data, keep_head
 ):

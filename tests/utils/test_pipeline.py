@@ -1,5 +1,7 @@
 """utils/pipeline.py: order, randomness and bytes of what the loaders yield; class weights."""
 
+import multiprocessing
+import os
 import pickle
 from collections import Counter
 
@@ -314,6 +316,21 @@ class TestCaches:
             cached.dataset, cached.batch_sampler, 2, CPU, CONTEXT.get_start_method()
         )  # fmt: skip
         assert equal(list(plain), list(loader))
+
+
+class TestProcesses:
+    def test_end_by_one_sigterm_that_is_for_them_alone(self, split):
+        """As Python ends them; what goes to the process group, the main process answers."""
+        batches = iter(of_training(split, workers=2))
+        for _ in range(2):  # one of each process
+            next(batches)
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+        assert [os.getpgid(process.pid) for process in processes] == [p.pid for p in processes]
+        for process in processes:
+            process.terminate()
+            process.join(10)
+        assert [process.exitcode for process in processes] == [0, 0]
 
 
 class TestGlobalGenerator:
