@@ -530,7 +530,8 @@ def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, 
     command = [sys.executable, "-c", MEMORY, *line, "--data_root", str(drawn)]
     ended = subprocess.run(
         [*command, "--output_dir", str(tmp_path)], cwd=REPO, capture_output=True, text=True,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Else every thread that checks images may reserve 64 MB of addresses (glibc's arenas).
+        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr

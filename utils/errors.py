@@ -38,8 +38,9 @@ def one_line(error: BaseException) -> str:
 
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. They arrive as
-# plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+# plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback. Python says the
+# last one where there is no memory for a thread's stack.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread")
 _LOST_LOADER = ("DataLoader worker (pid",)
 # What gloo says when another process of the run is not there any more.
 _LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")

@@ -90,6 +90,7 @@ class TestNamedFailures:
             (MemoryError(), "memory ran out; use less"),
             (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"), "out of memory"),
             (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "CUDA out of memory"),
+            (RuntimeError("can't start new thread"), "can't start new thread"),
             (
                 RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
                 r"DataLoader worker \(pid 7\) is killed",
