@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from models.build import build_model, freeze
 from models.configs import get_config
 from models.pretrained import Pretrained, adapt_config
-from models.profiles import GOOGLE
+from models.profiles import GOOGLE, PROFILES
 from models.transplant import LoadReport, load_pretrained
 from models.vit import Backbone
 
@@ -31,7 +31,8 @@ def plan_start(
 
     Args:
         config: of a training run.
-        weights: to start from; None: random, with Google's normalisation.
+        weights: to start from; None: random, with the normalisation of the profile that is named,
+            or Google's.
         keep_head: whether the weights' head is for the run's classes.
 
     Raises:
@@ -42,7 +43,8 @@ def plan_start(
         dropout=config.dropout, drop_path=config.drop_path,
     )  # fmt: skip
     if weights is None:
-        return Start(model_config, GOOGLE.normalization, None, False)
+        profile = PROFILES.get(config.pretrained_profile, GOOGLE)
+        return Start(model_config, profile.normalization, None, False)
     adapted = adapt_config(model_config, weights)
     return Start(adapted, weights.profile.normalization, weights, keep_head)
 

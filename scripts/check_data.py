@@ -25,6 +25,7 @@ from utils.dataset import dataset_names, get_spec, open_split
 from utils.errors import RunError, named_failures
 from utils.files import write_json, write_text
 from utils.flag_types import positive_int
+from utils.splits import check_same_classes
 
 
 def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
@@ -62,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
     check_writable(output, "--output")
     root = spec.find_root(spec, args.data_root)
     splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
+    for split in splits[1:]:
+        check_same_classes(splits[0], split)
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:

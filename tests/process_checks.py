@@ -24,6 +24,7 @@ FAILURES = {
     "lost": Alone("another process is gone"),
     "os": OSError(28, "No space left on device", "/x"),
     "memory": MemoryError("out of memory"),
+    "loader": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
     "lines": RunError("one\n  two"),
 }
 

@@ -25,7 +25,7 @@ from layouts_web import (
 from utils.data_utils import RunPaths
 from utils.dataset import SPECS, get_spec, open_split
 from utils.errors import InputError
-from utils.files import canonical_json, sha256_text
+from utils.files import canonical_json, sha256_text, write_json
 from utils.readers.listing import TEXT
 from utils.splits import PAIRS_AT_ONCE, Carving, Split, carve
 
@@ -279,6 +279,17 @@ class TestCarving:
         metrics = read_json(again.metrics)
         assert (metrics["split"], metrics["selected_on"], metrics["samples"]) == ("test", "val", 6)
 
+    def test_is_not_repeated_where_there_is_a_val_split(self, tmp_path):
+        """A heap was trained on; photos that are split are evaluated as they are."""
+        paths = run("folder", write_folder(tmp_path / "heap", split_folders=False), tmp_path)
+        root = write_folder(tmp_path / "split")
+        flags = ("--checkpoint", paths.checkpoint, "--data_root", root, "--output_dir", tmp_path)
+        assert evaluate(f"--name again {TINY_EVAL}", *flags) == 0
+        again = RunPaths(tmp_path, "again")
+        assert {Path(row["filepath"]).parent.parent for row in rows_of(again)} == {root / "val"}
+        assert read_json(again.metrics)["samples"] == 6
+        assert read_json(again.env_stamp)["carving"] == "none"
+
     def test_of_another_seed_is_another(self, tmp_path):
         root = write_cub(tmp_path / "data", train_images=8)
         ids = []
@@ -471,6 +482,45 @@ class TestBadInput:
         root = write_folder(tmp_path / "data")
         (root / "val" / "extra").mkdir()
         assert "'extra' is not in train/" in refused_run(refused, "folder", root)
+
+    @pytest.mark.parametrize("listed", [2, 4])
+    def test_splits_whose_lists_name_other_classes(self, tmp_path, refused, listed):
+        """Their labels would not be those of one another."""
+        root = write_inat(tmp_path / "data")
+        path = root / "val2017.json"
+        document = read_json(path)
+        first, second, *more = document["categories"]
+        document["categories"] = [first, *more][:listed]
+        if listed > 2:
+            document["categories"] += [second, {**second, "id": 77, "name": "Another"}]
+        else:
+            lost = second["id"]
+            kept = [each for each in document["annotations"] if each["category_id"] != lost]
+            document["annotations"] = kept
+            ids = {each["image_id"] for each in kept}
+            document["images"] = [each for each in document["images"] if each["id"] in ids]
+        write_json(path, document)
+        error = refused_run(refused, "INat2017", root)
+        assert "train and val list other classes: class " in error
+
+    def test_a_root_that_is_not_utf8(self, tmp_path, refused, monkeypatch):
+        """Stamps and predictions could not quote it. However it is given."""
+        root = tmp_path / "caf\udce9"
+        try:
+            write_folder(root)
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        assert r"caf\xe9 is not UTF-8" in refused_run(refused, "folder", root)
+        (tmp_path / "link").symlink_to(root)
+        assert r"caf\xe9 is not UTF-8" in refused_run(refused, "folder", tmp_path / "link")
+        monkeypatch.setenv("DATA_ROOT", str(root))
+        error = refused(train, f"--name a --dataset folder {TWO_STEPS}")
+        assert r"caf\xe9 is not UTF-8" in error
+        monkeypatch.delenv("DATA_ROOT")
+        where = ("--data_root", write_folder(tmp_path / "data"))
+        assert r"o\xe9 is not UTF-8" in refused(
+            train, f"--name a --dataset folder {TWO_STEPS}", *where, "--output_dir", "o\udce9"
+        )
 
     def test_a_file_name_that_is_not_utf8(self, tmp_path, refused):
         root = write_folder(tmp_path / "data")

@@ -393,7 +393,7 @@ def test_every_knob_is_part_of_the_experiment(of_flags, flags, changed):
 def test_every_knob_is_turned_above():
     turned = {flag for _, changed in KNOBS for flag in re.findall(r"--(\w+)", changed)}
     # Of foreign weights alone: test_pretrained_cli.
-    assert DEPENDENT.keys() - {"pretrained_profile"} <= turned
+    assert DEPENDENT.keys() <= turned
 
 
 def test_defaults_that_are_spelled_out_are_the_same_experiment(of_flags):
@@ -461,7 +461,6 @@ ALONE = {
     "contrastive_margin": ("--contrastive_margin 0.4", "--head parts"),
     "contrastive_scope": ("--contrastive_scope effective", "--head parts"),
     "layer_decay": ("--layer_decay 0.75", "--optimizer adamw"),
-    "pretrained_profile": ("--pretrained_profile imagenet", "--pretrained"),
     "pos_resample": ("--pos_resample bilinear", "--pretrained"),
     "part_init": ("--part_init random --head parts", "--pretrained"),
 }

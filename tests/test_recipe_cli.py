@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from models.build import build_model
 from models.configs import get_config
+from models.profiles import PROFILES
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec
 from utils.readers import synthetic
@@ -62,7 +63,7 @@ TINY = {
     "vit-flowers": Tiny(draw_flowers, "flower102", "val", 100),
     "small-data": Tiny(write_folder, "folder", "val", 6),
 }
-NEED_WEIGHTS = {"part_init", "pos_resample", "pretrained_profile"}
+NEED_WEIGHTS = {"part_init", "pos_resample"}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,9 @@ def test_trains_evaluates_and_is_recorded(tmp_path, name):
     assert recorded["values"] == offered
     assert recorded["by_hand"] == by_hand
     assert set(recorded["left_out"]) == NEED_WEIGHTS & offered.keys()
+    # Also from random weights: where TransFG's code runs on them, it normalises the same.
+    profile = PROFILES[offered.get("pretrained_profile", "google")]
+    assert stamp["normalization"] == {"mean": list(profile.mean), "std": list(profile.std)}
     for flag, value in offered.items():
         is_out = flag in recorded["left_out"]
         assert stamp["config"][flag] == ("none" if is_out else by_hand.get(flag, value)), flag

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -236,12 +237,62 @@ def test_the_second_signal_stops_without_damage(start, whole, tmp_path, signum, 
     assert_same_end(paths, whole())
 
 
+@pytest.mark.parametrize("pattern", ["^step 3/", "^step 4/"], ids=["training", "evaluating"])
+def test_a_signal_that_loaders_get_too_saves_first(start, whole, tmp_path, capsys, pattern):
+    """What ends a machine sends it to all processes."""
+
+    def end_all() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        loaders = multiprocessing.active_children()
+        assert loaders
+        # From elsewhere: by their main process's they end in good order.
+        subprocess.run(["kill", *(str(loader.pid) for loader in loaders)], check=True)
+        for loader in loaders:  # left for torch to find
+            os.waitid(os.P_PID, loader.pid, os.WEXITED | os.WNOWAIT)
+
+    with when_logged(pattern, end_all):
+        assert start("run", "--num_workers 2") == 143
+    assert capsys.readouterr().err == "error: terminated\n"
+    paths = RunPaths(tmp_path, "run")
+    assert load_snapshot(paths.last).position["step"] == int(pattern[6])
+    assert start("run", "--num_workers 2 --resume") == 0
+    assert_same_end(paths, whole())
+
+
 def test_an_evaluation_does_not_replace_an_unfinished_run(start, finished_run, drawn, tmp_path):
     with when_logged("^step 3/", signals(signal.SIGTERM)):
         start("run")
     where = ("--checkpoint", finished_run.checkpoint, "--data_root", drawn)
     assert evaluate("--name run --device cpu", *where, "--output_dir", tmp_path) == 2
     assert not (tmp_path / "run~1").exists()
+
+
+def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_path):
+    """Though the run that goes on from it is killed before it saves again."""
+    assert start("run", "--keep 3") == 0
+    paths = RunPaths(tmp_path, "run")
+    older = paths.older(2)
+    step = load_snapshot(older).position["step"]
+    assert step < load_snapshot(paths.last).position["step"] == 10
+    with when_logged(f"^step {step + 1}/", crash), pytest.raises(Crash):
+        start("run", f"--log_every 1 --save_every 100 --resume {older}")
+    assert load_snapshot(paths.last).position["step"] == step
+    assert start("run", "--resume") == 0
+    assert_same_end(paths, whole())
+
+
+def test_a_run_is_what_its_files_were_when_it_began(start, finished_run, tmp_path, capsys):
+    """A list of ids that is edited meanwhile neither stops the run nor becomes part of it."""
+    ids, lines = tmp_path / "ids.txt", [f"{row['sample_id']}\n" for row in rows_of(finished_run)]
+    ids.write_text("".join(lines))
+    flags = f"--tiny_infer_subset {ids}"
+    with when_logged("^step 3/", ids.unlink):
+        assert start("run", flags) == 0
+    ids.write_text(lines[0])
+    assert start("run", f"{flags} --resume") == 2
+    assert "--resume: the data are not those of the run" in capsys.readouterr().err
+    ids.write_text("".join(lines))
+    assert start("run", f"{flags} --resume") == 0
 
 
 # --- What may not differ --------------------------------------------------------------------------

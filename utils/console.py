@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import Alone, InputError, RunError, Terminated, failure_behind, one_line
+from utils.errors import (
+    Alone,
+    InputError,
+    RunError,
+    Terminated,
+    check_utf8,
+    failure_behind,
+    one_line,
+)
 
 log = logging.getLogger("fine_vit")
 
@@ -42,6 +50,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - argparse's own
+        """As argparse does, but of text that can be written: stamps and reports quote it.
+
+        Raises:
+            InputError: an argument is not UTF-8.
+        """
+        args = sys.argv[1:] if args is None else list(args)
+        for text in args:
+            check_utf8(text)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with the one line of bad input.
@@ -88,21 +107,35 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
+def drop_stdout() -> None:
+    """Write to nowhere from now on: the reader of a pipe has seen enough (`| head`).
+
+    Python would try to write the rest when it ends, complain, and exit with 120.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def _log_to_stdout() -> Iterator[None]:
     """Send the project's log lines to the current stdout for the length of one run.
 
-    Of several processes one speaks.
+    Of several processes one speaks. Nobody may listen any more: Ctrl-C ends `| tee` too.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if is_main_process() else logging.CRITICAL)
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with logging_redirect_tqdm(loggers=[log]):
             yield
     finally:
+        logging.raiseExceptions = raises
         log.removeHandler(handler)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop_stdout()
 
 
 def _ending(failure: BaseException) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.errors import InputError
+from utils.errors import InputError, check_utf8
 from utils.files import canonical_json, sha256_text, write_json
 from utils.readers import (
     aircraft,
@@ -265,8 +265,9 @@ def open_split(
 
     Raises:
         InputError: the data root, a list file or the split is missing, malformed or not to be read,
-            or there is a single class.
+            or there is a single class, or the root's path is not UTF-8.
     """
+    check_utf8(str(data_root))
     root = spec.find_root(spec, data_root)
     offered = offered_splits(spec, root, carving)
     spec.refuse_split(split, offered)
@@ -274,9 +275,10 @@ def open_split(
     listing = spec.read(root, "train" if is_carved else split)
     if len(listing.classes) < 2:
         raise InputError(f"{root} has a single class, {listing.classes[0]!r}; there must be two")
-    images = root if not root.is_file() else root.parent
+    images = (root if not root.is_file() else root.parent).resolve()
+    check_utf8(str(images))  # links may lead anywhere
     whole = Split(
-        spec.name, split, images.resolve(), listing.classes,
+        spec.name, split, images, listing.classes,
         listing.ids, listing.paths, listing.labels, listing.parents,
     )  # fmt: skip
     if not is_carved:

@@ -31,7 +31,6 @@ DEPENDENT = {
     "contrastive_margin": Dependence({"head": ("parts",)}, 0.4),
     "contrastive_scope": Dependence({"head": ("parts",)}, "micro"),
     "layer_decay": Dependence({"optimizer": ("adamw",)}, 1.0),
-    "pretrained_profile": Dependence({"pretrained": ()}, "auto"),
     "pos_resample": Dependence({"pretrained": ()}, "bicubic"),
     "part_init": Dependence({"pretrained": (), "head": ("parts",)}, "pretrained"),
 }

@@ -1,6 +1,7 @@
 """The two ways a run fails, and how other errors become one of them (contracts, section 6)."""
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,26 @@ def one_line(error: BaseException) -> str:
     return message if separator and " " not in prefix else lines[-1]
 
 
+def printable(text: str) -> str:
+    """`text` for an error message: bytes that are no UTF-8 and control characters as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
+    )
+
+
+def check_utf8(text: str) -> None:
+    """Refuse an argument or a path that stamps, reports and predictions could not quote.
+
+    Raises:
+        InputError: it holds bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{printable(text)} is not UTF-8; rename it") from error
+
+
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. They arrive as
 # plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback. Python says the
 # last one where there is no memory for a thread's stack.
@@ -66,7 +87,7 @@ def is_lost_process(error: RuntimeError) -> bool:
     return not isinstance(error, RunError) and _says(error, _LOST_PROCESS)
 
 
-def is_lost_loader(error: RuntimeError) -> bool:
+def is_lost_loader(error: BaseException) -> bool:
     """Whether torch says that a loader process died."""
     return _says(error, _LOST_LOADER)
 

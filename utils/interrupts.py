@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TypeVar
 
-from utils.errors import Terminated
+from utils.errors import Terminated, is_lost_loader
 
 T = TypeVar("T")
 ECHO_SECONDS = 1.0
@@ -34,11 +35,12 @@ def started(items: Iterable[T]) -> Iterator[T]:
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(items)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Blocked, not ignored: one that comes just now is answered after this.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return iter(items)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:
@@ -72,22 +74,50 @@ class StopRequest:
 
     def watched(self, items: Iterable[T]) -> Iterator[T]:
         """Yield `items` until the run is asked to stop."""
-        for item in started(items):
-            if self.signum:
+        batches = started(items)
+        while not self.signum:
+            try:
+                item = next(batches)
+            except StopIteration:
                 return
+            except RuntimeError as error:
+                if self.signum and is_lost_loader(error):
+                    return  # it was told to end as well
+                raise
             yield item
+
+    def quiet_about_children(self) -> Callable[[int, FrameType | None], object]:
+        """Torch's handler of SIGCHLD, silent once the run is asked to stop.
+
+        It raises wherever the main process is when a loader dies. What ends a machine or a service
+        sends SIGTERM to all processes of a run; the step that is under way is to be finished then,
+        and who asks for the next batch hears of the loss.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if not self.signum and callable(before):
+                before(signum, frame)
+
+        return handle
 
 
 @contextmanager
 def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
-    """Take Ctrl-C and SIGTERM as requests as long as the block lasts; `request` gets them."""
+    """Take Ctrl-C and SIGTERM as requests as long as the block lasts; `request` gets them.
+
+    Loaders are to be started before: torch begins to watch over them then.
+    """
     request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request  # signals are the main thread's affair
         return
-    before = {
-        signum: signal.signal(signum, request.receive) for signum in (signal.SIGINT, signal.SIGTERM)
+    handlers = {
+        signal.SIGCHLD: request.quiet_about_children(),
+        signal.SIGINT: request.receive,
+        signal.SIGTERM: request.receive,
     }
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield request
     finally:

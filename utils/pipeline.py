@@ -89,10 +89,15 @@ class ImageDataset(Dataset):
         # process (no workers) draws as little from it as loading elsewhere. torch.manual_seed would
         # reach into the MPS generator too.
         state = torch.default_generator.get_state()
+        # One thread, as in a worker: some augmentations take the mean of an image, whose last bit
+        # depends on how many threads add it up.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             own = self._batch(part.samples[part.begin : part.end])
             return self._mixed(own, part) if self.mixing and len(own.labels) else own
         finally:
+            torch.set_num_threads(num_threads)
             torch.default_generator.set_state(state)
 
     def _batch(self, indices: list[tuple[int, int]]) -> Batch:

@@ -16,6 +16,7 @@ from utils.errors import (
     InputError,
     OutOfMemory,
     RunError,
+    is_lost_loader,
     is_lost_process,
     is_out_of_memory,
     lost_process,
@@ -63,7 +64,8 @@ class Processes:
         try:
             yield
         except (InputError, RunError, OSError, MemoryError, RuntimeError) as error:
-            is_defect = isinstance(error, RuntimeError) and not is_out_of_memory(error)
+            is_named = is_out_of_memory(error) or is_lost_loader(error)
+            is_defect = isinstance(error, RuntimeError) and not is_named
             if not self.several or is_defect:
                 raise
             failure = error

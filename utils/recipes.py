@@ -4,12 +4,12 @@ A flag given by hand wins over the recipe. Adding one is adding an entry to `REC
 """
 
 import argparse
-import os
-import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from utils.console import drop_stdout
 
 ABSENT = object()
 
@@ -248,12 +248,11 @@ def _wrapped(start: str, text: str) -> list[str]:
 
 
 def _show(text: str) -> None:
-    """Print; in silence where the reader of a pipe has seen enough (`| head`)."""
+    """Print, unless nobody reads."""
     try:
         print(text, flush=True)  # noqa: T201 - as --help, what was asked for
     except BrokenPipeError:
-        # Python flushes again when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
 
 
 class ListRecipes(argparse.Action):

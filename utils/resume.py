@@ -22,6 +22,7 @@ class Past(NamedTuple):
 
     snapshot: Snapshot
     stamp: dict[str, Any] | None  # of the run of the same name that goes on; None: a new run starts
+    is_newest: bool = True  # of its run; one that is not becomes it before the first step
 
     @property
     def logged_until(self) -> int | None:
@@ -35,7 +36,7 @@ class Past(NamedTuple):
         if self.stamp is None:  # the checkpoints stay with the other run
             state.best, state.saved, state.evaluated, state.since_best = {}, None, 0, 0
         else:
-            state.saved = state.step
+            state.saved = state.step if self.is_newest else None
         return state
 
 
@@ -51,7 +52,7 @@ def open_past(config: FrozenConfigDict) -> Past:
     snapshot = load_newest(paths) if is_last else load_snapshot(Path(config.resume))
     stamp = read_stamp(paths)
     if is_last or stamp.get("run_id") == snapshot.run_id:
-        return Past(snapshot, {**stamp, "run_id": snapshot.run_id})
+        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_last)
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
@@ -96,7 +97,7 @@ def check_same_run(
         What differs and may: key to value before and now.
 
     Raises:
-        InputError: lists what differs and may not.
+        InputError: lists what differs and may not; or the run is past its last step.
     """
     changes = differences(snapshot.data, data)
     if changes:
@@ -110,6 +111,11 @@ def check_same_run(
         if set(refused) <= set(CHANGEABLE):
             remedy = f"give its values, or name what may differ: --allow_change {','.join(refused)}"
         raise InputError(f"--resume: the run was started otherwise: {_shown(refused)}; {remedy}")
+    if snapshot.training["step"] > config.num_steps:
+        raise InputError(
+            f"--resume: the run has done {snapshot.training['step']} steps already, more than the "
+            f"{config.num_steps} of --num_steps; --resume PATH goes on from an earlier state"
+        )
     return changes
 
 

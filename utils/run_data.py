@@ -16,7 +16,7 @@ from utils.dataset import get_spec, open_split
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
 from utils.images import check_images
-from utils.splits import Carving, Split, stable_keys
+from utils.splits import Carving, Split, check_same_classes, stable_keys
 
 # --- Subsets --------------------------------------------------------------------------------------
 
@@ -172,6 +172,7 @@ def open_data(config: FrozenConfigDict) -> Data:
     """Read the lists of both splits; no image is opened."""
     train_split, train = open_subset(config, "train")
     eval_split, evaluated = open_subset(config, "eval")
+    check_same_classes(train_split, eval_split)
     shared = len(set(train.split.ids) & set(evaluated.split.ids))
     if shared:
         log.warning("warning: %d evaluated samples are also trained on", shared)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from ml_collections import FrozenConfigDict
 
-from utils.dist_util import experiment_of
 from utils.learner import Learner
 from utils.meter import TrainMeter
 from utils.processes import Processes
@@ -22,6 +21,7 @@ class Saver:
     """Saves the state of a run, and puts a run into a saved state."""
 
     config: FrozenConfigDict
+    experiment: dict[str, Any]  # `experiment_of(config)` when the run began: files may change
     data: dict[str, Any]  # identity of the splits and subsets
     run: Run
     snapshots: Snapshots
@@ -48,7 +48,7 @@ class Saver:
                     Snapshot(
                         run_id=self.run.stamp["run_id"],
                         config=self.config.to_dict(),
-                        experiment=experiment_of(self.config),
+                        experiment=self.experiment,
                         data=self.data,
                         position={
                             "step": state.step, "epoch": seen // self.num_samples,

@@ -1,5 +1,7 @@
 """TensorBoard's events of a run."""
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,11 +21,14 @@ class Scalars:
             logged_until: the last step whose scalars stay; None for a new run.
         """
         purge_step = None if logged_until is None else logged_until + 1
+        self._logged_until = -1 if logged_until is None else logged_until
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
-        """Write `<phase>/<name>` at `step` optimizer steps."""
+        """Write `<phase>/<name>` at `step` optimizer steps, unless an earlier session has."""
+        if step <= self._logged_until:
+            return
         for name, value in scalars.items():
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 
@@ -34,7 +39,9 @@ class Scalars:
             OSError: it could not be written.
         """
         self._writer.flush()
-        newest = max(self._folder.glob("events.out.tfevents.*"))  # names begin with the time
+        newest = max(self._folder.glob("events.out.tfevents.*"), default=None)  # by time
+        if newest is None:  # deleted; the writer notices when it has something to write
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         with newest.open("rb") as file:
             sync(file.fileno())
         sync_folder(self._folder)

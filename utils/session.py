@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 from utils.checkpoint import Checkpoint
 from utils.console import log
 from utils.data_utils import RunPaths, derive_seed
+from utils.dist_util import experiment_of
 from utils.engine import Normalizer
 from utils.evaluator import BestKeeper, Evaluator
 from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
@@ -91,11 +92,12 @@ def open_session(
                 config, train, micro_batches, device, state.step, processes
             )
             eval_batches = eval_loader(config, evaluated, device, processes)
+            experiment = experiment_of(config)
         ids_of = functools.partial(train_sampler(config, len(train)).ids_of_step, train)
         meter = TrainMeter(state.step, processes, ids_of)
         saver = Saver(
-            config, data.facts(config), run, Snapshots(paths, config.keep), learner, meter, skipped,
-            len(train), device, processes,
+            config, experiment, data.facts(config), run, Snapshots(paths, config.keep), learner,
+            meter, skipped, len(train), device, processes,
         )  # fmt: skip
         if processes.several:  # dropout is to differ from process to process
             torch.manual_seed(derive_seed(config.seed, "process", processes.rank))

@@ -4,6 +4,7 @@ No torch here.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,24 @@ class Split:
             "samples": len(self),
             "checksum": self.checksum(),
         }
+
+
+def check_same_classes(split: Split, other: Split) -> None:
+    """Refuse two splits of a dataset whose lists name other classes: labels would not match.
+
+    Raises:
+        InputError: names the first class that differs.
+    """
+    if split.classes == other.classes:
+        return
+    pairs = itertools.zip_longest(split.classes, other.classes, fillvalue="none")
+    index, (name, other_name) = next(
+        (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
+    )
+    raise InputError(
+        f"{split.root}: {split.name} and {other.name} list other classes: class {index} is {name} "
+        f"in {split.name} and {other_name} in {other.name}"
+    )
 
 
 def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:

@@ -188,7 +188,6 @@ DEPENDENT_ARGV = {
     "contrastive_margin": (["--contrastive_margin", "-0.5"], ["--head", "parts"], -0.5),
     "contrastive_scope": (["--contrastive_scope", "effective"], ["--head", "parts"], "effective"),
     "layer_decay": (["--layer_decay", "0.75"], ["--optimizer", "adamw"], 0.75),
-    "pretrained_profile": (["--pretrained_profile", "clip"], ["--pretrained", "WEIGHTS"], "clip"),
     "pos_resample": (["--pos_resample", "bilinear"], ["--pretrained", "WEIGHTS"], "bilinear"),
     "part_init": (
         ["--part_init", "random"], ["--pretrained", "WEIGHTS", "--head", "parts"], "random",

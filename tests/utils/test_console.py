@@ -6,11 +6,13 @@ import os
 import select
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import threading
 
 import pytest
+from helpers import REPO
 
 from utils.console import entrypoint, log, log_table, progress
 from utils.errors import InputError, RunError, Terminated
@@ -52,6 +54,28 @@ class TestEntrypoint:
         out, err = capsys.readouterr()
         assert out == "before\n"
         assert err == line
+
+    @pytest.mark.parametrize("ending", ["0", "130"])
+    def test_nobody_needs_to_read_what_is_logged(self, ending):
+        """Ctrl-C ends `| tee` too, and `| head` ends by itself."""
+        code = (
+            "import sys\n"
+            "from utils.console import entrypoint, log\n"
+            "@entrypoint\n"
+            "def main(argv):\n"
+            "    for number in range(3): log.info('step %d', number)\n"
+            "    print('and what is printed')\n"
+            "    if argv[0] == '130': raise KeyboardInterrupt\n"
+            "sys.exit(main())\n"
+        )
+        buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        with subprocess.Popen(
+            [sys.executable, "-c", code, ending], cwd=REPO, env=buffered, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            process.stdout.close()
+            assert process.stderr.read() == ("error: interrupted\n" if ending == "130" else "")
+        assert process.returncode == int(ending)
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_a_real_signal_unwinds_the_stack(self, capsys, number, code):

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from utils.errors import Terminated
-from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
+from utils.interrupts import Stopped, StopRequest, started, stop_by, stop_requests
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 NOTE = "stopping after this step; a second signal stops at once\n"
 
 
 def handlers() -> tuple:
-    return signal.getsignal(INT), signal.getsignal(TERM)
+    return tuple(signal.getsignal(signum) for signum in (INT, TERM, signal.SIGCHLD))
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +155,82 @@ class TestWatched:
             for _ in request.watched(range(5)):
                 signal.raise_signal(INT)
                 signal.raise_signal(INT)
+
+
+class TestStarting:
+    """Loaders start in it; Ctrl-C is not theirs to answer."""
+
+    def test_answers_a_ctrl_c_of_that_moment_afterwards(self):
+        class Loader:
+            def __iter__(self) -> Iterator[int]:
+                os.kill(os.getpid(), INT)
+                seen.append(request.signum)
+                return iter([1, 2])
+
+        seen: list[int] = []
+        with stop_requests() as request:
+            items = started(Loader())
+            assert (seen, request.signum) == ([0], INT)
+        assert list(items) == [1, 2]
+        assert INT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def test_unblocks_though_it_fails(self):
+        with pytest.raises(TypeError, match="not iterable"):
+            started(None)
+        assert INT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+class TestLostLoaders:
+    """torch raises in its handler of SIGCHLD, wherever the main process is just then."""
+
+    LOST = "DataLoader worker (pid 7) is killed by signal: Terminated. "
+
+    @pytest.fixture
+    def _torch(self):
+        def raise_lost(signum: int, frame: object) -> None:
+            raise RuntimeError(self.LOST)
+
+        before = signal.signal(signal.SIGCHLD, raise_lost)
+        yield
+        signal.signal(signal.SIGCHLD, before)
+
+    @pytest.mark.usefixtures("_torch")
+    def test_are_told_of_at_once_as_long_as_nobody_asked_to_stop(self):
+        with stop_requests():
+            with pytest.raises(RuntimeError, match="is killed by signal"):
+                signal.raise_signal(signal.SIGCHLD)
+            signal.raise_signal(TERM)
+            signal.raise_signal(signal.SIGCHLD)  # told to end, as this process was
+        with pytest.raises(RuntimeError, match="is killed by signal"):
+            signal.raise_signal(signal.SIGCHLD)
+
+    @pytest.mark.parametrize("asked", [0, TERM])
+    def test_end_what_is_watched_if_they_were_told_to(self, asked):
+        def batches(request: StopRequest) -> Iterator[int]:
+            yield 1
+            if asked:
+                request.receive(asked)
+            raise RuntimeError(self.LOST)
+
+        request, seen = StopRequest(), []
+        watched = request.watched(batches(request))
+        if not asked:
+            assert next(watched) == 1
+            with pytest.raises(RuntimeError, match="is killed by signal"):
+                next(watched)
+            return
+        seen.extend(watched)
+        assert seen == [1]
+
+    def test_hide_no_other_failure(self):
+        def batches() -> Iterator[int]:
+            request.receive(TERM)
+            raise RuntimeError("a defect")
+            yield
+
+        request = StopRequest()
+        with pytest.raises(RuntimeError, match="a defect"):
+            list(request.watched(batches()))
 
 
 class TestHandlers:

@@ -137,6 +137,7 @@ class TestFailingTogether:
             ("lost", "RunError", "another process is gone"),
             ("os", "RunError", "[Errno 28] No space left on device: '/x'"),
             ("memory", "OutOfMemory", "out of memory"),
+            ("loader", "RunError", "DataLoader worker (pid 7) is killed by signal: Killed."),
             ("lines", "RunError", "one two"),
         ],
     )

@@ -76,7 +76,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 NEED_PARTS = ["part_init", "contrastive_weight", "contrastive_margin", "contrastive_scope"]
-NEED_WEIGHTS = ["part_init", "pos_resample", "pretrained_profile"]
+NEED_WEIGHTS = ["part_init", "pos_resample"]
 
 of_every_recipe = pytest.mark.parametrize("name", EXPECTED)
 of_transfg = pytest.mark.parametrize("name", [name for name in EXPECTED if "transfg" in name])
@@ -329,13 +329,14 @@ class TestLeftOut:
     def test_without_weights(self, parse, name):
         config = parse("--recipe", name, weights_given=False)
         assert config.recipe.left_out == tuple(NEED_WEIGHTS)
-        assert [config[flag] for flag in NEED_WEIGHTS] == [None] * 3
+        assert [config[flag] for flag in NEED_WEIGHTS] == [None] * 2
+        assert config.pretrained_profile == "imagenet"  # random weights are fed by it too
         assert config.head == "parts"
 
     def test_without_weights_in_a_plain_model(self, parse):
         config = parse("--recipe", "vit-flowers", weights_given=False)
-        assert config.recipe.left_out == ("pretrained_profile", "pos_resample")
-        assert (config.pretrained_profile, config.pos_resample) == (None, None)
+        assert config.recipe.left_out == ("pos_resample",)
+        assert (config.pretrained_profile, config.pos_resample) == ("google", None)
 
     @of_transfg
     def test_of_the_parts_in_a_plain_model(self, parse, name):

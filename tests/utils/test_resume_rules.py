@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import TINY_TRAIN, train
+from helpers import TINY_TRAIN, read_scalars, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, patch_sizes
 from models.profiles import GOOGLE
-from utils.checkpoint import Checkpoint, save_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.config import parse_train_args, resolve_length, resolve_model
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.dist_util import experiment_of
@@ -192,6 +192,15 @@ class TestSameRun:
         with pytest.raises(InputError, match=message):
             check("--num_steps", "150")
 
+    @pytest.mark.parametrize(("num_steps", "is_refused"), [(3, True), (4, False)])
+    def test_that_is_past_its_end_is_refused(self, check, num_steps, is_refused):
+        flags = ("--num_steps", str(num_steps), "--allow_change", "num_steps")
+        if not is_refused:
+            assert check(*flags)["num_steps"] == (100, num_steps)
+            return
+        with pytest.raises(InputError, match=r"has done 4 steps already, more than the 3 of"):
+            check(*flags)
+
     def test_is_told_to_allow_only_what_can_be_allowed(self, check):
         with pytest.raises(InputError, match=r"; give its values, or start another run$"):
             check("--seed", "7", "--learning_rate", "0.1")
@@ -262,8 +271,9 @@ class TestOpenPast:
         self.write_stamp(paths, run_id="mine", status="unfinished")
         assert open_from().logged_until == 6
         past = open_from(str(paths.older(1)))
-        assert past.logged_until == past.state().saved == 4
-        assert past.state().best == {"": METRICS}
+        assert past.logged_until == 4
+        # Not saved: it becomes the newest state of its run before the first step.
+        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=None)
 
     @pytest.mark.parametrize("there", [None, "finished"])
     def test_of_another_run_starts_a_new_one(self, paths, open_from, there):
@@ -394,7 +404,9 @@ class TestNothingLeftToDo:
             f"--name other {self.FLAGS}", "--data_root", drawn, "--output_dir", tmp_path,
             "--resume", finished_run.last,
         )  # fmt: skip
-        assert code in (0, 1, 2)
+        assert code == 0
+        other = RunPaths(tmp_path, "other")
+        assert other.metrics.read_bytes() == finished_run.metrics.read_bytes()
 
     def test_because_it_was_lost(self, finished_run, drawn, tmp_path):
         shutil.copytree(finished_run.output_dir, tmp_path / "output")
@@ -404,4 +416,9 @@ class TestNothingLeftToDo:
             f"--name run {self.FLAGS} --resume", "--data_root", drawn, "--output_dir",
             paths.output_dir,
         )  # fmt: skip
-        assert code in (0, 1, 2)
+        assert code == 0
+        assert paths.metrics.read_bytes() == finished_run.metrics.read_bytes()
+        weights = load_checkpoint(paths.checkpoint).state_dict
+        for name, expected in load_checkpoint(finished_run.checkpoint).state_dict.items():
+            assert torch.equal(weights[name], expected), name
+        assert read_scalars(paths.tensorboard) == read_scalars(finished_run.tensorboard)

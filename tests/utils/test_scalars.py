@@ -1,5 +1,6 @@
 """utils/scalars.py: no step of a run is doubled or missing, and no failure goes unnoticed."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,6 +78,13 @@ class TestResume:
         write_session(tmp_path, 2, [], resumed_at=4)
         assert [step for step, _ in read_scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
 
+    def test_writes_nothing_again(self, tmp_path):
+        """An evaluation is done again where its checkpoint was lost."""
+        write_session(tmp_path, 1, range(1, 5))
+        write_session(tmp_path, 2, [4, 5], resumed_at=4)
+        steps = [(s, pytest.approx(1 + s / 1000)) for s in range(1, 5)]
+        assert read_scalars(tmp_path)["train/loss"] == [*steps, (5, pytest.approx(2.005))]
+
     def test_at_the_start_forgets_all(self, tmp_path):
         write_session(tmp_path, 1, range(1, 5))
         write_session(tmp_path, 2, range(1, 3), resumed_at=0)
@@ -142,6 +150,14 @@ class TestFailure:
         with pytest.raises(OSError, match="too large"):
             scalars.add("train", {"loss": 0.5}, 2)
         with pytest.raises(OSError, match="too large"):
+            scalars.flush()
+
+    def test_of_a_folder_that_is_gone_is_an_os_error(self, tmp_path):
+        """Also with nothing to write, which is all that the writer would notice."""
+        scalars = Scalars(tmp_path / "tb", None)
+        scalars.flush()
+        shutil.rmtree(tmp_path / "tb")
+        with pytest.raises(FileNotFoundError, match="tb"):
             scalars.flush()
 
     def test_to_begin_is_an_os_error(self, tmp_path):

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from utils.console import progress
-from utils.errors import InputError
-from utils.files import write_json
-from utils.readers.listing import Listing, clean_name, make_listing, printable, read_bytes
+from utils.errors import InputError, printable
+from utils.files import sha256_file, write_json
+from utils.readers.listing import Listing, clean_name, make_listing, read_bytes
 
 IMAGE_FOLDER = "png"
 MARKER_FILE = "pickles.json"  # in IMAGE_FOLDER: the sizes of the pickles that it was made from
@@ -249,11 +249,11 @@ def _load(path: Path) -> dict:
     return value
 
 
-def _is_prepared(root: Path, sizes: dict[str, int]) -> bool:
+def _is_prepared(root: Path, checksums: dict[str, str]) -> bool:
     """Whether `png/` is there, which a rename made whole; looks at one file of it.
 
     Raises:
-        InputError: it was made from other pickles than those of these `sizes`.
+        InputError: it was made from other pickles than those of these `checksums`.
     """
     folder = root / IMAGE_FOLDER
     if not folder.exists():
@@ -262,7 +262,7 @@ def _is_prepared(root: Path, sizes: dict[str, int]) -> bool:
         made_from = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         made_from = None
-    if made_from != sizes:
+    if made_from != checksums:
         raise InputError(
             f"{folder} was not made from the pickles beside it; delete it to have it made again"
         )
@@ -271,10 +271,10 @@ def _is_prepared(root: Path, sizes: dict[str, int]) -> bool:
 
 def _prepare(root: Path, layout: _Layout) -> None:
     try:
-        sizes = {name: (root / name).stat().st_size for name in layout.entries}
+        checksums = {name: sha256_file(root / name) for name in layout.entries}
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read ({error.strerror})") from error
-    if _is_prepared(root, sizes):
+    if _is_prepared(root, checksums):
         return
     splits = {
         split: [_pixels(root / name, _load(root / name)) for name in getattr(layout, split)]
@@ -284,11 +284,11 @@ def _prepare(root: Path, layout: _Layout) -> None:
     try:
         shutil.rmtree(beside, ignore_errors=True)  # of a killed run that had our process id
         _unpack(beside, splits)
-        write_json(beside / MARKER_FILE, sizes)
+        write_json(beside / MARKER_FILE, checksums)
         try:
             beside.rename(root / IMAGE_FOLDER)
         except OSError:
-            if not _is_prepared(root, sizes):  # else another run was faster
+            if not _is_prepared(root, checksums):  # else another run was faster
                 raise
     except OSError as error:
         raise InputError(

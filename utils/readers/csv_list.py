@@ -10,9 +10,9 @@ import re
 from itertools import compress
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, printable
 from utils.readers.folder import SPLITS, short_ids
-from utils.readers.listing import CONTROL, Listing, clean_name, make_listing, printable, read_text
+from utils.readers.listing import CONTROL, Listing, clean_name, make_listing, read_text
 
 NEEDED, OPTIONAL = ("path", "label"), ("split",)
 REMEDY = "save it as CSV in UTF-8"

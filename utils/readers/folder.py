@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, printable
 from utils.readers.listing import (
     CONTROL,
     Listing,
     clean_name,
     make_listing,
-    printable,
     without_ending,
 )
 

@@ -9,7 +9,6 @@ and answer a malformed list with a traceback. The tests hold our readers against
 No torch here.
 """
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,11 +233,3 @@ def without_ending(path: str) -> str:
     folder, slash, name = path.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return folder + slash + (stem if dot and stem else name)
-
-
-def printable(text: str) -> str:
-    """`text` for an error message: bytes that are no UTF-8 and control characters as escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
-    )

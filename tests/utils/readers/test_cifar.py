@@ -231,13 +231,18 @@ class TestPrepare:
         cifar.prepare10(root10)
         assert sorted(path.name for path in root10.iterdir()) == sorted([*cifar.ENTRIES10, "png"])
 
-    @pytest.mark.parametrize("damage", ["marker", "pickle", "file"])
+    @pytest.mark.parametrize("damage", ["marker", "pickle", "same size", "file"])
     def test_refuses_images_of_other_pickles(self, root10, damage):
         cifar.prepare10(root10)
         if damage == "marker":
             (root10 / "png" / cifar.MARKER_FILE).unlink()
         elif damage == "pickle":
             write_cifar10(root10, test_images=1)
+        elif damage == "same size":  # other pixels
+            batch = root10 / "data_batch_1"
+            content = bytearray(batch.read_bytes())
+            content[len(content) // 2] ^= 1
+            batch.write_bytes(content)
         else:
             shutil.rmtree(root10 / "png")
             (root10 / "png").write_text("?")

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import InputError
+from utils.errors import InputError, printable
 from utils.readers.listing import (
     clean_name,
     make_listing,
-    printable,
     read_bytes,
     read_lines,
     read_pairs,

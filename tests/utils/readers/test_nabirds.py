@@ -83,7 +83,8 @@ class TestRead:
             above[node] = (f"Bird {parent}", *above[parent])
         keys = data.draw(st.lists(st.uuids(), min_size=1, max_size=30, unique=True))
         images = {key: f"{key.hex}.jpg" for key in keys}
-        labels = {key: data.draw(st.sampled_from(nodes)) for key in keys}
+        leaves = [node for node in nodes if node not in parent_of.values()]
+        labels = {key: data.draw(st.sampled_from(leaves)) for key in keys}
         splits = {key: data.draw(st.integers(0, 1)) for key in keys}
         classes = {node: f"Bird_{node}" for node in nodes}
         root = tmp_path_factory.getbasetemp() / "nabirds_lists"
@@ -143,6 +144,11 @@ class TestRefusals:
     def test_of_a_damaged_tree(self, root, edit, message):
         edit_lines(root / "hierarchy.txt", edit)
         with pytest.raises(InputError, match=rf"hierarchy\.txt:? {message}"):
+            nabirds.read(root, "train")
+
+    def test_of_an_image_of_a_class_with_classes_below_it(self, root):
+        edit_lines(root / "image_class_labels.txt", lambda ls: [f"{ls[0].split()[0]} 0", *ls[1:]])
+        with pytest.raises(InputError, match=r"labels.txt gives an image the class 0, which "):
             nabirds.read(root, "train")
 
     @pytest.mark.parametrize("name", [*LISTS, "hierarchy.txt"])
