@@ -115,7 +115,6 @@ def train_loop(
     learner, meter = session.learner, session.meter
     is_joint = config.contrastive_scope == "effective"
     joint_forward = functools.partial(recomputed, learner.model) if is_joint else None
-    learner.model.train()
     if state.saved is None:
         session.saver.save(state)  # a disk that is too small is to say so now
     with progress(config.num_steps, "train", "step") as bar:

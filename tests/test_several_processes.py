@@ -167,6 +167,31 @@ def test_another_number_of_processes_goes_on_with_the_same_order(drawn, tmp_path
     assert [session["processes"] for session in stamp["sessions"]] == [2, 1]
 
 
+@pytest.mark.parametrize("kind", ["dropout", "parts"])
+def test_three_processes_go_on_with_the_same_bits(drawn, tmp_path, kind, run_forked):
+    """Of three the order of a sum counts; of two it does not."""
+    flags = f"{RUN} {SUBSETS} --train_batch_size 6 --keep 3 --device cpu --name run"
+    flags += {"dropout": " --dropout 0.1", "parts": f" {FLAGS['parts']}"}[kind]
+    where = ("--data_root", drawn, "--output_dir")
+    whole, again = (RunPaths(tmp_path / name, "run") for name in ("whole", "again"))
+    code, output = run_forked(3, "train.py", flags, *where, whole.output_dir)
+    assert code == 0, output
+    shutil.copytree(whole.output_dir, again.output_dir)
+    older = again.older(3)
+    assert load_snapshot(older).position["step"] < 6
+    code, output = run_forked(3, "train.py", f"{flags} --resume {older}", *where, again.output_dir)
+    assert code == 0, output
+    ends = [load_snapshot(paths.last) for paths in (whole, again)]
+    assert [end.position["step"] for end in ends] == [8, 8]
+    weights, others = (end.learner["model"] for end in ends)
+    for name, expected in weights.items():
+        assert torch.equal(others[name], expected), name
+    assert again.metrics.read_bytes() == whole.metrics.read_bytes()
+    scalars, others = (read_scalars(paths.tensorboard) for paths in (whole, again))
+    for tag in scalars.keys() - {"train/images_per_second", "data/wait_fraction"}:
+        assert others[tag] == scalars[tag], tag
+
+
 def test_one_process_goes_on_as_two(drawn, tmp_path, run_forked):
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     line = f"{RUN} {SUBSETS}"

@@ -145,14 +145,19 @@ class Processes:
         return rows.view(self.world_size, -1).tolist()
 
     def sum(self, values: "Tensor") -> "Tensor":
-        """The sum over the processes, element by element."""
+        """The sum over the processes, element by element and in the order of their ranks.
+
+        gloo's own sum takes another order for each part of a tensor: a value's last bit would
+        depend on what else is summed with it.
+        """
         if not self.several:
             return values
+        import torch
         import torch.distributed as dist
 
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+        of_all = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(of_all, values.contiguous())
+        return sum(of_all[1:], of_all[0])
 
     # --- Training together ------------------------------------------------------------------------
 
@@ -164,6 +169,22 @@ class Processes:
 
         # The gradients live in the buffers that are exchanged: no second copy of them.
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def settle_exchange(self, model: "nn.Module", images: "Tensor") -> None:
+        """Have `model`, as `wrap` gives it, settle the parts in which gradients are exchanged.
+
+        It does so by the order in which those of its first backward pass arrive, after that pass.
+        A run that goes on would exchange those of its first step otherwise than one that was not
+        interrupted; gloo's sum over three or more processes has other last bits then.
+
+        Args:
+            model: in training mode; draws from the generators.
+            images: any batch.
+        """
+        if not self.several:
+            return
+        model(images).logits.sum().backward()
+        model.zero_grad(set_to_none=True)
 
     def without_exchange(self, model: "nn.Module") -> AbstractContextManager:
         """Backward passes whose gradients stay here, to be exchanged with a later one's."""

@@ -208,6 +208,25 @@ class TestTrainLoader:
         of_one = list(of_training(split.select([2]), micro_batches=2, batch=3))
         assert [batch.positions.tolist() for batch in of_one] == [[0, 0, 0]] * 2
 
+    def test_makes_each_sample_on_one_thread(self, split):
+        """As workers do: the last bit of a large image's mean, as contrast takes it, needs it."""
+        before, seen = torch.get_num_threads(), []
+        loader = of_training(split)
+        view = loader.dataset.view
+
+        def watched(image: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return view(image)
+
+        loader.dataset.view = watched
+        torch.set_num_threads(3)
+        try:
+            assert len(list(loader)) == 5
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(before)
+        assert seen == [1] * 15
+
     @pytest.mark.parametrize("preset", ["vit", "transfg", "strong"])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_yields_the_same_bytes_for_any_number_of_workers(self, split, batch, preset):
