@@ -233,7 +233,7 @@ def measure_memory(split: "Split", samples: int) -> tuple[dict[str, Any], list[s
             readings.append(private_megabytes(pids))
         del batches
     if None in readings:
-        return {"private_mb": None}, []
+        return {"private_mb": None}, ["the memory of loader processes cannot be read here"]
     growth = readings[-1] - readings[0]
     missed = [f"loader processes grow by {growth:.0f} MB"] if growth > MAX_GROWTH_MB else []
     return {"samples": samples, "private_mb_at_each_fifth": readings, "growth_mb": growth}, missed

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
         if not processes.several:
             raise InputError("one process exchanges nothing: start it with torchrun")
         import torch
+        import torch.distributed as dist
 
         from models.build import build_model
         from models.configs import get_config
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             train_step(shared, Objective(), optimizer, step, normalize, 1.0, processes=processes)
 
         actions = {
-            "all-reduce alone": lambda: processes.sum(gradients),
+            "all-reduce alone": lambda: dist.all_reduce(gradients),
             "step alone": alone,
             "step with exchange": together,
         }

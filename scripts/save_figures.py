@@ -9,7 +9,7 @@ from typing import Any
 from scripts.paired import in_turn
 from utils.flags import DEFAULT_SAVE_EVERY
 
-BATCH, IMG_SIZE = 16, 224
+MODEL_TYPE, BATCH, IMG_SIZE = "ViT-B_16", 16, 224
 MAX_SHARE = 0.02  # of the time of training
 
 
@@ -18,7 +18,7 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     import torch
 
     from models.build import build_model
-    from models.configs import get_config
+    from models.configs import get_config, patch_sizes
     from models.losses import Objective
     from models.profiles import GOOGLE
     from utils.config import parse_train_args
@@ -34,9 +34,9 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     device = torch.device("cpu")
     config = parse_train_args(
         ["--name", "save", "--dataset", "synthetic", "--num_steps", "1000", "--warmup_steps", "0"],
-        {"ViT-B_16": 16},
+        patch_sizes(),
     )
-    model = build_model(get_config("ViT-B_16", IMG_SIZE), num_classes=102)
+    model = build_model(get_config(MODEL_TYPE, IMG_SIZE), num_classes=102)
     learner = build_learner(model, config, Processes())
     images = torch.randint(0, 256, (BATCH, 3, IMG_SIZE, IMG_SIZE), dtype=torch.uint8)
     batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH), torch.zeros(BATCH, 2))

@@ -130,7 +130,7 @@ def check_ending(ended: Ended, where: str) -> None:
         RunError: it did not.
     """
     if ended.code not in (1, 2):
-        raise RunError(f"{where}: exit code {ended.code}, not 1; stderr: {said(ended)}")
+        raise RunError(f"{where}: exit code {ended.code}, neither 1 nor 2; stderr: {said(ended)}")
     lines = ended.errors.splitlines()
     if len(lines) != 1 or not lines[0].startswith("error: ") or NO_SPACE not in lines[0]:
         raise RunError(f"{where}: not one error line that says {NO_SPACE!r}; stderr: {said(ended)}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.data_utils import RunPaths
+from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import RunError
 
 PAUSE = 0.02  # seconds between two looks: the run is to have the processor
@@ -46,6 +46,17 @@ def has_whole_state(paths: RunPaths) -> bool:
     return any(is_whole_state(path) for _ in range(2) for path in names)
 
 
+def broken_best(paths: RunPaths) -> str | None:
+    """Which of the best checkpoints of a run, which may be writing one, is there and not whole."""
+    from utils.snapshot import is_whole_state
+
+    for variant in ("", EMA):
+        path = checkpoint_paths(paths, variant).checkpoint
+        if path.exists() and not is_whole_state(path):
+            return f"{path} is not whole"
+    return None
+
+
 class Watch:
     """What was seen of a run so far."""
 
@@ -60,6 +71,7 @@ class Watch:
         self.looks += 1
         read, self.broken = broken_json(self.paths.output_dir)
         self.files_read += read
+        self.broken = self.broken or broken_best(self.paths)
         if self.broken is None and (self.had_state or self.paths.last.exists()):
             self.had_state = True
             if not has_whole_state(self.paths):

@@ -92,6 +92,11 @@ class TestFlags:
         error = refused(train, TRAIN, "--data_root", drawn, "--output_dir", tmp_path / "file" / "o")
         assert "file is a file, not a folder" in error
 
+    def test_output_folder_without_permission(self, refused, drawn, monkeypatch):
+        monkeypatch.setattr("utils.data_utils.os.access", lambda *_: False)  # root has it anyway
+        error = refused(train, TRAIN, "--data_root", drawn)
+        assert "output: no permission to write in" in error
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [

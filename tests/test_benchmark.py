@@ -1,9 +1,12 @@
 """What the benchmarks measure with: rounds, ratios, bytes, the plot, the flags."""
 
+import argparse
+import subprocess
+
 import pytest
 import torch
 
-from scripts import benchmark, contenders, data_figures, model_figures
+from scripts import benchmark, contenders, data_figures, model_figures, save_figures
 from scripts.paired import in_turn, peak_bytes, ratio_of
 from utils.dataset import get_spec, open_split
 
@@ -78,6 +81,18 @@ def test_the_growth_is_drawn(tmp_path):
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("max_share", "is_missed"), [(1.0, False), (1e-9, True)])
+def test_the_price_of_saving_is_measured(monkeypatch, max_share, is_missed):
+    values = {"MODEL_TYPE": "testing", "IMG_SIZE": 32, "MAX_SHARE": max_share}
+    for name, value in values.items():
+        monkeypatch.setattr(save_figures, name, value)
+    figures, missed = save_figures.measure_save(argparse.Namespace(pairs=2, tolerance=0.0))
+    lowest, highest = figures["share_range"]
+    assert 0 < lowest <= figures["share"] <= highest < 1
+    assert figures["state_bytes"] > 100_000
+    assert missed == ([f"saving takes {figures['share']:.1%}"] if is_missed else [])
+
+
 class TestData:
     @pytest.fixture(scope="class")
     def split(self, drawn):
@@ -115,6 +130,28 @@ class TestData:
         figures, _ = data_figures.measure_memory(split, 640)
         assert len(figures["private_mb_at_each_fifth"]) == 5
         assert min(figures["private_mb_at_each_fifth"]) > 1
+
+    @pytest.mark.parametrize(
+        ("readings", "said"),
+        [
+            ([10.0, 11.0, 12.0, 13.0, 40.0], ["loader processes grow by 30 MB"]),
+            ([10.0, 11.0, 12.0, 11.0, 10.5], []),
+            ([None] * 5, ["the memory of loader processes cannot be read here"]),
+        ],
+    )
+    def test_memory_that_grows_is_said(self, split, monkeypatch, readings, said):
+        left = iter(readings)
+        monkeypatch.setattr(data_figures, "private_megabytes", lambda pids: next(left))
+        assert data_figures.measure_memory(split, 320)[1] == said
+
+    @pytest.mark.parametrize(
+        ("fraction", "said"), [("0.0400", []), ("0.0512", ["training waits 5.1% of its time"])]
+    )
+    def test_a_run_that_waits_is_said(self, tmp_path, monkeypatch, fraction, said):
+        done = subprocess.CompletedProcess([], 0, f"a line\n  data_wait_fraction  {fraction}\n", "")
+        monkeypatch.setattr(data_figures.subprocess, "run", lambda *_, **__: done)
+        figures, missed = data_figures.measure_wait(tmp_path, 15)
+        assert (figures["wait_fraction"], missed) == (float(fraction), said)
 
     def test_too_few_images_are_refused(self, drawn, capsys):
         flags = ["data", "--data_root", str(drawn), "--images", "5"]

@@ -25,12 +25,14 @@ from helpers import REPO, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts_birds import write_cub
+from layouts_web import write_inat
 from PIL import Image, ImageEnhance, ImageFont
 
 from scripts import check_data, contact_sheet, data_report, duplicates, image_scan
 from scripts.image_scan import collect, is_union
 from utils.dataset import get_spec, open_split
 from utils.errors import RunError
+from utils.files import write_json
 from utils.splits import Split
 
 
@@ -434,6 +436,16 @@ def test_a_damaged_list_is_refused(tmp_path, capsys):
     (root / "classes.txt").write_text("1\n")
     assert check("cub", root, tmp_path / "report") == 2
     assert "classes.txt line 1" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_splits_whose_lists_name_other_classes_are_refused(tmp_path, capsys):
+    root = write_inat(tmp_path / "data")
+    document = read_json(root / "val2017.json")
+    document["categories"].append({**document["categories"][0], "id": 77, "name": "Another"})
+    write_json(root / "val2017.json", document)
+    assert check("inat", root, tmp_path / "report") == 2
+    assert "train and val list other classes: class 3 is none in train" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 

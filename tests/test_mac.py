@@ -69,21 +69,6 @@ def split(drawn):
     return open_split(get_spec("synthetic"), drawn, "train")
 
 
-def batches_of(loader) -> list[tuple[torch.Tensor, ...]]:
-    return [tuple(batch) for batch in loader]
-
-
-def test_spawned_workers_give_the_same_batches(split):
-    def loader(num_workers: int):
-        # Of 3 micro-batches that span two epochs.
-        config = loader_config(train_batch_size=8, num_steps=3, num_workers=num_workers)
-        return train_loader(config, split.select(range(20)), 1, CPU)
-
-    spawning = loader(num_workers=2)
-    spawning.multiprocessing_context = "spawn"
-    torch.testing.assert_close(batches_of(spawning), batches_of(loader(0)), rtol=0, atol=0)
-
-
 def test_all_that_a_worker_needs_can_be_pickled(split):
     loaders = (
         train_loader(loader_config(num_workers=1, mixup=0.5), split, 1, MPS),

@@ -130,10 +130,13 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
     with pretended_mps() as mps:
         there = Trained(split, torch.device("mps"), optimizer, kind)
         meter = meter_of()
-        given = [there.step() for _ in range(3)], there.evaluate()
-        for result in given[0]:
+        results = [there.step() for _ in range(3)]
+        for result in results:
             meter.add(result, 0.0)
-        meter.read()
+        assert mps.reads == {}  # the program waits for the device when it reads
+        assert meter.read()["loss"] > 0
+        assert mps.reads == {"tolist": 1}  # for three steps, not each
+        given = results, there.evaluate()
         assert all(isinstance(p, MpsTensor) for p in there.model.parameters())
         assert all(isinstance(value, MpsTensor) for result in given[0] for value in result[:2])
         weights = {key: value.cpu() for key, value in there.model.state_dict().items()}
@@ -314,20 +317,6 @@ def test_an_operator_that_is_not_in_the_table_has_no_route():
 
 
 # --- Reads: the program waits for the device ------------------------------------------------------
-
-
-@of_every_kind
-def test_training_reads_the_device_only_when_the_meter_is_read(split, kind):
-    optimizer = "adamw" if kind.layer_decay else "sgd"
-    with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), optimizer, kind)
-        meter = meter_of()
-        for _ in range(3):
-            meter.add(trained.step(), 0.0)
-        assert mps.reads == {}
-        scalars = meter.read()
-        assert mps.reads == {"tolist": 1}  # for three steps, not each
-    assert scalars["loss"] > 0
 
 
 @pytest.mark.parametrize(("head", "reads"), [("token", 1), ("parts", 2)])  # logits, and parts

@@ -1,5 +1,6 @@
 """Runs that are interrupted and go on: the same bits, or one line that says why not."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -17,9 +18,11 @@ import pytest
 import torch
 from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, rows_of, train
 
+from utils import files
 from utils.checkpoint import load_checkpoint
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
-from utils.snapshot import load_snapshot, older_states
+from utils.scalars import Scalars
+from utils.snapshot import Snapshots, load_newest, load_snapshot, older_states
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 # Windows of 3 steps, evaluations every 4 and states every 2: none of them ends where another does.
@@ -181,6 +184,37 @@ def test_the_number_of_workers_may_change(start, whole, tmp_path):
     assert_same_end(RunPaths(tmp_path, "run"), whole())
 
 
+def test_an_evaluation_that_a_flag_makes_due_is_logged(start, tmp_path):
+    """At the very step from which the run goes on."""
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert start("run") == 143
+    assert start("run", "--num_steps 3 --resume --allow_change num_steps") == 0
+    paths = RunPaths(tmp_path, "run")
+    assert [step for step, _ in read_scalars(paths.tensorboard)["eval/accuracy"]] == [3]
+    assert read_json(paths.metrics)["step"] == 3
+
+
+def test_scalars_are_on_the_disk_before_each_state(start, tmp_path, monkeypatch):
+    """A power cut must not leave a state that counts on scalars which are gone."""
+    calls = []
+
+    def note(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def noted(self, *args) -> None:
+            calls.append(name)
+            method(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(Scalars, "flush")
+    note(Snapshots, "save")
+    assert start("run") == 0
+    saves = calls.count("save")
+    assert saves == 6  # at 0, then every 2 of 10 steps, 4 and 8 among them
+    assert calls[: 2 * saves] == ["flush", "save"] * saves
+
+
 def test_the_stamp_tells_the_sessions_apart(start, tmp_path):
     with when_logged("^step 6/", signals(signal.SIGTERM)):
         start("run")
@@ -259,11 +293,18 @@ def test_a_signal_that_loaders_get_too_saves_first(start, whole, tmp_path, capsy
     assert_same_end(paths, whole())
 
 
-def test_an_evaluation_does_not_replace_an_unfinished_run(start, finished_run, drawn, tmp_path):
+def test_an_evaluation_does_not_replace_an_unfinished_run(
+    start, finished_run, drawn, tmp_path, capsys
+):
     with when_logged("^step 3/", signals(signal.SIGTERM)):
         start("run")
+    paths = RunPaths(tmp_path, "run")
+    before = paths.last.read_bytes(), paths.env_stamp.read_bytes()
+    capsys.readouterr()
     where = ("--checkpoint", finished_run.checkpoint, "--data_root", drawn)
     assert evaluate("--name run --device cpu", *where, "--output_dir", tmp_path) == 2
+    assert "--name run is an unfinished training run" in capsys.readouterr().err
+    assert (paths.last.read_bytes(), paths.env_stamp.read_bytes()) == before
     assert not (tmp_path / "run~1").exists()
 
 
@@ -557,6 +598,31 @@ def test_an_image_that_vanishes_is_one_line_and_nothing_is_lost(drawn, tmp_path,
     for path in (data / "jpg").iterdir():
         path.rename(path.with_suffix(".jpg"))
     assert train(f"{line} --resume", *where) == 0
+
+
+@pytest.mark.parametrize("trouble", ["vanished", "read-only"])
+def test_an_output_that_goes_away_ends_the_run_in_one_line(
+    start, tmp_path, capsys, monkeypatch, trouble
+):
+    paths = RunPaths(tmp_path, "run")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(paths.run))
+
+    def happen() -> None:
+        if trouble == "vanished":
+            shutil.rmtree(paths.tensorboard)
+        else:
+            monkeypatch.setattr(files, "sync", refuse)
+
+    with when_logged("^step 3/", happen):
+        assert start("run") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    said = {"vanished": "No such file or directory", "read-only": "Read-only file system"}[trouble]
+    assert said in error
+    assert "; --resume goes on from step 2" in error
+    assert load_newest(paths).position["step"] == 2
 
 
 MEMORY = """\

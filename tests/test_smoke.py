@@ -184,9 +184,9 @@ class TestTrain:
 
 
 @pytest.mark.smoke_train
-def test_default_model_leaves_a_full_stamp(data_root, tmp_path):
+def test_default_model_leaves_a_full_stamp(drawn, tmp_path):
     """US3: the default ViT-B_16."""
-    assert train(US3, "--data_root", data_root, "--output_dir", tmp_path) == 0
+    assert train(US3, "--data_root", drawn, "--output_dir", tmp_path) == 0
     stamp = read_json(RunPaths(tmp_path, "meta_test").env_stamp)
     assert set(stamp) == STAMP_KEYS | OF_TRAINING
     assert_no_nulls(stamp)

@@ -12,7 +12,7 @@ import torch
 from helpers import REPO, read_json
 
 from scripts import soak, soak_damage, soak_disk, soak_kills, soak_runs, soak_watch
-from utils.data_utils import RunPaths
+from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import RunError
 from utils.sealed import save_archive
 
@@ -62,6 +62,16 @@ class TestWatch:
         path.write_bytes(path.read_bytes()[:-9])
         with (
             pytest.raises(RunError, match=rf"{path.name} cannot be parsed"),
+            soak_watch.watched(copied),
+        ):
+            pass
+
+    @pytest.mark.parametrize("variant", ["", EMA])
+    def test_half_a_best_checkpoint_is_noticed(self, copied, variant):
+        path = checkpoint_paths(copied, variant).checkpoint
+        path.write_bytes(copied.checkpoint.read_bytes()[:-9])
+        with (
+            pytest.raises(RunError, match=rf"{path.name} is not whole"),
             soak_watch.watched(copied),
         ):
             pass
@@ -194,8 +204,8 @@ class TestDisk:
     @pytest.mark.parametrize(
         ("code", "errors", "trouble"),
         [
-            (0, "", "exit code 0, not 1"),
-            (-9, "", "exit code -9, not 1"),
+            (0, "", "exit code 0, neither 1 nor 2"),
+            (-9, "", "exit code -9, neither 1 nor 2"),
             (1, "", "not one error line"),
             (1, f"Traceback\nerror: {soak_disk.NO_SPACE}\n", "not one error line"),
             (1, "error: no\n", "not one error line"),

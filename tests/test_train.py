@@ -23,6 +23,7 @@ from helpers import (
     train,
 )
 
+from utils.checkpoint import load_checkpoint
 from utils.data_utils import RunPaths
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
@@ -239,8 +240,11 @@ class TestFailuresAfterTheFirstWrite:
         assert code == 1
         assert error.startswith("error: ")
         assert error.count("\n") == 1
-        assert "after step" in error
-        assert "last good checkpoint: " in error
+        assert re.search(r"the (loss|gradient) of step \d+ is (nan|inf)", error)
+        paths = RunPaths(tmp_path, "a")
+        assert f"last good checkpoint: {paths.checkpoint};" in error
+        weights = load_checkpoint(paths.checkpoint).state_dict.values()
+        assert all(value.isfinite().all() for value in weights)
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_an_image_damaged_during_the_run(self, drawn, tmp_path, capsys, num_workers):

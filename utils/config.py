@@ -146,10 +146,20 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: values[flag] for flag in flags if values.get(flag)}
 
 
+def _settle_profile(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with a profile for weights; without, None where Google's would be meant anyway."""
+    profile = values["pretrained_profile"]
+    if values["pretrained"] is not None:
+        profile = profile or "auto"
+    elif profile in ("auto", "google"):
+        profile = None
+    return {**values, "pretrained_profile": profile}
+
+
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    values = _settle_preset(settle_dependent_flags(values))
+    values = _settle_preset(_settle_profile(settle_dependent_flags(values)))
     check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:

@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -107,12 +107,12 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
-def drop_stdout() -> None:
-    """Write to nowhere from now on: the reader of a pipe has seen enough (`| head`).
+def drop(stream: TextIO) -> None:
+    """Have a stream write to nowhere from now on: nobody reads it (`| head`), or the disk is full.
 
     Python would try to write the rest when it ends, complain, and exit with 120.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -133,9 +133,10 @@ def _log_to_stdout() -> Iterator[None]:
         logging.raiseExceptions = raises
         log.removeHandler(handler)
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            drop_stdout()
+            if sys.stdout is not None:  # closed from the start
+                sys.stdout.flush()
+        except OSError:  # also a full disk: what went wrong with the run itself is still to be said
+            drop(sys.stdout)
 
 
 def _ending(failure: BaseException) -> tuple[int, str]:
@@ -148,6 +149,15 @@ def _ending(failure: BaseException) -> tuple[int, str]:
         case InputError():
             return 2, one_line(failure)
     return 1, one_line(failure)
+
+
+def _say(line: str) -> None:
+    """Write to stderr, if it can be written."""
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
 
 
 def _let_go_of(failure: BaseException) -> None:
@@ -178,7 +188,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
             failure = failure_behind(caught)
             code, error = _ending(failure)
             if is_main_process() or isinstance(failure, Alone):
-                sys.stderr.write(f"error: {error}\n")
+                _say(f"error: {error}\n")
             # A signal ends at once: loaders' processes end by SIGTERM when Python does.
             if isinstance(failure, InputError | RunError):
                 _let_go_of(caught)

@@ -61,8 +61,8 @@ def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) ->
         if carving is None and given_seed is not None:
             raise InputError("--split_seed means nothing without --val_fraction")
     else:
-        has_val = fraction is None or "val" in spec.official_splits(root)
-        carving = None if has_val else Carving(fraction, seed)
+        is_carved = fraction is not None and "val" not in spec.official_splits(root)
+        carving = Carving(fraction, seed) if is_carved else None
     offered = offered_splits(spec, root, carving)
     chosen = {flag: values[flag] for flag in ("train_split",) if flag in values}
     chosen["eval_split"] = values["eval_split"] or next(

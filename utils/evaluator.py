@@ -98,12 +98,12 @@ class BestKeeper:
         is_better = False
         with evaluator.processes.together():
             for variant, (evaluation, metrics) in results.items():
-                evaluator.run.log_evaluation(metrics, state.step, variant)
+                evaluator.run.log_evaluation(metrics, state.step, variant, state.logged)
                 best = state.best.get(variant)
                 if best is None or metrics["accuracy"] > best["accuracy"]:
                     is_better = True
                     state.best[variant] = self._keep(variant, evaluation, metrics)
-        state.evaluated, state.pending = state.step, {}
+        state.evaluated, state.logged, state.pending = state.step, state.step, {}
         state.since_best = 0 if is_better else state.since_best + 1
 
     def _keep(

@@ -192,10 +192,10 @@ def _add_pretrained_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--pretrained_profile",
-        choices=("auto", "google", "imagenet", "clip", "clip-quickgelu", "siglip"), default="auto",
+        choices=("auto", "google", "imagenet", "clip", "clip-quickgelu", "siglip"),
         help="normalisation, activation and LayerNorm eps of the weights; auto: from a config.json "
         "or preprocessor_config.json beside them, else what is usual for the layout; without "
-        "--pretrained the normalisation alone, auto being google's",
+        "--pretrained the normalisation alone, auto being google's (default: auto)",
     )  # fmt: skip
     group.add_argument(
         "--pos_resample", choices=("bicubic", "bilinear"),

@@ -4,12 +4,13 @@ A flag given by hand wins over the recipe. Adding one is adding an entry to `REC
 """
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from utils.console import drop_stdout
+from utils.console import drop
 
 ABSENT = object()
 
@@ -252,7 +253,7 @@ def _show(text: str) -> None:
     try:
         print(text, flush=True)  # noqa: T201 - as --help, what was asked for
     except BrokenPipeError:
-        drop_stdout()
+        drop(sys.stdout)
 
 
 class ListRecipes(argparse.Action):

@@ -34,7 +34,8 @@ class Past(NamedTuple):
         """How far the run is."""
         state = TrainingState(**self.snapshot.training)
         if self.stamp is None:  # the checkpoints stay with the other run
-            state.best, state.saved, state.evaluated, state.since_best = {}, None, 0, 0
+            state.best, state.saved, state.since_best = {}, None, 0
+            state.evaluated = state.logged = 0
         else:
             state.saved = state.step if self.is_newest else None
         return state
@@ -52,7 +53,8 @@ def open_past(config: FrozenConfigDict) -> Past:
     snapshot = load_newest(paths) if is_last else load_snapshot(Path(config.resume))
     stamp = read_stamp(paths)
     if is_last or stamp.get("run_id") == snapshot.run_id:
-        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_last)
+        is_newest = is_last or Path(config.resume).resolve() == paths.last.resolve()
+        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_newest)
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "

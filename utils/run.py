@@ -88,11 +88,21 @@ class Run:
         if self.writes:
             self.scalars.flush()
 
-    def log_evaluation(self, metrics: Mapping[str, Any], step: int, variant: str = "") -> None:
-        """Write the scalars of an evaluation of a variant of the weights, and log a line."""
+    def log_evaluation(
+        self, metrics: Mapping[str, Any], step: int, variant: str = "", logged: int = -1
+    ) -> None:
+        """Write the scalars of an evaluation of a variant of the weights, and log a line.
+
+        Args:
+            metrics: as `Evaluator` gives them.
+            step: optimizer steps.
+            variant: of the weights.
+            logged: the step whose evaluation has been written before.
+        """
         scalars = {name: metrics[name] for name in EVAL_SCALARS}
         phase = "_".join(filter(None, ("eval", variant)))
-        self.log_scalars(phase, scalars, step)
+        if step > logged:
+            self.log_scalars(phase, scalars, step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
         log.info("%s step %d  %s  %s", phase, step, self.split.name, shown)
 

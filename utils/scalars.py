@@ -21,14 +21,11 @@ class Scalars:
             logged_until: the last step whose scalars stay; None for a new run.
         """
         purge_step = None if logged_until is None else logged_until + 1
-        self._logged_until = -1 if logged_until is None else logged_until
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
-        """Write `<phase>/<name>` at `step` optimizer steps, unless an earlier session has."""
-        if step <= self._logged_until:
-            return
+        """Write `<phase>/<name>` at `step` optimizer steps."""
         for name, value in scalars.items():
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 

@@ -19,6 +19,7 @@ class TrainingState:
     # Scalars of training that were logged at `step`, as long as its evaluation is to come: a run
     # that goes on from here logs all of that step anew.
     pending: dict[str, float] = field(default_factory=dict)
+    logged: int = 0  # the step whose evaluation TensorBoard has; it may have to be done again
 
     def is_eval_due(self, config: FrozenConfigDict) -> bool:
         """Whether the weights of this step are to be evaluated, and have not been."""

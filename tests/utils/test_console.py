@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+from pathlib import Path
 
 import pytest
 from helpers import REPO
@@ -55,26 +56,35 @@ class TestEntrypoint:
         assert out == "before\n"
         assert err == line
 
-    @pytest.mark.parametrize("ending", ["0", "130"])
-    def test_nobody_needs_to_read_what_is_logged(self, ending):
-        """Ctrl-C ends `| tee` too, and `| head` ends by itself."""
+    @pytest.mark.parametrize("ending", ["0", "130", "1"])
+    @pytest.mark.parametrize("closed", ["", "2>&1", ">&-", "> /dev/full"])
+    def test_nobody_needs_to_read_what_is_logged(self, ending, closed):
+        """Ctrl-C ends `| tee` too, `| head` ends by itself, and a log's disk may be full."""
+        if closed == "> /dev/full" and not Path("/dev/full").exists():
+            pytest.skip("only Linux has it")
         code = (
             "import sys\n"
             "from utils.console import entrypoint, log\n"
+            "from utils.errors import RunError\n"
             "@entrypoint\n"
             "def main(argv):\n"
             "    for number in range(3): log.info('step %d', number)\n"
             "    print('and what is printed')\n"
             "    if argv[0] == '130': raise KeyboardInterrupt\n"
+            "    if argv[0] == '1': raise RunError('disk full')\n"
             "sys.exit(main())\n"
         )
         buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         with subprocess.Popen(
-            [sys.executable, "-c", code, ending], cwd=REPO, env=buffered, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, ending],
+            cwd=REPO, env=buffered, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             process.stdout.close()
-            assert process.stderr.read() == ("error: interrupted\n" if ending == "130" else "")
+            said = process.stderr.read()
+        expected = {"0": "", "130": "error: interrupted\n", "1": "error: disk full\n"}[ending]
+        if closed == ">&-":  # then Python's log lines go to stderr
+            said = said.removeprefix("step 0\nstep 1\nstep 2\n")
+        assert said == ("" if closed == "2>&1" else expected)
         assert process.returncode == int(ending)
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,7 +1,10 @@
 """utils/files.py: a file is written whole or not at all, and JSON has one spelling."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +63,24 @@ class TestOpenAtomic:
             raise stop("midway")
         assert (path.read_bytes() if path.exists() else None) == old
         assert names_in(tmp_path) == ([] if old is None else ["f"])
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_asks_a_macs_drive_itself(self, tmp_path, monkeypatch, is_known):
+        """fsync leaves bytes in the memory of the drive there."""
+        asked = []
+
+        def full_sync(descriptor: int, command: int) -> None:
+            asked.append(command)
+            if not is_known:
+                raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+        monkeypatch.setattr(fcntl, "fcntl", full_sync)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append("fsync"))
+        with open_atomic(tmp_path / "f") as file:
+            file.write(b"content")
+        assert asked == ([51] if is_known else [51, "fsync"]) * 2  # the file, then its folder
+        assert (tmp_path / "f").read_bytes() == b"content"
 
     def test_a_disk_that_is_full_leaves_what_was_there(self, tmp_path):
         path = tmp_path / "f"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -429,9 +430,19 @@ class TestDamage:
 
 
 class TestSteps:
-    def test_cut_the_micro_batches_into_steps_and_measure_the_wait(self, split):
-        steps = steps_of(of_training(split, micro_batches=6, batch=2), 3, Skipped(0))
+    def test_cut_the_micro_batches_into_steps_and_measure_the_wait(self, split, monkeypatch):
+        """Loading takes 0.25 s a micro-batch and training 10 s a step, by a clock of our own."""
+        now = [0.0]
+        monkeypatch.setattr("utils.steps.time.perf_counter", lambda: now[0])
+
+        def loading() -> Iterator[Batch]:
+            for batch in of_training(split, micro_batches=6, batch=2):
+                now[0] += 0.25
+                yield batch
+
+        steps = steps_of(loading(), 3, Skipped(0))
         assert steps.waited == 0
         for step in steps:
             assert [len(batch.labels) for batch in step.micro_batches] == [2, 2, 2]
-            assert 0 < steps.waited < 10
+            assert steps.waited == 0.75
+            now[0] += 10

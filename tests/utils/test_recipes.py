@@ -336,7 +336,7 @@ class TestLeftOut:
     def test_without_weights_in_a_plain_model(self, parse):
         config = parse("--recipe", "vit-flowers", weights_given=False)
         assert config.recipe.left_out == ("pos_resample",)
-        assert (config.pretrained_profile, config.pos_resample) == ("google", None)
+        assert (config.pretrained_profile, config.pos_resample) == (None, None)
 
     @of_transfg
     def test_of_the_parts_in_a_plain_model(self, parse, name):

@@ -270,6 +270,7 @@ class TestOpenPast:
         Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
         self.write_stamp(paths, run_id="mine", status="unfinished")
         assert open_from().logged_until == 6
+        assert open_from(str(paths.last)).state().saved == 6  # by its own name: nothing to save
         past = open_from(str(paths.older(1)))
         assert past.logged_until == 4
         # Not saved: it becomes the newest state of its run before the first step.

@@ -37,22 +37,25 @@ with run_lock(Path(sys.argv[1]), "demo"):
         os._exit(0)
     os.waitpid(-1, 0)
 """
-# Enters the lock again and again; says so if somebody else is inside.
+# Enters the lock again and again, until it was inside often enough and was refused as well; fails
+# if somebody else is inside.
 CONTENDER = """
 import os, sys
 from pathlib import Path
 from utils.errors import InputError
 from utils.run_lock import run_lock
-lock, inside, entered = Path(sys.argv[1]), sys.argv[1] + ".inside", 0
-while entered < 50:
+lock, inside, entered, refused = Path(sys.argv[1]), sys.argv[1] + ".inside", 0, 0
+print("ready", flush=True)
+sys.stdin.readline()
+while (entered < 50 or not refused) and entered < 100_000:
     try:
         with run_lock(lock, "demo"):
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
             os.unlink(inside)
             entered += 1
     except InputError:
-        pass
-print("done", entered)
+        refused += 1
+print("done", entered >= 50, refused > 0, flush=True)
 """
 
 
@@ -285,6 +288,12 @@ class TestLooking:
 
 def test_two_processes_are_never_inside_together(lock, start):
     contenders = [start(CONTENDER, lock) for _ in range(2)]
+    assert [process.stdout.readline() for process in contenders] == ["ready\n"] * 2
+    for process in contenders:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     results = [process.communicate() for process in contenders]
-    assert [output for output, _ in results] == ["done 50\n"] * 2
+    # The second may be alone once the first is done.
+    assert all(output.startswith("done True") for output, _ in results), results
+    assert any(output == "done True True\n" for output, _ in results), results
     assert not lock.exists()

@@ -78,13 +78,6 @@ class TestResume:
         write_session(tmp_path, 2, [], resumed_at=4)
         assert [step for step, _ in read_scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
 
-    def test_writes_nothing_again(self, tmp_path):
-        """An evaluation is done again where its checkpoint was lost."""
-        write_session(tmp_path, 1, range(1, 5))
-        write_session(tmp_path, 2, [4, 5], resumed_at=4)
-        steps = [(s, pytest.approx(1 + s / 1000)) for s in range(1, 5)]
-        assert read_scalars(tmp_path)["train/loss"] == [*steps, (5, pytest.approx(2.005))]
-
     def test_at_the_start_forgets_all(self, tmp_path):
         write_session(tmp_path, 1, range(1, 5))
         write_session(tmp_path, 2, range(1, 3), resumed_at=0)

@@ -23,7 +23,7 @@ from utils.files import sha256_file, write_json
 from utils.readers.listing import Listing, clean_name, make_listing, read_bytes
 
 IMAGE_FOLDER = "png"
-MARKER_FILE = "pickles.json"  # in IMAGE_FOLDER: the sizes of the pickles that it was made from
+MARKER_FILE = "pickles.json"  # in IMAGE_FOLDER: SHA-256 of the pickles it was made from
 PIXELS = 3 * 32 * 32
 REMEDY = "fetch the python version of the dataset again"
 
@@ -264,7 +264,8 @@ def _is_prepared(root: Path, checksums: dict[str, str]) -> bool:
         made_from = None
     if made_from != checksums:
         raise InputError(
-            f"{folder} was not made from the pickles beside it; delete it to have it made again"
+            f"{folder} was not made from the pickles beside it, or by an older version; delete it "
+            "to have it made again"
         )
     return True
 

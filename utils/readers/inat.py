@@ -32,8 +32,8 @@ def read(root: Path, split: str) -> Listing:
         InputError: the split's file is missing, damaged or contradicts itself.
     """
     path = root / f"{split}2017.json"
-    # Taken for granted: both splits' files list the same categories. To look into the other one
-    # too, all of it would have to be parsed, and reading val would take as long as reading train.
+    # Whoever reads both splits compares their categories. To look into the other file here, all of
+    # it would have to be parsed, and reading val would take as long as reading train.
     document = _parse(path)
     index, names, parents = _read_categories(path, document)
     labels = _read_annotations(path, document, index)

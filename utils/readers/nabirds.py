@@ -30,10 +30,11 @@ def read(root: Path, split: str) -> Listing:
     used = set(lists.labels.values())
     classes = {key: name for key, name in names.items() if key in used}
     above = _ancestors(root / HIERARCHY_FILE, names)
-    for inner in used.intersection(*[[key for keys in above.values() for key in keys]]):
+    inner = used & {key for keys in above.values() for key in keys}
+    if inner:
         raise InputError(
-            f"{root / birds.LABELS_FILE} gives an image the class {inner}, which has classes below "
-            f"it in {HIERARCHY_FILE}; only the others have images"
+            f"{root / birds.LABELS_FILE} gives an image the class {min(inner)}, which has classes "
+            f"below it in {HIERARCHY_FILE}; only the others have images"
         )
     parents = [[names[key] for key in above[leaf]] for leaf in classes]
     return lists.listing(split, classes, {key: key for key in lists.paths}, parents)
