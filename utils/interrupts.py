@@ -35,7 +35,7 @@ def started(items: Iterable[T]) -> Iterator[T]:
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(items)
-    # Blocked, not ignored: one that comes just now is answered after this.
+    # Blocked, not ignored: one that comes just now is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return iter(items)
