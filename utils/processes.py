@@ -178,11 +178,9 @@ class Processes:
         interrupted; gloo's sum over three or more processes has other last bits then.
 
         Args:
-            model: in training mode; draws from the generators.
+            model: of several processes, in training mode; draws from the generators.
             images: any batch.
         """
-        if not self.several:
-            return
         model(images).logits.sum().backward()
         model.zero_grad(set_to_none=True)
 

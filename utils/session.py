@@ -100,9 +100,10 @@ def open_session(
             meter, skipped, len(train), device, processes,
         )  # fmt: skip
         learner.model.train()
-        blank = torch.zeros(1, 3, config.img_size, config.img_size, device=device)
-        processes.settle_exchange(learner.shared, blank)
-        if processes.several:  # dropout is to differ from process to process
+        if processes.several:
+            blank = torch.zeros(1, 3, config.img_size, config.img_size, device=device)
+            processes.settle_exchange(learner.shared, blank)
+            # Dropout is to differ from process to process.
             torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
         if past is not None:
             saver.restore(past.snapshot)
