@@ -21,7 +21,7 @@ from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, train
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
 from utils.samplers import TrainSampler
-from utils.snapshot import load_snapshot
+from utils.snapshot import load_newest, load_snapshot
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 RUN = (
@@ -245,7 +245,8 @@ def assert_ended_with_the_other(output: str, folder: Path, seconds: float) -> No
     (error,) = errors(output)
     assert "another process of this run is gone" in error
     assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
-    load_snapshot(RunPaths(folder, "run").last)
+    # Not `last`: the kill may fall between the two names that a save changes.
+    load_newest(RunPaths(folder, "run"))
 
 
 LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
