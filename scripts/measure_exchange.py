@@ -14,6 +14,7 @@ from pathlib import Path
 if __name__ == "__main__":  # torchrun starts the file, not a module of the repo
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from models.configs import model_names
 from scripts.paired import in_turn
 from utils.console import Parser, entrypoint, log, log_table
 from utils.errors import InputError
@@ -29,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
         InputError: it was not started by torchrun.
     """
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_type", default="ViT-B_16", help="a registered model")
+    parser.add_argument(
+        "--model_type", default="ViT-B_16", choices=model_names(), help="a registered model"
+    )
     parser.add_argument("--img_size", type=positive_int, default=224, help="pixels")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="images a process")
     parser.add_argument("--rounds", type=positive_int, default=5, help="counted rounds")

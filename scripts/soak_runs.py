@@ -85,7 +85,7 @@ class Session:
             return self.ended
 
     def kill(self) -> None:
-        """End it and its children with SIGKILL."""
+        """End it with SIGKILL; its loaders, which have left its group, end seconds later."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._reader.join()

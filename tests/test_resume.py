@@ -308,15 +308,16 @@ def test_an_evaluation_does_not_replace_an_unfinished_run(
     assert not (tmp_path / "run~1").exists()
 
 
-def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_path):
-    """Though the run that goes on from it is killed before it saves again."""
+@pytest.mark.parametrize("killed_at", ["^step {}/", "^cache: "])
+def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_path, killed_at):
+    """Though the run that goes on from it is killed before it saves again, or does any step."""
     assert start("run", "--keep 3") == 0
     paths = RunPaths(tmp_path, "run")
     older = paths.older(2)
     step = load_snapshot(older).position["step"]
     assert step < load_snapshot(paths.last).position["step"] == 10
-    with when_logged(f"^step {step + 1}/", crash), pytest.raises(Crash):
-        start("run", f"--log_every 1 --save_every 100 --resume {older}")
+    with when_logged(killed_at.format(step + 1), crash), pytest.raises(Crash):
+        start("run", f"--log_every 1 --save_every 100 --cache ram --resume {older}")
     assert load_snapshot(paths.last).position["step"] == step
     assert start("run", "--resume") == 0
     assert_same_end(paths, whole())
@@ -611,7 +612,7 @@ def test_an_output_that_goes_away_ends_the_run_in_one_line(
 
     def happen() -> None:
         if trouble == "vanished":
-            shutil.rmtree(paths.tensorboard)
+            paths.tensorboard.rename(tmp_path / "gone")  # at once: its thread writes meanwhile
         else:
             monkeypatch.setattr(files, "sync", refuse)
 

@@ -72,10 +72,13 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run."""
+def _sigterm_raises() -> Iterator[Callable[[], None]]:
+    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
+
+    What it yields has SIGTERM ignored until the block ends: why a run ends is to be said.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's affair
+        yield lambda: None  # signals are the main thread's affair
         return
 
     def stop(signum: int, frame: object) -> None:
@@ -83,7 +86,7 @@ def _sigterm_raises() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -181,19 +184,22 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        try:
-            with _log_to_stdout(), _sigterm_raises(), _quiet_threads():
-                main(sys.argv[1:] if argv is None else list(argv))
-        except (InputError, RunError, KeyboardInterrupt, Terminated) as caught:
-            failure = failure_behind(caught)
-            code, error = _ending(failure)
-            if is_main_process() or isinstance(failure, Alone):
-                _say(f"error: {error}\n")
-            # A signal ends at once: loaders' processes end by SIGTERM when Python does.
-            if isinstance(failure, InputError | RunError):
-                _let_go_of(caught)
-            return code
-        return 0
+        with _sigterm_raises() as ignore_sigterm:
+            try:
+                with _log_to_stdout(), _quiet_threads():
+                    main(sys.argv[1:] if argv is None else list(argv))
+            except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
+                ignore_sigterm()
+                caught, failure = error, failure_behind(error)
+                code, said = _ending(failure)
+                if is_main_process() or isinstance(failure, Alone):
+                    _say(f"error: {said}\n")
+            else:
+                return 0
+        # A signal ends at once: loaders' processes end by SIGTERM when Python does.
+        if isinstance(failure, InputError | RunError):
+            _let_go_of(caught)
+        return code
 
     return run
 

@@ -57,11 +57,9 @@ class StopRequest:
             KeyboardInterrupt: the run was asked before (SIGINT).
             Terminated: the run was asked before (SIGTERM).
         """
-        # torchrun may pass Ctrl-C, which every process gets from the terminal, on as SIGTERM.
+        # torchrun passes on what it gets, and what ends a service sends it to all its processes.
         is_echo = (
-            "TORCHELASTIC_RUN_ID" in os.environ
-            and signum != self.signum
-            and time.monotonic() - self.since < ECHO_SECONDS
+            "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.since < ECHO_SECONDS
         )
         if self.signum and not is_echo:
             raise stop_by(signum)

@@ -222,7 +222,7 @@ def joined_processes() -> Iterator[Processes]:
     """Join the processes that torchrun started, for the length of the block.
 
     Raises:
-        RunError: the others cannot be reached.
+        Alone: the others cannot be reached.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -233,7 +233,7 @@ def joined_processes() -> Iterator[Processes]:
     try:
         dist.init_process_group(BACKEND)
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"the other processes cannot be reached: {one_line(error)}") from error
+        raise Alone(f"the other processes cannot be reached: {one_line(error)}") from error
     try:
         yield Processes(
             dist.get_world_size(), dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0"))

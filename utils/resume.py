@@ -22,7 +22,7 @@ class Past(NamedTuple):
 
     snapshot: Snapshot
     stamp: dict[str, Any] | None  # of the run of the same name that goes on; None: a new run starts
-    is_newest: bool = True  # of its run; one that is not becomes it before the first step
+    is_chosen: bool = False  # an older state of that run, to become its newest
 
     @property
     def logged_until(self) -> int | None:
@@ -37,7 +37,7 @@ class Past(NamedTuple):
             state.best, state.saved, state.since_best = {}, None, 0
             state.evaluated = state.logged = 0
         else:
-            state.saved = state.step if self.is_newest else None
+            state.saved = state.step
         return state
 
 
@@ -54,7 +54,7 @@ def open_past(config: FrozenConfigDict) -> Past:
     stamp = read_stamp(paths)
     if is_last or stamp.get("run_id") == snapshot.run_id:
         is_newest = is_last or Path(config.resume).resolve() == paths.last.resolve()
-        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_newest)
+        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_chosen=not is_newest)
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
@@ -136,6 +136,7 @@ def settle_best(
     for variant in processes.from_main(lost):
         del state.best[variant]
         state.evaluated = 0  # so that there is one, though all steps may be done
+        state.since_best = 0  # nor does patience end the run before
 
 
 def _lost_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> list[str]:

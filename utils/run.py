@@ -1,6 +1,6 @@
 """A run on disk, as both entrypoints write it: first writes, scalars, evaluations, summary."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -153,6 +153,7 @@ def own_run(
     split: Split,
     processes: Processes,
     logged_until: int | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> Iterator[Run]:
     """A run that no other process writes as long as the block lasts; makes the first writes.
 
@@ -162,6 +163,7 @@ def own_run(
         split: that is evaluated.
         processes: that run together, of which one writes.
         logged_until: as in `Run`.
+        before: called by the process that writes, once no other does, before its first writes.
 
     Raises:
         InputError: another process writes this run.
@@ -171,5 +173,6 @@ def own_run(
         with processes.together():
             if processes.is_main:
                 held.enter_context(run_lock(paths.lock, paths.name))
+                before()
             run = Run(paths, stamp, split, processes.is_main, logged_until)
         yield run

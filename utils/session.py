@@ -85,8 +85,15 @@ def open_session(
     train, evaluated = data.train.split, data.eval.split
     skipped = Skipped(config.skip_bad_images, past.snapshot.skipped if past else ())
     logged_until = None if past is None else past.logged_until
+    snapshots = Snapshots(paths, config.keep)
+
+    def make_newest() -> None:
+        """A state that was chosen becomes the newest before the scalars after it are forgotten."""
+        if past is not None and past.is_chosen:
+            snapshots.save(past.snapshot)
+
     request = StopRequest()
-    with own_run(paths, stamp, evaluated, processes, logged_until) as run:
+    with own_run(paths, stamp, evaluated, processes, logged_until, make_newest) as run:
         with processes.together():
             train_batches = train_loader(
                 config, train, micro_batches, device, state.step, processes
@@ -96,8 +103,8 @@ def open_session(
         ids_of = functools.partial(train_sampler(config, len(train)).ids_of_step, train)
         meter = TrainMeter(state.step, processes, ids_of)
         saver = Saver(
-            config, experiment, data.facts(config), run, Snapshots(paths, config.keep), learner,
-            meter, skipped, len(train), device, processes,
+            config, experiment, data.facts(config), run, snapshots, learner, meter, skipped,
+            len(train), device, processes,
         )  # fmt: skip
         learner.model.train()
         if processes.several:

@@ -43,7 +43,7 @@ class Snapshots:
         """
         self.paths = paths
         self.keep = keep
-        self._is_last_whole = False  # not known: somebody else may have written it
+        self._whole: set[Path] = set()  # known to be; others somebody else may have written
 
     def save(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the newest state; the one before is kept until this one is verified.
@@ -56,7 +56,7 @@ class Snapshots:
         payload = {"format": FORMAT, "version": VERSION, **snapshot._asdict()}
         with open_atomic(self.paths.last, self._verify_and_make_room) as file:
             write_archive(file, payload)
-        self._is_last_whole = True
+        self._whole.add(self.paths.last)
         for path in older_states(self.paths)[self.keep :]:
             path.unlink()
 
@@ -66,17 +66,17 @@ class Snapshots:
         names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
         for newer, older in reversed(list(pairwise(names))):
             # A damaged state must not take the place of a whole one.
-            is_worth_it = newer != self.paths.last or self._is_last_whole or is_whole_state(newer)
-            if newer.exists() and is_worth_it:
+            if newer in self._whole or is_whole_state(newer):
                 newer.replace(older)
+                self._whole = (self._whole - {newer}) | {older}
 
 
 def is_whole_state(path: Path) -> bool:
-    """Whether the state at `path` is there, and what was once written."""
+    """Whether the state at `path` is there, can be read, and is what was once written."""
     try:
         with path.open("rb") as file:
             return is_whole(file)
-    except (FileNotFoundError, EOFError):
+    except (OSError, EOFError):
         return False
 
 

@@ -104,6 +104,19 @@ class TestEntrypoint:
         assert capsys.readouterr().err.count("\n") == 1
         assert signal.getsignal(signal.SIGTERM) is before
 
+    def test_sigterm_while_it_is_said_why_a_run_ends_changes_nothing(self, monkeypatch):
+        said = []
+
+        def write(text: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            said.append(text)
+
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(sys.stderr, "write", write)
+        assert raising(RunError("disk full"))([]) == 1
+        assert said == ["error: disk full\n"]
+        assert signal.getsignal(signal.SIGTERM) is before
+
     def test_a_defect_keeps_its_traceback(self):
         with pytest.raises(ZeroDivisionError, match="division"):
             raising(ZeroDivisionError("division"))([])

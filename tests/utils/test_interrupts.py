@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from utils.errors import Terminated
-from utils.interrupts import Stopped, StopRequest, started, stop_by, stop_requests
+from utils.interrupts import ECHO_SECONDS, Stopped, StopRequest, started, stop_by, stop_requests
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 NOTE = "stopping after this step; a second signal stops at once\n"
@@ -102,7 +102,7 @@ class TestSecond:
 
 @pytest.mark.usefixtures("_under_torchrun")
 class TestUnderTorchrun:
-    """It passes Ctrl-C, which every process gets from the terminal, on as SIGTERM."""
+    """It passes on what it gets, and what ends a service sends it to all processes."""
 
     @pytest.mark.parametrize("first", [INT, TERM])
     def test_the_first_asks(self, first, capfd):
@@ -111,8 +111,9 @@ class TestUnderTorchrun:
             assert request.signum == first
         assert capfd.readouterr().out == NOTE
 
-    @pytest.mark.parametrize(("first", "echo"), [(INT, TERM), (TERM, INT)])
-    def test_one_of_the_other_kind_is_an_echo(self, first, echo, capfd):
+    @pytest.mark.parametrize("first", [INT, TERM])
+    @pytest.mark.parametrize("echo", [INT, TERM])
+    def test_more_at_once_are_echoes(self, first, echo, capfd):
         with stop_requests() as request:
             signal.raise_signal(first)
             for _ in range(3):
@@ -120,15 +121,14 @@ class TestUnderTorchrun:
             assert request.signum == first
         assert capfd.readouterr().out == NOTE
 
-    @pytest.mark.parametrize(
-        ("signum", "other", "stop"), [(INT, TERM, KeyboardInterrupt), (TERM, INT, Terminated)]
-    )
-    def test_another_of_the_same_kind_stops(self, signum, other, stop):
-        with stop_requests():
-            signal.raise_signal(signum)
-            signal.raise_signal(other)
+    @pytest.mark.parametrize("first", [INT, TERM])
+    @pytest.mark.parametrize(("second", "stop"), [(INT, KeyboardInterrupt), (TERM, Terminated)])
+    def test_another_later_stops(self, first, second, stop):
+        with stop_requests() as request:
+            signal.raise_signal(first)
+            request.since -= ECHO_SECONDS
             with pytest.raises(stop, match=r"^$"):
-                signal.raise_signal(signum)
+                signal.raise_signal(second)
 
 
 class TestWatched:

@@ -270,11 +270,11 @@ class TestOpenPast:
         Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
         self.write_stamp(paths, run_id="mine", status="unfinished")
         assert open_from().logged_until == 6
-        assert open_from(str(paths.last)).state().saved == 6  # by its own name: nothing to save
+        assert not open_from(str(paths.last)).is_chosen  # by its own name: it is the newest
         past = open_from(str(paths.older(1)))
+        assert past.is_chosen
         assert past.logged_until == 4
-        # Not saved: it becomes the newest state of its run before the first step.
-        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=None)
+        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
 
     @pytest.mark.parametrize("there", [None, "finished"])
     def test_of_another_run_starts_a_new_one(self, paths, open_from, there):
@@ -325,10 +325,13 @@ class TestSettleBest:
 
         def call(is_changed: bool = False, **best: dict) -> tuple[dict, list[str]]:
             named = {"" if variant == "raw" else variant: dict(of) for variant, of in best.items()}
-            state = TrainingState(step=6, evaluated=6, best=named)
+            state = TrainingState(step=6, evaluated=6, best=named, since_best=5)
             caplog.clear()
             with caplog.at_level("WARNING", logger="fine_vit"):
                 settle_best(state, paths, is_changed, ONE)
+            # What is evaluated anew has patience anew.
+            is_lost = len(state.best) < len(best)
+            assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))
             return state.best, [r.getMessage() for r in caplog.records]
 
         return call

@@ -73,6 +73,30 @@ class TestResume:
         for tag in ("train/loss", "train/lr"):
             assert [step for step, _ in scalars[tag]] == list(range(1, 8))
 
+    def test_any_number_of_times_in_one_second(self, tmp_path):
+        """Whatever numbers TensorBoard gives its files: past 9 and 99 they do not sort as text."""
+        for step in range(1, 13):
+            scalars = Scalars(tmp_path, step - 1)
+            for lost in (step, step + 1):
+                scalars.add("train", {"loss": float(step)}, lost)
+            scalars.close()
+        steps = [(step, float(step)) for step in range(1, 13)]
+        assert read_scalars(tmp_path)["train/loss"] == [*steps, (13, 12.0)]
+        scalars = Scalars(tmp_path, 12)
+        scalars.add("train", {"loss": 13.0}, 13)
+        scalars.flush()
+        assert read_scalars(tmp_path)["train/loss"] == [*steps, (13, 13.0)]
+        scalars.close()
+
+    def test_after_a_clock_that_was_ahead(self, tmp_path):
+        write_session(tmp_path, 8_000_000_000, range(1, 8))
+        scalars = Scalars(tmp_path, 5)
+        scalars.add("train", {"loss": 0.5}, 6)
+        scalars.close()
+        there = read_scalars(tmp_path)["train/loss"]
+        assert [step for step, _ in there] == [1, 2, 3, 4, 5, 6]
+        assert there[-1] == (6, 0.5)
+
     def test_at_the_last_step_keeps_it(self, tmp_path):
         write_session(tmp_path, 1, range(1, 5))
         write_session(tmp_path, 2, [], resumed_at=4)

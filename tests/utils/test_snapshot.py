@@ -141,6 +141,35 @@ class TestRotation:
         assert len(steps) <= keep + 1
         assert set(steps) <= {51, 50, *(50 - number for number in numbers)}
 
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    def test_no_damaged_state_displaces_a_whole_one(self, paths, keep, monkeypatch):
+        save(paths, keep, *range(keep + 1))
+        newer = [paths.last, *(paths.older(number) for number in range(1, keep))]
+        for path in newer:
+            damage(path)
+
+        def refuse(path: Path, target: Path) -> None:
+            raise AssertionError(f"{path} takes the place of {target}")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", refuse)
+            with pytest.raises(AssertionError, match=r"\.tmp takes the place of .*last\.bin$"):
+                save(paths, keep, 9)
+        assert step_of(paths.older(keep)) == 0
+        save(paths, keep, 9)
+        assert [step_of(paths.last), step_of(paths.older(keep))] == [9, 0]
+        snapshots = Snapshots(paths, keep)
+        for step in range(10, 11 + keep):
+            snapshots.save(snapshot(step))
+        assert kept_steps(paths) == list(range(10 + keep, 9, -1))
+
+    def test_one_that_cannot_be_read_counts_as_damaged(self, paths):
+        save(paths, 1, 1, 2)
+        paths.last.unlink()
+        paths.last.symlink_to(paths.last)  # also root cannot read it
+        save(paths, 1, 3)
+        assert kept_steps(paths) == [3, 1]
+
     def test_sorts_by_number_and_leaves_other_files_alone(self, paths):
         save(paths, 12, *range(1, 13))
         for name in ("last~x.bin", "last~.bin", "ckpt.bin", "last~1.bin.old"):
