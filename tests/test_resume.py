@@ -631,21 +631,27 @@ import resource, sys
 import torch, torch.utils.tensorboard
 import train
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
-resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + 400_000_000,) * 2)
-sys.exit(train.main(sys.argv[1:]))
+resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + int(sys.argv[1]),) * 2)
+sys.exit(train.main(sys.argv[2:]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
 @pytest.mark.parametrize(
-    "flags", ["--train_batch_size 4000 --eval_every 9", "--eval_batch_size 4000 --eval_every 1"]
+    ("room", "flags"),
+    [
+        (400_000_000, "--train_batch_size 4000 --eval_every 9 --img_size 224"),
+        # Enough for a step of 16 images, and not for 100 at once (it takes 1.2 GB to do that).
+        (600_000_000, "--eval_batch_size 4000 --eval_every 1 --img_size 448"),
+    ],
+    ids=["training", "evaluating"],
 )
-def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, flags):
+def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, room, flags):
     line = (
-        "--name run --dataset synthetic --model_type testing --img_size 224 --num_steps 2 "
+        "--name run --dataset synthetic --model_type testing --num_steps 2 "
         f"--num_workers 0 --device cpu {flags}"
     ).split()
-    command = [sys.executable, "-c", MEMORY, *line, "--data_root", str(drawn)]
+    command = [sys.executable, "-c", MEMORY, str(room), *line, "--data_root", str(drawn)]
     ended = subprocess.run(
         [*command, "--output_dir", str(tmp_path)], cwd=REPO, capture_output=True, text=True,
         # Else every thread that checks images may reserve 64 MB of addresses (glibc's arenas).
