@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "num_registers": 0,  # register tokens (Darcet et al. 2023, arXiv 2309.16588)
     "pre_norm": False,  # a LayerNorm before the first block and no patch bias (CLIP)
     "layer_scale": None,  # initial value of LayerScale (DINOv2); None: there is none
-    "dropout": 0.0,  # after the position embedding and every dense layer but the attention's
+    "dropout": 0.0,  # after the position embedding and each dense layer but query, key, value
     "drop_path": 0.0,  # stochastic depth of the last block, rising linearly from 0
 }
 

@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
         log.info("%s", line)
     log.info("report.json, report.txt and contact_sheet.png are in %s", output)
 
+    if not any(split["is_at_hand"] for split in report["splits"].values()):
+        raise RunError(f"no image of {spec.name} is below {splits[0].root}")
     bad = [*report["missing"], *report["unreadable"]]
     if bad:
         raise RunError(

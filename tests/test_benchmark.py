@@ -136,7 +136,6 @@ class TestData:
         [
             ([10.0, 11.0, 12.0, 13.0, 40.0], ["loader processes grow by 30 MB"]),
             ([10.0, 11.0, 12.0, 11.0, 10.5], []),
-            ([None] * 5, ["the memory of loader processes cannot be read here"]),
         ],
     )
     def test_memory_that_grows_is_said(self, split, monkeypatch, readings, said):

@@ -214,6 +214,17 @@ def test_flowers_that_are_in_two_splits_are_found(drawn, tmp_path, capsys):
     assert report["splits"]["trainval"]["samples"] == 300
 
 
+def test_data_of_which_nothing_is_here_is_a_failure(tmp_path, capsys):
+    """As where every path of a list has a wrong beginning."""
+    root = write_cub(tmp_path / "data")
+    for path in (root / "images").rglob("*.jpg"):
+        path.unlink()
+    assert check("cub", root, tmp_path / "report") == 1
+    captured = capsys.readouterr()
+    assert "no image is here of: train, test" in captured.out
+    assert captured.err == f"error: no image of CUB_200_2011 is below {root}\n"
+
+
 def test_a_split_of_which_nothing_is_here_is_said_but_no_failure(tmp_path, capsys):
     root = write_cub(tmp_path / "data")
     test = open_split(get_spec("CUB_200_2011"), root, "test")

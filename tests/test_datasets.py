@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -334,10 +335,15 @@ class TestSelectedOnTest:
 
 
 class TestCarsWithoutTestLabels:
-    def test_train_on_a_carved_val(self, tmp_path):
+    def test_train_on_a_carved_val_and_say_why(self, tmp_path, capsys):
         root = write_cars(tmp_path / "data", labelled=False)
         paths = run("car", root, tmp_path / "out")
         assert read_json(paths.metrics)["split"] == "val"
+        out = capsys.readouterr().out
+        assert re.search(
+            r"^val is carved out of train: \d+ images, a share of 0\.2 of each class, seed \d+; no "
+            r"test: the test split needs cars_test_annos_withlabels\.mat", out, re.MULTILINE
+        )  # fmt: skip
 
     def test_say_which_file_is_missing(self, tmp_path, refused):
         root = write_cars(tmp_path / "data", labelled=False)

@@ -257,7 +257,7 @@ class TestBadInput:
     def test_the_data_of_a_recipe_that_is_not_there(self, refused, tmp_path):
         (tmp_path / "data").mkdir()
         error = refused(train, "--name a --recipe transfg-dog", "--data_root", tmp_path / "data")
-        assert "holds no Images, nor does a dog/" in error
+        assert "holds no Images or images, nor does a dog/" in error
 
     def test_a_recipe_needs_a_name(self, refused):
         assert "--name" in refused(train, "--recipe small-data")

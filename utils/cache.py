@@ -42,7 +42,7 @@ from utils.presets import Size
 from utils.splits import Split
 from utils.working_images import CachedImages, FileImages, Index, SizeOf
 
-FORMAT = 2  # raise it when the bytes or their layout change
+FORMAT = 3  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what workers share; macOS has no such folder
 RAM_SHARE = 0.6  # of the machine's memory that the caches of a run may take
@@ -203,8 +203,16 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _open_disk_cache(folder: Path, count: int) -> CachedImages | None:
-    """The cache of `count` images in `folder`, or None: not there, or not what was written."""
+def _has_size(size: np.ndarray, original: np.ndarray, size_of: SizeOf) -> bool:
+    width, height = original.tolist()
+    if not width or not height:  # a bad image
+        return not size.any()
+    return tuple(size.tolist()) == size_of(Size(height, width))
+
+
+def _open_disk_cache(folder: Path, files: FileImages) -> CachedImages | None:
+    """The cache of `files` in `folder`, or None: not there, or not what would be written now."""
+    count = len(files.split)
     try:
         about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
         bad = {int(position): message for position, message in about["bad"].items()}
@@ -214,6 +222,9 @@ def _open_disk_cache(folder: Path, count: int) -> CachedImages | None:
             return None
         index = Index.of(sizes, originals, bad)
         is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1] > 0
+        has_sizes = all(
+            _has_size(*pair, files.size_of) for pair in zip(sizes, originals, strict=True)
+        )
     # What a folder that is absent, emptied or overwritten raises; RuntimeError: flipped bits in the
     # zip archive's flags.
     except (
@@ -221,7 +232,7 @@ def _open_disk_cache(folder: Path, count: int) -> CachedImages | None:
         zipfile.BadZipFile,
     ):  # fmt: skip
         return None
-    return CachedImages(folder / PIXELS_FILE, index) if is_whole else None
+    return CachedImages(folder / PIXELS_FILE, index) if is_whole and has_sizes else None
 
 
 def _has_healed(files: FileImages, bad: dict[int, str]) -> bool:
@@ -303,14 +314,14 @@ def disk_cache(
     key = cache_key(files.split, working)
     folder = cache_dir / key
     with _locked(cache_dir / f"{key}.lock"):
-        cache = _open_disk_cache(folder, len(files.split))
+        cache = _open_disk_cache(folder, files)
         if cache is None or _has_healed(files, cache.index.bad):
             about = {
                 "dataset": files.split.dataset, "split": files.split.name,
                 "images": len(files.split), "working": working,
             }  # fmt: skip
             _build_disk_cache(folder, files, about, may_be_bad)
-            cache = _open_disk_cache(folder, len(files.split))
+            cache = _open_disk_cache(folder, files)
         else:
             log.info("cache: reading %s", folder)
     if cache is None:

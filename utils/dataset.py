@@ -68,7 +68,11 @@ def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
     nested = [outer / folder for outer in below for folder in spec.folders]
     candidates = (data_root, *below, *nested)
     missing = {
-        root: [entry for entry in spec.entries if not (root / entry).exists()]
+        root: [
+            entry
+            for entry in spec.entries
+            if not any((root / name).exists() for name in entry.split("|"))
+        ]
         for root in candidates
     }
     best = min(candidates, key=lambda root: len(missing[root]))
@@ -84,7 +88,7 @@ def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
 
 
 def _listed(names: Sequence[str]) -> str:
-    *most, last = names
+    *most, last = (name.replace("|", " or ") for name in names)
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -98,7 +102,7 @@ class DatasetSpec:
     splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]]
     aliases: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()  # names under which the data lies in a parent of all datasets
-    entries: tuple[str, ...] = ()  # what its root must hold
+    entries: tuple[str, ...] = ()  # what its root must hold; of `a|b` either
     remedy: str = ""  # what to do where they are missing
     absent: Mapping[str, str] = field(default_factory=dict)  # why a split may not be there
     find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries

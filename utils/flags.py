@@ -176,7 +176,7 @@ def _add_architecture_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--dropout", type=fraction, default=0.0,
-        help="after the position embedding and each dense layer but the attention's",
+        help="after the position embedding and each dense layer but queries, keys and values",
     )  # fmt: skip
     group.add_argument(
         "--drop_path", type=fraction, default=0.0,

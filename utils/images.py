@@ -25,6 +25,7 @@ MAX_DECODED_IN_CHECK = 64
 THREADS = 8  # waiting for the disk, mostly
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
 # where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
@@ -156,18 +157,23 @@ def decodes(path: str | Path) -> bool:
 
 
 def _looks_whole(path: Path) -> bool:
-    """Whether a file is a JPEG with opening and closing markers, or anything that decodes."""
+    """Whether a file is a JPEG or PNG that begins and ends as one, or anything that decodes."""
     if not path.is_file():
         return False
     try:
         with path.open("rb") as file:
-            head = file.read(len(JPEG_START))
+            head = file.read(len(PNG_START) + 8)
             file.seek(0, 2)
             file.seek(max(0, file.tell() - JPEG_TAIL))
             tail = file.read()
     except OSError:  # not to be read: bad input as well
         return False
-    return (head == JPEG_START and JPEG_END in tail) or decodes(path)
+    if head.startswith(JPEG_START) and JPEG_END in tail:
+        return True
+    if head.startswith(PNG_START) and tail.endswith(PNG_END):
+        width, height = struct.unpack_from(">II", head, len(PNG_START))
+        return width * height <= MAX_PIXELS
+    return decodes(path)
 
 
 def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[Path]:
@@ -187,7 +193,7 @@ def check_images(
 ) -> None:
     """Refuse data with images that are missing, empty or damaged.
 
-    Every image of `splits` must exist and be non-empty and have its header and closing marker; the
+    Every image of `splits` must exist, begin and end as a JPEG or PNG does, or else decode; the
     images of `used`, if they are at most `MAX_DECODED_IN_CHECK` in all, are decoded.
 
     Args:

@@ -213,7 +213,8 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
     if config.cache == "ram":
         return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)
     if config.cache == "disk":
-        working = {"phase": phase, "squash": preset.squash, "img_size": config.img_size}
+        side = preset.train_side if phase == "train" else preset.eval_side
+        working = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
         return disk_cache(Path(config.cache_dir), files, working, may_be_bad)
     return files
 

@@ -49,14 +49,17 @@ class Preset:
         # TransFG's code: 600 for 448, but 400 for iNaturalist's 304, which is not in proportion.
         return 400 if img_size == 304 else round(img_size * 600 / 448)
 
-    def train_size(self, img_size: int, size: Size) -> Size:
-        """Working size in training, of an image of `size`."""
-        if self.squash:
-            side = self.eval_side(img_size)
-            return Size(side, side)
+    def train_side(self, img_size: int) -> int:
+        """What the shorter side of a working image has at most in training; squashed: each side."""
         # Twice evaluation's side: so the smallest crops, a quarter of the area, have over S^2
         # pixels. Photographs on the web, 500 pixels a side, are left as they are for 224.
-        side = 2 * self.eval_side(img_size)
+        return self.eval_side(img_size) * (1 if self.squash else 2)
+
+    def train_size(self, img_size: int, size: Size) -> Size:
+        """Working size in training, of an image of `size`."""
+        side = self.train_side(img_size)
+        if self.squash:
+            return Size(side, side)
         return size if min(size) <= side else shorter_side_to(side, size)
 
     def eval_size(self, img_size: int, size: Size) -> Size:

@@ -54,6 +54,8 @@ IN_GENERAL = (
     "The code's learning rate is one step ahead: it steps the schedule before the optimizer.",
     "The code shuffles once: without set_epoch every epoch has the same batches in the same order.",
     "The code's head starts random (its zero_head is read nowhere); ours starts at zero.",
+    "The code drops nothing out after the attention's output (its attention_dropout_rate is 0); "
+    "ours does, as Google's code and the ViT paper.",
     "Of two public versions of the code one divides the contrastive loss by 16, not by 16 x 16, "
     "and leaves the last norm new; ours is as the other one and the paper.",
 )

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from utils.console import log
-from utils.dataset import get_spec, open_split
+from utils.dataset import DatasetSpec, get_spec, open_split
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
 from utils.images import check_images
@@ -102,6 +102,12 @@ def carving_of(config: FrozenConfigDict) -> Carving | None:
     return Carving(config.val_fraction, config.split_seed)
 
 
+def _why_absent(spec: DatasetSpec, config: FrozenConfigDict) -> list[tuple[str, str]]:
+    """The splits that the dataset could have and the data has not, and why."""
+    there = spec.official_splits(spec.find_root(spec, Path(config.data_root)))
+    return [(split, why) for split, why in spec.absent.items() if split not in there]
+
+
 def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
     """The whole split of a phase and the part of it that the run uses; no image is opened.
 
@@ -113,10 +119,14 @@ def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
         InputError: data root, list files, split or subset are missing or malformed.
     """
     flag = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}[phase]
-    spec = get_spec(config.dataset)
-    split = open_split(
-        spec, Path(config.data_root), config[f"{phase}_split"], carving_of(config)
-    )  # fmt: skip
+    spec, carving = get_spec(config.dataset), carving_of(config)
+    split = open_split(spec, Path(config.data_root), config[f"{phase}_split"], carving)
+    if phase == "eval" and carving is not None and split.name == "val":
+        log.info(
+            "val is carved out of train: %d images, a share of %g of each class, seed %d%s",
+            len(split), carving.fraction, carving.seed,
+            "".join(f"; no {name}: {why}" for name, why in _why_absent(spec, config)),
+        )  # fmt: skip
     batch_size = config[f"{phase}_batch_size"]
     return split, select_subset(split, config[flag], batch_size, f"--{flag}")
 

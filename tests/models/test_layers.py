@@ -195,7 +195,8 @@ def test_layer_scale_starts_at_its_initial_value():
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
-def test_dropout_is_after_every_dense_layer_but_the_attention_s(dropout):
+def test_dropout_is_after_every_dense_layer_but_queries_keys_and_values(dropout):
+    """Dosovitskiy et al. 2021, appendix B.1."""
     block = block_of(8, 2, 16, dropout=dropout)
     randomize(block, 0)
     x = tokens_of(0, 2, 3, 8)

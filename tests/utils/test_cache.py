@@ -22,7 +22,7 @@ from PIL import Image
 from utils import cache as cache_module
 from utils.cache import cache_key, disk_cache, ram_cache
 from utils.errors import RunError
-from utils.presets import PRESETS
+from utils.presets import PRESETS, Preset, Size
 from utils.working_images import CachedImages, FileImages, Index
 
 SIZE = 16
@@ -159,6 +159,13 @@ class TestDisk:
         assert len(keys) == 4
         assert all(len(key) == 24 for key in keys)
 
+    def test_of_other_sizes_is_built_again(self, split, tmp_path, monkeypatch):
+        """Whatever the key says: as if the preset had another working size by now."""
+        build(split, tmp_path / "c")
+        monkeypatch.setattr(Preset, "train_side", lambda preset, img_size: 2 * img_size)
+        assert min(files_of(split).size_of(Size(50, 60))) == 2 * SIZE
+        assert_same(build(split, tmp_path / "c"), split)
+
     @pytest.mark.parametrize("name", ["pixels.bin", "index.npz", "about.json"])
     @pytest.mark.parametrize(
         "damage", [b"", b"{}", b"[]", b"null", b'{"bad": 3}', b"[" * 10**5, None]
@@ -211,13 +218,13 @@ class TestDisk:
         (path,) = (tmp_path / "c").glob("*/index.npz")
         whole, random = path.read_bytes(), np.random.default_rng(0)
         folder = path.parent
-        right = cache_module._open_disk_cache(folder, 6).index
+        right = cache_module._open_disk_cache(folder, files_of(split)).index
         refused = 0
         for _ in range(1500):
             content = bytearray(whole)
             content[random.integers(len(whole))] ^= 1 << random.integers(8)
             path.write_bytes(content)
-            cache = cache_module._open_disk_cache(folder, 6)
+            cache = cache_module._open_disk_cache(folder, files_of(split))
             refused += cache is None
             if cache is not None:
                 assert np.array_equal(cache.index.sizes, right.sizes)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from utils import images
 from utils.errors import InputError, RunError
 from utils.images import MAX_DECODED_IN_CHECK, check_images, decode_rgb, describe
 from utils.splits import Split
@@ -253,6 +254,24 @@ class TestCheckImages:
     def test_a_png_named_jpg_passes(self, split, save_photo, used):
         save_photo(self.path(split, 0), format="PNG")
         check_images([split], [split] if used else [])
+
+    @pytest.mark.parametrize("cut", [100, 2000])
+    def test_a_png_that_is_cut_is_refused(self, split, save_photo, cut):
+        path = self.path(split, 0)
+        save_photo(path, format="PNG")
+        path.write_bytes(path.read_bytes()[:-cut])
+        with pytest.raises(InputError, match=r"1 of 5 images .* empty or damaged"):
+            check_images([split], [])
+
+    def test_a_png_is_decoded_only_where_few_are_used(self, split, save_photo, monkeypatch):
+        """Decoding takes milliseconds an image, and a folder may hold 50,000."""
+        save_photo(self.path(split, 0), format="PNG")
+        decoded = []
+        monkeypatch.setattr(images, "decodes", lambda path: not decoded.append(path))
+        check_images([split], [])
+        assert decoded == []
+        check_images([split], [split])
+        assert len(decoded) == len(split)
 
     @pytest.mark.parametrize("used", [True, False])
     @pytest.mark.parametrize("padding", [b"\x00" * 300, b"\x00" * 20_000, b"trailing words" * 30])

@@ -19,7 +19,8 @@ from utils.readers.named import Sample, name_classes
 IMAGE_FOLDER = "Images"
 LIST_FOLDER = "lists"
 LIST_FILES = {"train": "train_list.mat", "test": "test_list.mat"}
-ENTRIES = (IMAGE_FOLDER,)  # what both places of the lists have in common
+ARCHIVE_FOLDER = "images"  # where images.tar is unpacked into a folder of its own
+ENTRIES = (f"{IMAGE_FOLDER}|{ARCHIVE_FOLDER}",)  # what both places of the lists have in common
 REMEDY = "fetch lists.tar of Stanford Dogs again"
 
 
@@ -36,7 +37,7 @@ def read(root: Path, split: str) -> Listing:
         for name, pairs in files.items()
     }
     classes = name_classes({sources[name]: samples[name] for name in sources})
-    folder = unpacked(root, IMAGE_FOLDER, "images")
+    folder = unpacked(root, IMAGE_FOLDER, ARCHIVE_FOLDER)
     return make_listing(
         sources[split],
         classes,

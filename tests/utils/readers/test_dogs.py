@@ -1,6 +1,7 @@
 """utils/readers/dogs.py: the official lists, read exactly or refused in one line."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from layouts_objects import DOG_FOLDERS, cells, edit_mat, write_dog_list, write_dogs
 from PIL import Image
 
+from utils.dataset import get_spec, open_split
 from utils.errors import InputError
 from utils.readers import dogs
 
@@ -41,7 +43,7 @@ class TestRead:
         photos = {np.asarray(Image.open(root / path)).tobytes() for path in paths}
         assert len(photos) == len(paths) == 18
         assert {path.relative_to(root).as_posix() for path in root.rglob("*.jpg")} == set(paths)
-        assert all((root / entry).is_dir() for entry in dogs.ENTRIES)
+        assert (root / dogs.IMAGE_FOLDER).is_dir()
 
     def test_takes_images_that_lie_in_a_folder_named_after_their_archive(self, tmp_path):
         root = write_dogs(tmp_path / "dogs")
@@ -49,7 +51,9 @@ class TestRead:
         (root / "images").mkdir()
         (root / "aside").rename(root / "images" / "Images")
         for split in ("train", "test"):
-            assert all((root / path).is_file() for path in dogs.read(root, split).paths)
+            found = open_split(get_spec("dog"), tmp_path, split)
+            assert len(found) > 0
+            assert all(Path(found.path_of(i)).is_file() for i in range(len(found)))
 
     def test_has_every_class_where_a_split_lacks_one(self, tmp_path):
         root = write_dogs(tmp_path / "dogs", test_classes=[0, 2], photos=False)
