@@ -34,7 +34,11 @@ fi
 
 if ! "$PYTHON" scripts/check_pins.py "$REQUIREMENTS"; then
   echo "installing $REQUIREMENTS into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-  # pip would compile every module (93 s for requirements-dev.txt), most of which are never imported;
-  # Python compiles the others at their first import.
+  # pip compiles to bytecode on one core (93 s of CPU for requirements-dev.txt); compileall takes all.
+  # Left to the first import it would be made again by every process where PYTHONDONTWRITEBYTECODE is
+  # set: importing torch took three times as long.
+  # It fails where a package carries a file in another Python's syntax; so does pip, silently.
   "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -r "$REQUIREMENTS"
+  "$PYTHON" -m compileall -qq -j 0 \
+    "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 fi
