@@ -186,20 +186,24 @@ def measure_difference(split: "Split") -> tuple[dict[str, float], list[str]]:
 # --- Memory ---------------------------------------------------------------------------------------
 
 
-def private_megabytes(pids: list[int]) -> float:
-    """Memory that processes share with nobody, in MB; on macOS what they have in memory at all.
+def _private_kilobytes(pid: int) -> int:
+    if sys.platform == "darwin":
+        command = ["ps", "-o", "rss=", "-p", str(pid)]
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
-    There they are spawned, so that nothing of the main process could be copied by a write.
+
+def private_megabytes(pids: list[int]) -> float | None:
+    """Memory that processes share with nobody, in MB; None where the system does not say.
+
+    On macOS what they have in memory at all: there they are spawned, so that nothing of the main
+    process could be copied by a write.
     """
-    total = 0
-    for pid in pids:
-        if sys.platform == "darwin":
-            command = ["ps", "-o", "rss=", "-p", str(pid)]
-            total += int(subprocess.run(command, check=True, capture_output=True).stdout)
-            continue
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-    return total / 1024
+    try:
+        return sum(map(_private_kilobytes, pids)) / 1024
+    except OSError:
+        return None
 
 
 def peak_megabytes() -> float:
@@ -242,6 +246,8 @@ def measure_memory(split: "Split", samples: int) -> tuple[dict[str, Any], list[s
                 pass
             readings.append(private_megabytes(pids))
         del batches
+    if None in readings:
+        return {"private_mb": None}, ["the memory of loader processes cannot be read here"]
     growth = readings[-1] - readings[0]
     missed = [f"loader processes grow by {growth:.0f} MB"] if growth > MAX_GROWTH_MB else []
     return {"samples": samples, "private_mb_at_each_fifth": readings, "growth_mb": growth}, missed

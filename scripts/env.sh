@@ -35,9 +35,9 @@ fi
 if ! "$PYTHON" scripts/check_pins.py "$REQUIREMENTS"; then
   echo "installing $REQUIREMENTS into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
   # pip compiles to bytecode on one core (93 s of CPU for requirements-dev.txt); compileall takes all.
-  # Left to the first import it would be made again by every process where PYTHONDONTWRITEBYTECODE is
-  # set: importing torch took three times as long.
-  # It fails where a package carries a file in another Python's syntax; so does pip, silently.
+  # It fails where a package carries a file in another Python's syntax; so does pip, silently. Left
+  # to the first import, bytecode would be made by every process anew where PYTHONDONTWRITEBYTECODE
+  # is set: tests that start some took two to three times as long.
   "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -r "$REQUIREMENTS"
   "$PYTHON" -m compileall -qq -j 0 \
     "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true

@@ -1,7 +1,9 @@
 """What the benchmarks measure with: rounds, ratios, bytes, the plot, the flags."""
 
 import argparse
+import os
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -136,12 +138,17 @@ class TestData:
         [
             ([10.0, 11.0, 12.0, 13.0, 40.0], ["loader processes grow by 30 MB"]),
             ([10.0, 11.0, 12.0, 11.0, 10.5], []),
+            ([None] * 5, ["the memory of loader processes cannot be read here"]),
         ],
     )
     def test_memory_that_grows_is_said(self, split, monkeypatch, readings, said):
         left = iter(readings)
         monkeypatch.setattr(data_figures, "private_megabytes", lambda pids: next(left))
         assert data_figures.measure_memory(split, 320)[1] == said
+
+    def test_memory_is_read_on_a_mac_too(self, monkeypatch):
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert 1 < data_figures.private_megabytes([os.getpid()]) < 1e5
 
     @pytest.mark.parametrize(
         ("fraction", "said"), [("0.0400", []), ("0.0512", ["training waits 5.1% of its time"])]
