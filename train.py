@@ -131,9 +131,15 @@ def train_loop(
             result = None
             if step.micro_batches:
                 result = train_step(
-                    learner.shared, objective, learner.optimizer, step, session.normalize,
-                    config.max_grad_norm, joint_forward, session.processes,
-                )  # fmt: skip
+                    learner.shared,
+                    objective,
+                    learner.optimizer,
+                    step,
+                    session.normalize,
+                    config.max_grad_norm,
+                    joint_forward,
+                    session.processes,
+                )
             else:  # all images are bad: nothing has a gradient, so nothing moves
                 learner.optimizer.step()
             learner.advance()
@@ -184,8 +190,10 @@ def train(
         micro_batches = plan_micro_batches(config, tokens, device, processes.world_size)
         changes = check_same_run(config, data.facts(config), past.snapshot) if past else {}
     facts = {
-        **data.facts(config), "normalization": start.normalization, "micro_batches": micro_batches,
-    }  # fmt: skip
+        **data.facts(config),
+        "normalization": start.normalization,
+        "micro_batches": micro_batches,
+    }
     with processes.together():
         stamp = build_env_stamp(config, command, device, facts, processes)
     if past is not None:
@@ -213,17 +221,26 @@ def train(
     learner = build_learner(model.to(device), config, processes)
     objective = build_objective(config, class_weights(config, data.train.split, device))
     with open_session(
-        config, data, learner, micro_batches, checkpoint,
-        with_session(stamp, state.step, past and past.stamp), past, state, processes, device,
-    ) as session:  # fmt: skip
+        config,
+        data,
+        learner,
+        micro_batches,
+        checkpoint,
+        with_session(stamp, state.step, past and past.stamp),
+        past,
+        state,
+        processes,
+        device,
+    ) as session:
         train_loop(config, state, objective, session)
         if state.is_out_of_patience(config):
             log.info("ended at step %d: %d evaluations were no better", state.step, config.patience)
         with processes.together():
             session.run.finish(
-                state.best, data_wait_fraction=session.meter.wait_fraction,
+                state.best,
+                data_wait_fraction=session.meter.wait_fraction,
                 skipped_images=len(session.skipped.ids),
-            )  # fmt: skip
+            )
 
 
 @entrypoint
@@ -250,8 +267,11 @@ def main(argv: Sequence[str]) -> None:
             config = resolve_length(config, len(data.train.split), earlier)
             log.info(
                 "%d steps = %.2f epochs of %d samples at batch %d",
-                config.num_steps, config.epochs, len(data.train.split), config.train_batch_size,
-            )  # fmt: skip
+                config.num_steps,
+                config.epochs,
+                len(data.train.split),
+                config.train_batch_size,
+            )
             train(config, data, past, state, f"train.py {shlex.join(argv)}", processes)
 
 

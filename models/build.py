@@ -41,7 +41,7 @@ def freeze(model: Backbone, what: str) -> None:
     if what != "backbone" and not (what.isdecimal() and 1 <= int(what) <= model.depth):
         raise ValueError(f"cannot freeze {what!r} of a model of {model.depth} blocks")
     for name, parameter in model.named_parameters():
-        is_frozen = model.is_backbone(name) if what == "backbone" else (
-            model.layer_of(name) <= int(what)
-        )  # fmt: skip
+        is_frozen = (
+            model.is_backbone(name) if what == "backbone" else (model.layer_of(name) <= int(what))
+        )
         parameter.requires_grad_(not is_frozen)

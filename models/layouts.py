@@ -55,9 +55,12 @@ _QKV = ("query", "key", "value")
 def _google_names() -> tuple[tuple[str, str], ...]:
     leaves = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     modules = {
-        "LayerNorm_0": "norm1", "LayerNorm_2": "norm2", "MlpBlock_3/Dense_0": "mlp.fc1",
-        "MlpBlock_3/Dense_1": "mlp.fc2", f"{_GOOGLE_MHA}/out": "attn.proj",
-    }  # fmt: skip
+        "LayerNorm_0": "norm1",
+        "LayerNorm_2": "norm2",
+        "MlpBlock_3/Dense_0": "mlp.fc1",
+        "MlpBlock_3/Dense_1": "mlp.fc2",
+        f"{_GOOGLE_MHA}/out": "attn.proj",
+    }
     rows = [
         (f"{_GOOGLE_BLOCK}{theirs}/{leaf}", f"blocks.{{i}}.{ours}.{our_leaf}")
         for theirs, ours in modules.items()
@@ -71,10 +74,12 @@ def _google_names() -> tuple[tuple[str, str], ...]:
     rows += [
         (f"{theirs}/{leaf}", f"{ours}.{our_leaf}")
         for theirs, ours in {
-            "embedding": "patch_embed.proj", "Transformer/encoder_norm": "norm", "head": "head",
+            "embedding": "patch_embed.proj",
+            "Transformer/encoder_norm": "norm",
+            "head": "head",
         }.items()
         for leaf, our_leaf in leaves.items()
-    ]  # fmt: skip
+    ]
     rows += [("cls", "cls_token"), ("Transformer/posembed_input/pos_embedding", "pos_embed")]
     return tuple((f"(?:opt/target/)?{theirs}", ours) for theirs, ours in rows)
 

@@ -130,8 +130,9 @@ def _is_square(number: int) -> bool:
 def _check_sidecar_sizes(said: Mapping[str, int], sizes: dict[str, int], folder: Path) -> None:
     differing = [
         f"{key} {value} where the weights have {sizes[key]}"
-        for key, value in said.items() if key in sizes and sizes[key] != value
-    ]  # fmt: skip
+        for key, value in said.items()
+        if key in sizes and sizes[key] != value
+    ]
     if differing:
         raise ProfileError(
             f"{folder / 'config.json'} describes another model ({', '.join(differing)}); remove "
@@ -200,9 +201,11 @@ def own_pretrained(
         raise WeightsError(str(error)) from error
     sizes["num_heads"] = config.num_heads
     profile = Profile(
-        tuple(normalization["mean"]), tuple(normalization["std"]),
-        config.layer_norm_eps, config.activation,
-    )  # fmt: skip
+        tuple(normalization["mean"]),
+        tuple(normalization["std"]),
+        config.layer_norm_eps,
+        config.activation,
+    )
     return Pretrained("ours", tensors, (), sizes, parts, profile, notes, "")
 
 
@@ -214,8 +217,9 @@ def adapt_config(config: ConfigDict, weights: Pretrained) -> ConfigDict:
     """
     differing = [
         f"{key} {value}, not {config[key]}"
-        for key, value in weights.sizes.items() if config[key] != value
-    ]  # fmt: skip
+        for key, value in weights.sizes.items()
+        if config[key] != value
+    ]
     if differing:
         fitting = types_of_size(weights.sizes)
         advice = f"; use --model_type {fitting[0]}" if fitting else ", which no --model_type has"
@@ -223,10 +227,11 @@ def adapt_config(config: ConfigDict, weights: Pretrained) -> ConfigDict:
     if config.head == "parts" and not weights.parts["class_token"]:
         raise WeightsError("it has no class token, which --head parts needs")
     fields = {
-        **config.to_dict(), **weights.parts,
+        **config.to_dict(),
+        **weights.parts,
         "layer_norm_eps": weights.profile.layer_norm_eps,
         "activation": weights.profile.activation,
-    }  # fmt: skip
+    }
     if config.head == "parts":
         fields["pool"] = "token"  # what is read is the class token after the part block
     return complete_config(fields)

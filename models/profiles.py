@@ -45,9 +45,12 @@ SIGLIP = Profile(_HALF, _HALF, 1e-6, "gelu")
 
 # By the values of --pretrained_profile; `auto` is none of them.
 PROFILES = {
-    "google": GOOGLE, "imagenet": IMAGENET, "clip": CLIP, "clip-quickgelu": CLIP_QUICKGELU,
+    "google": GOOGLE,
+    "imagenet": IMAGENET,
+    "clip": CLIP,
+    "clip-quickgelu": CLIP_QUICKGELU,
     "siglip": SIGLIP,
-}  # fmt: skip
+}
 AUTO = "auto"
 
 # What `auto` assumes for a layout where no file beside the weights says it.
@@ -84,13 +87,19 @@ class Sidecar(NamedTuple):
 
 # Names of activations in configs of Hugging Face and timm.
 _ACTIVATIONS = {
-    "gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu",
-    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_tanh": "gelu_tanh",
-}  # fmt: skip
+}
 _HF_SIZES = {
-    "hidden_size": "embed_dim", "num_hidden_layers": "depth", "num_attention_heads": "num_heads",
-}  # fmt: skip
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+}
 _HF_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 
@@ -146,8 +155,11 @@ def _from_hugging_face(path: Path, config: Mapping[str, Any]) -> Sidecar:
 
 # Those of timm's SigLIP towers (some of SigLIP 2) that have the tanh approximation.
 _TIMM_SIGLIP_GELU_TANH = (
-    "base_patch32_siglip", "large_patch16_siglip_512", "so400m_patch16_siglip", "giantopt",
-)  # fmt: skip
+    "base_patch32_siglip",
+    "large_patch16_siglip_512",
+    "so400m_patch16_siglip",
+    "giantopt",
+)
 
 
 def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
@@ -163,8 +175,11 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     elif "siglip" in architecture:
         is_tanh = any(name in architecture for name in _TIMM_SIGLIP_GELU_TANH)
         kind = SIGLIP._replace(activation="gelu_tanh" if is_tanh else SIGLIP.activation)
-    sizes = {key: v for key in ("embed_dim", "depth", "num_heads")
-             if type(v := arguments.get(key)) is int}  # fmt: skip
+    sizes = {
+        key: v
+        for key in ("embed_dim", "depth", "num_heads")
+        if type(v := arguments.get(key)) is int
+    }
     return Sidecar(
         sources=(path.name,),
         mean=_channels(path, data.get("mean"), is_std=False),

@@ -39,9 +39,13 @@ def plan_start(
         WeightsError: the weights are of another size, or lack what the head needs.
     """
     model_config = get_config(
-        config.model_type, config.img_size, head=config.head, patch_stride=config.slide_step,
-        dropout=config.dropout, drop_path=config.drop_path,
-    )  # fmt: skip
+        config.model_type,
+        config.img_size,
+        head=config.head,
+        patch_stride=config.slide_step,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+    )
     if weights is None:
         profile = PROFILES.get(config.pretrained_profile, GOOGLE)
         return Start(model_config, profile.normalization, None, False)
@@ -63,7 +67,10 @@ def build_start(
     if start.weights is None:
         return model, None
     report = load_pretrained(
-        model, start.weights, start.keep_head, config.pos_resample,
+        model,
+        start.weights,
+        start.keep_head,
+        config.pos_resample,
         config.part_init or "pretrained",
-    )  # fmt: skip
+    )
     return model, report

@@ -130,8 +130,9 @@ def load_pretrained(
     problems = [f"missing {key}" for key in sorted(own.keys() - taken.keys() - skipped)]
     problems += [
         f"{key} is {tuple(tensor.shape)}, not {tuple(own[key].shape)}"
-        for key, tensor in sorted(taken.items()) if tensor.shape != own[key].shape
-    ]  # fmt: skip
+        for key, tensor in sorted(taken.items())
+        if tensor.shape != own[key].shape
+    ]
     if problems:
         raise WeightsError(", ".join(problems))
     model.load_state_dict({**own, **taken})

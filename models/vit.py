@@ -98,9 +98,10 @@ class Backbone(nn.Module):
         patches = self.patch_embed(images)
         count = patches.shape[0]
         prefix = [
-            token.expand(count, -1, -1) for token in (self.cls_token, self.reg_token)
+            token.expand(count, -1, -1)
+            for token in (self.cls_token, self.reg_token)
             if token is not None
-        ]  # fmt: skip
+        ]
         if self.pos_class_token:
             # Registers, if any, stand between and have no position.
             positions = self.pos_embed

@@ -37,8 +37,15 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     except TypeError as error:  # torch has no such type (text, dates)
         raise WeightsError(f"{key} holds no numbers") from error
     # RuntimeError: an entry that zipfile cannot open (encrypted, unknown compression).
-    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile,
-            zlib.error) as error:  # fmt: skip
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise WeightsError("it is a damaged or truncated .npz archive; copy it again") from error
     return tensors
 
@@ -55,8 +62,17 @@ def _read_torch(path: Path) -> object:
             "state dict alone"
         ) from error
     # What torch.load raises for archives that are no pickle of tensors.
-    except (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
-            AssertionError, OSError, struct.error) as error:  # fmt: skip
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OSError,
+        struct.error,
+    ) as error:
         raise WeightsError("it is damaged, truncated or no weight file; copy it again") from error
 
 
@@ -117,9 +133,10 @@ def _state_dict(payload: object) -> dict[str, Tensor]:
     if not isinstance(payload, Mapping):
         raise WeightsError(f"it holds a {type(payload).__name__}, no state dict")
     tensors = {
-        key: value for key, value in payload.items()
+        key: value
+        for key, value in payload.items()
         if isinstance(key, str) and isinstance(value, Tensor)
-    }  # fmt: skip
+    }
     if not tensors:
         raise WeightsError("it holds no tensors by name")
     for prefix in PREFIXES:

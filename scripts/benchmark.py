@@ -110,8 +110,9 @@ def machine() -> dict[str, Any]:
     """Where the figures are from."""
     versions = {
         name: importlib.metadata.version(name)
-        for name in ("torch", "torchvision", "timm", "transformers") if find_spec(name)
-    }  # fmt: skip
+        for name in ("torch", "torchvision", "timm", "transformers")
+        if find_spec(name)
+    }
     return {
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, fp32",
         "python": platform.python_version(),
@@ -130,9 +131,12 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measures = {
-        "startup": measure_startup, "block": measure_block, "model": measure_model,
-        "data": measure_data, "save": measure_save,
-    }  # fmt: skip
+        "startup": measure_startup,
+        "block": measure_block,
+        "model": measure_model,
+        "data": measure_data,
+        "save": measure_save,
+    }
     for name, measure in measures.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.set_defaults(measure=measure)
@@ -140,9 +144,11 @@ def main(argv: Sequence[str]) -> None:
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
         command.add_argument("--check", action="store_true", help="exit 1 if a promise is missed")
         command.add_argument(
-            "--tolerance", type=fraction, default=0.0,
+            "--tolerance",
+            type=fraction,
+            default=0.0,
             help="share by which a speed may miss its promise: other machines, others at work",
-        )  # fmt: skip
+        )
         if name == "block":
             command.add_argument("--model_type", default="ViT-B_16", help="a registered model")
             command.add_argument("--img_size", type=int, default=224, help="pixels")

@@ -50,13 +50,18 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("data_root", type=Path, metavar="ROOT", help="as for --data_root")
     parser.add_argument(
-        "--output", type=Path, metavar="PATH",
+        "--output",
+        type=Path,
+        metavar="PATH",
         help="folder of the report (default: output/check_<dataset>)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--num_workers", type=positive_int, metavar="N", default=os.cpu_count() or 1,
+        "--num_workers",
+        type=positive_int,
+        metavar="N",
+        default=os.cpu_count() or 1,
         help="processes that decode (default: one for each processor)",
-    )  # fmt: skip
+    )
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
     output = args.output or Path("output") / f"check_{spec.name}"

@@ -237,10 +237,16 @@ def run_checks(predictions: Path | None, timeout: float) -> list[Check]:
         if predictions is not None:
             command += ["--predictions", str(predictions.absolute())]
         process = subprocess.Popen(
-            command, cwd=folder, env=_environment(folder), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env=_environment(folder),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
         try:
             results, noise = process.communicate(timeout=timeout)
             why = f"FiftyOne's process ended with exit code {process.returncode}"

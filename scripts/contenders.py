@@ -77,9 +77,12 @@ class Contenders:
 
     def _library(self, model: "nn.Module", logits: Callable[[Any], "Tensor"]) -> Contender:
         return _contender(
-            lambda images: logits(model(images)), self._cross_entropy, model.parameters(),
-            self.images, model.train,
-        )  # fmt: skip
+            lambda images: logits(model(images)),
+            self._cross_entropy,
+            model.parameters(),
+            self.images,
+            model.train,
+        )
 
     def timm(self) -> Contender:
         """timm's ViT-B/16."""
@@ -108,9 +111,14 @@ class Contenders:
         from torchvision.models import VisionTransformer
 
         model = VisionTransformer(
-            self.img_size, patch_size=16, num_layers=LIBRARIES_DEPTH, num_heads=12, hidden_dim=768,
-            mlp_dim=3072, num_classes=CLASSES,
-        )  # fmt: skip
+            self.img_size,
+            patch_size=16,
+            num_layers=LIBRARIES_DEPTH,
+            num_heads=12,
+            hidden_dim=768,
+            mlp_dim=3072,
+            num_classes=CLASSES,
+        )
         return self._library(model, lambda logits: logits)
 
     def ours(self, head: str, grad_checkpointing: bool = False) -> Contender:
@@ -123,9 +131,12 @@ class Contenders:
         model.grad_checkpointing = grad_checkpointing
         objective = Objective(contrastive_weight=1.0 if head == "parts" else 0.0)
         return _contender(
-            model, lambda output: objective(output, self.labels), model.parameters(),
-            self.images, model.train,
-        )  # fmt: skip
+            model,
+            lambda output: objective(output, self.labels),
+            model.parameters(),
+            self.images,
+            model.train,
+        )
 
     def naive(self) -> Contender:
         """TransFG ViT-B/16 as the paper's code computes it, from our initial weights."""

@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 REPO = Path(__file__).resolve().parents[1]
 # Promises of the issue: how many times as many images a second.
 MIN_SPEEDUP = {
-    "transfg": 4.0, "vit": 2.2, "transfg from ram": 10.0, "transfg from disk": 10.0,
-    "vit from ram": 10.0, "vit from disk": 10.0,
-}  # fmt: skip
+    "transfg": 4.0,
+    "vit": 2.2,
+    "transfg from ram": 10.0,
+    "transfg from disk": 10.0,
+    "vit from ram": 10.0,
+    "vit from disk": 10.0,
+}
 IMG_SIZES = {"transfg": 448, "vit": 224}
 BATCH = 32
 MAX_DIFFERENCE = 1 / 255  # of range, of an eval image from PIL's
@@ -60,11 +64,21 @@ def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDi
     from ml_collections import FrozenConfigDict
 
     defaults = {
-        "preset": preset, "img_size": IMG_SIZES[preset], "augment": "none", "random_erasing": 0.0,
-        "mixup": 0.0, "cutmix": 0.0, "num_steps": num_steps, "train_batch_size": BATCH,
-        "eval_batch_size": BATCH, "seed": 42, "num_workers": 0, "cache": "none", "cache_dir": None,
+        "preset": preset,
+        "img_size": IMG_SIZES[preset],
+        "augment": "none",
+        "random_erasing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "num_steps": num_steps,
+        "train_batch_size": BATCH,
+        "eval_batch_size": BATCH,
+        "seed": 42,
+        "num_workers": 0,
+        "cache": "none",
+        "cache_dir": None,
         "skip_bad_images": 0,
-    }  # fmt: skip
+    }
     return FrozenConfigDict({**defaults, **changes})
 
 
@@ -140,7 +154,7 @@ def measure_speed(
         f"{name} is {speedups[name]['ratio']:.2f} times PIL's, not {least}"
         for name, least in MIN_SPEEDUP.items()
         if speedups[name]["ratio"] < least * (1 - tolerance)
-    ]  # fmt: skip
+    ]
     figures = {
         "images_per_second_per_core": rates,
         "times_as_fast_as_pil": speedups,
@@ -178,8 +192,9 @@ def measure_difference(split: "Split") -> tuple[dict[str, float], list[str]]:
         figures[preset] = total / len(split)
     missed = [
         f"eval images of {name} differ from PIL's by {value * 255:.2f}/255"
-        for name, value in figures.items() if value >= MAX_DIFFERENCE
-    ]  # fmt: skip
+        for name, value in figures.items()
+        if value >= MAX_DIFFERENCE
+    ]
     return figures, missed
 
 
@@ -260,11 +275,31 @@ def measure_wait(data_root: Path, steps: int) -> tuple[dict[str, Any], list[str]
     """`data/wait_fraction` of a real training run: ViT-Ti_16, 224 px, batch 16, two workers."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "train.py", "--name", "wait", "--dataset", "flower102",
-            "--data_root", str(data_root), "--model_type", "ViT-Ti_16", "--img_size", "224",
-            "--num_steps", str(steps), "--eval_every", str(steps), "--log_every", str(steps),
-            "--tiny_infer_subset", "flower102_tiny", "--output_dir", folder, "--device", "cpu",
-        ]  # fmt: skip
+            sys.executable,
+            "train.py",
+            "--name",
+            "wait",
+            "--dataset",
+            "flower102",
+            "--data_root",
+            str(data_root),
+            "--model_type",
+            "ViT-Ti_16",
+            "--img_size",
+            "224",
+            "--num_steps",
+            str(steps),
+            "--eval_every",
+            str(steps),
+            "--log_every",
+            str(steps),
+            "--tiny_infer_subset",
+            "flower102_tiny",
+            "--output_dir",
+            folder,
+            "--device",
+            "cpu",
+        ]
         done = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True)
     (line,) = [text for text in done.stdout.splitlines() if "data_wait_fraction" in text]
     fraction = float(line.split()[-1])

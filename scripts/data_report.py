@@ -115,7 +115,7 @@ def _near(files: Files, scan: Scan) -> dict[str, Any]:
             parts[number].append(position)
     found = near_pairs(
         scan.hashes, scan.thumbnails, [np.array(part, dtype=np.int64) for part in parts]
-    )  # fmt: skip
+    )
     near = [pair for pair in found if scan.digests[pair.first] != scan.digests[pair.second]]
     return {
         "near_duplicates_found": len(near),
@@ -165,12 +165,17 @@ def summary_lines(report: dict[str, Any]) -> Iterator[str]:
         ("split", "images", "missing", "unreadable", "classes", "smallest", "largest"),
         [
             (
-                name, split["samples"], split["missing"], split["unreadable"], split["classes"],
-                split["smallest_class"], split["largest_class"],
+                name,
+                split["samples"],
+                split["missing"],
+                split["unreadable"],
+                split["classes"],
+                split["smallest_class"],
+                split["largest_class"],
             )
             for name, split in report["splits"].items()
         ],
-    )  # fmt: skip
+    )
     if report["sizes"]:
         yield ""
         rows = [(name, *report["sizes"][name].values()) for name in SIZES]

@@ -123,10 +123,18 @@ def look(path: str) -> Look:
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels)
     return Look(
-        False, "", _heard(), described.kind, described.width, described.height,
-        described.orientation, length, digest.digest(), int(perceptual_hash(grey)),
+        False,
+        "",
+        _heard(),
+        described.kind,
+        described.width,
+        described.height,
+        described.orientation,
+        length,
+        digest.digest(),
+        int(perceptual_hash(grey)),
         thumbnail(grey),
-    )  # fmt: skip
+    )
 
 
 def _listen() -> None:
@@ -188,10 +196,17 @@ class Scan:
     def empty(cls, count: int) -> "Scan":
         """Nothing is known of `count` files yet."""
         return cls(
-            np.zeros((count, 2), np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64),
-            [""] * count, [NO_DIGEST] * count, np.zeros(count, np.uint64),
-            np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), [], {}, {},
-        )  # fmt: skip
+            np.zeros((count, 2), np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            [""] * count,
+            [NO_DIGEST] * count,
+            np.zeros(count, np.uint64),
+            np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8),
+            [],
+            {},
+            {},
+        )
 
     def note(self, position: int, found: Look) -> None:
         """Record the look at one file."""

@@ -78,9 +78,13 @@ def main(argv: Sequence[str]) -> None:
         times = in_turn(actions, args.rounds)
         seconds = {name: f"{statistics.median(values):.3f} s" for name, values in times.items()}
         what = f"{processes.world_size} processes, {args.model_type}, {args.img_size} px"
-        log_table(f"{what}, {args.batch_size} images each", {
-            "gradients": f"{gradients.nbytes / 1e6:.1f} MB", **seconds,
-        })  # fmt: skip
+        log_table(
+            f"{what}, {args.batch_size} images each",
+            {
+                "gradients": f"{gradients.nbytes / 1e6:.1f} MB",
+                **seconds,
+            },
+        )
         log.info("medians of %d rounds, by the first process", args.rounds)
 
 

@@ -122,11 +122,14 @@ def _growth(rounds: int) -> list[dict[str, float | int | str]]:
         times = in_turn({name: model.train_step for name, model in models.items()}, rounds)
         rows += [
             {
-                "model": name, "img_size": size, "batch_size": GROWTH_BATCH,
-                "seconds": statistics.median(times[name]), "peak_bytes": _memory(model),
+                "model": name,
+                "img_size": size,
+                "batch_size": GROWTH_BATCH,
+                "seconds": statistics.median(times[name]),
+                "peak_bytes": _memory(model),
             }
             for name, model in models.items()
-        ]  # fmt: skip
+        ]
         del models
         gc.collect()
     return rows
@@ -158,9 +161,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `benchmark.py model` beside those of every benchmark."""
     parser.set_defaults(pairs=5)
     parser.add_argument(
-        "--growth", action=argparse.BooleanOptionalAction, default=True,
+        "--growth",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="also measure from 224 to 672 px (default: on)",
-    )  # fmt: skip
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth there (.png)")
 
 
@@ -176,12 +181,14 @@ def missed_promises(ratios: Mapping[str, float], tolerance: float = 0.0) -> list
         return 0.0 if name.endswith("memory") else tolerance
 
     limits = [
-        (name, limit, "over") for name, limit in AT_MOST.items()
+        (name, limit, "over")
+        for name, limit in AT_MOST.items()
         if ratios[name] > limit * (1 + slack(name))
     ] + [
-        (name, limit, "under") for name, limit in AT_LEAST.items()
+        (name, limit, "under")
+        for name, limit in AT_LEAST.items()
         if ratios[name] < limit * (1 - slack(name))
-    ]  # fmt: skip
+    ]
     return [f"{name} is {ratios[name]:.3f}, {how} {limit:.3f}" for name, limit, how in limits]
 
 

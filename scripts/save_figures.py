@@ -65,11 +65,15 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     ]
     share = statistics.median(shares)
     figures = {
-        "save_every": DEFAULT_SAVE_EVERY, "batch": BATCH, "state_bytes": size,
-        "step_seconds": step_seconds, "save_seconds": save_seconds, "share": share,
+        "save_every": DEFAULT_SAVE_EVERY,
+        "batch": BATCH,
+        "state_bytes": size,
+        "step_seconds": step_seconds,
+        "save_seconds": save_seconds,
+        "share": share,
         "share_range": [min(shares), max(shares)],
         # With faster steps the share grows; at this many seconds a step it is what is promised.
         "step_seconds_at_promise": save_seconds * (1 / MAX_SHARE - 1) / DEFAULT_SAVE_EVERY,
-    }  # fmt: skip
+    }
     missed = [] if share < MAX_SHARE * (1 + args.tolerance) else [f"saving takes {share:.1%}"]
     return figures, missed

@@ -38,44 +38,64 @@ def _parser() -> Parser:
     }
     for command in added.values():
         command.add_argument(
-            "--data_root", type=Path, metavar="PATH",
+            "--data_root",
+            type=Path,
+            metavar="PATH",
             help="Flowers-102 or its parent (default: $DATA_ROOT; without one, drawn flowers)",
-        )  # fmt: skip
+        )
         command.add_argument(
-            "--folder", type=Path, metavar="PATH",
+            "--folder",
+            type=Path,
+            metavar="PATH",
             help="new folder for the runs, which stay there (default: a temporary one)",
-        )  # fmt: skip
+        )
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     kills, damage, disk = (added[name] for name in SOAKS)
     for command in (kills, damage):
         command.add_argument("--seed", type=seed, default=42, help="of what is random here")
     kills.add_argument("--kills", type=positive_int, default=40, metavar="N", help="how many")
     kills.add_argument(
-        "--model_type", choices=tuple(patch_sizes()), default="testing", metavar="NAME",
+        "--model_type",
+        choices=tuple(patch_sizes()),
+        default="testing",
+        metavar="NAME",
         help="a registered model",
-    )  # fmt: skip
+    )
     kills.add_argument("--img_size", type=positive_int, default=32, metavar="PIXELS", help="side")
     kills.add_argument(
-        "--num_steps", type=positive_int, metavar="N",
+        "--num_steps",
+        type=positive_int,
+        metavar="N",
         help="of the training (default: what the kills can need)",
-    )  # fmt: skip
+    )
     damage.add_argument("--ways", type=positive_int, default=200, metavar="N", help="how many")
     damage.add_argument(
-        "--resumes", type=count, default=len(KINDS), metavar="N",
+        "--resumes",
+        type=count,
+        default=len(KINDS),
+        metavar="N",
         help="of the ways, that train.py goes on from to the end; one of each kind in turn",
-    )  # fmt: skip
+    )
     disk.add_argument(
-        "--resume_every", type=positive_int, default=5, metavar="N",
+        "--resume_every",
+        type=positive_int,
+        default=5,
+        metavar="N",
         help="let every N-th run that failed go on to the end",
-    )  # fmt: skip
+    )
     disk.add_argument(
-        "--stride", type=positive_int, default=1, metavar="N",
+        "--stride",
+        type=positive_int,
+        default=1,
+        metavar="N",
         help="of the many writes to one file, fail at the first, the last and every N-th",
-    )  # fmt: skip
+    )
     disk.add_argument(
-        "--disks", type=positive_int, metavar="N",
+        "--disks",
+        type=positive_int,
+        metavar="N",
         help="at most so many pretended and real full disks, spread over the run (default: all)",
-    )  # fmt: skip
+    )
     return parser
 
 

@@ -52,8 +52,10 @@ def zero_page(data: bytes, generator: random.Random) -> bytes:
 
 
 KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "bits flipped": flip_bits, "truncated": truncate, "page zeroed": zero_page,
-}  # fmt: skip
+    "bits flipped": flip_bits,
+    "truncated": truncate,
+    "page zeroed": zero_page,
+}
 
 
 @contextmanager
@@ -116,10 +118,26 @@ def soak_damage(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """
     data = data_flags(args.data_root, folder)
     flags = [
-        "--name", "run", *data, *RHYTHM, *ALL_THAT_IS_RANDOM, "--model_type", "testing",
-        "--img_size", "32", "--train_batch_size", "8", "--eval_batch_size", "16", "--num_workers",
-        "0", "--tiny_train_subset", f"{data[1]}_tiny", "--tiny_infer_subset", f"{data[1]}_tiny",
-    ]  # fmt: skip
+        "--name",
+        "run",
+        *data,
+        *RHYTHM,
+        *ALL_THAT_IS_RANDOM,
+        "--model_type",
+        "testing",
+        "--img_size",
+        "32",
+        "--train_batch_size",
+        "8",
+        "--eval_batch_size",
+        "16",
+        "--num_workers",
+        "0",
+        "--tiny_train_subset",
+        f"{data[1]}_tiny",
+        "--tiny_infer_subset",
+        f"{data[1]}_tiny",
+    ]
     whole, stopped = RunPaths(folder / "whole", "run"), RunPaths(folder / "stopped", "run")
     run_to_its_end([*flags, "--output_dir", str(whole.output_dir)])
     expected = all_left(whole)
@@ -140,5 +158,10 @@ def soak_damage(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             shutil.copytree(stopped.output_dir, damaged.output_dir)
             _check_goes_on(flags, damaged, way, expected)
             log.info("%s: --resume ended as an undisturbed run", kind)
-    return {"data": data[1], "seed": args.seed, "bytes": len(good), **noticed,
-            "gone on from": min(args.resumes, args.ways)}  # fmt: skip
+    return {
+        "data": data[1],
+        "seed": args.seed,
+        "bytes": len(good),
+        **noticed,
+        "gone on from": min(args.resumes, args.ways),
+    }

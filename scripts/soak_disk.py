@@ -68,9 +68,11 @@ class Server:
         self.runs += 1
         path = self.folder / str(self.runs)
         request = {
-            "flags": [*flags, "--output_dir", str(output)], "folder": str(output),
-            "fail_from": fail_from, "log": str(path),
-        }  # fmt: skip
+            "flags": [*flags, "--output_dir", str(output)],
+            "folder": str(output),
+            "fail_from": fail_from,
+            "log": str(path),
+        }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -269,10 +271,26 @@ def soak_disk(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = data_flags(args.data_root, folder)
     tiny = f"{data[1]}_tiny"
     flags = [
-        "--name", "run", *data, *RHYTHM, *ALL_THAT_IS_RANDOM, "--model_type", "testing",
-        "--img_size", "32", "--train_batch_size", "4", "--eval_batch_size", "4", "--num_workers",
-        "0", "--tiny_train_subset", tiny, "--tiny_infer_subset", tiny,
-    ]  # fmt: skip
+        "--name",
+        "run",
+        *data,
+        *RHYTHM,
+        *ALL_THAT_IS_RANDOM,
+        "--model_type",
+        "testing",
+        "--img_size",
+        "32",
+        "--train_batch_size",
+        "4",
+        "--eval_batch_size",
+        "4",
+        "--num_workers",
+        "0",
+        "--tiny_train_subset",
+        tiny,
+        "--tiny_infer_subset",
+        tiny,
+    ]
     with served(folder / "said") as server:
         whole = RunPaths(folder / "whole", "run")
         undisturbed = server.run(flags, whole.output_dir)
@@ -293,6 +311,9 @@ def soak_disk(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"{soak.broken[0]}"
         )
     return {
-        "data": data[1], "writes of a run": writes, "full disks": soak.failed,
-        "of them gone on from": soak.went_on, "real disks": real,
-    }  # fmt: skip
+        "data": data[1],
+        "writes of a run": writes,
+        "full disks": soak.failed,
+        "of them gone on from": soak.went_on,
+        "real disks": real,
+    }

@@ -106,10 +106,16 @@ class FullDisk:
         return self.os_open(path, flags, *rest, **options)
 
     def _open(  # the signature of `open`
-        self, file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None,  # noqa: ANN401
-        errors: str | None = None, newline: str | None = None, closefd: bool = True,
+        self,
+        file: Any,  # noqa: ANN401
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
         opener: Any = None,  # noqa: ANN401
-    ) -> Any:  # fmt: skip  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         if not (set(mode) & set("wax+") and self.holds(file)):
             return self.open(file, mode, buffering, encoding, errors, newline, closefd, opener)
         if self.spend(f"open({mode!r})", file):

@@ -107,11 +107,26 @@ def soak_kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = data_flags(args.data_root, folder)
     output = folder / "output"
     flags = [
-        *data, *RHYTHM, *ALL_THAT_IS_RANDOM, "--output_dir", str(output), "--num_steps",
-        str(num_steps), "--model_type", args.model_type, "--img_size", str(args.img_size),
-        "--train_batch_size", "8", "--eval_batch_size", "16", "--num_workers", "2",
-        "--tiny_infer_subset", f"{data[1]}_tiny",
-    ]  # fmt: skip
+        *data,
+        *RHYTHM,
+        *ALL_THAT_IS_RANDOM,
+        "--output_dir",
+        str(output),
+        "--num_steps",
+        str(num_steps),
+        "--model_type",
+        args.model_type,
+        "--img_size",
+        str(args.img_size),
+        "--train_batch_size",
+        "8",
+        "--eval_batch_size",
+        "16",
+        "--num_workers",
+        "2",
+        "--tiny_infer_subset",
+        f"{data[1]}_tiny",
+    ]
     whole, killed = RunPaths(output, "whole"), RunPaths(output, "killed")
     pace = measured_run(["--name", "whole", *flags])
     log.info("undisturbed: %.1f s to the first step, %.3f s a step", *pace)
@@ -121,8 +136,13 @@ def soak_kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     check_same(expected, killed, all_left(killed))
     check_nothing_unfinished(killed)
     return {
-        "data": data[1], "steps": num_steps, "kills": args.kills, "seed": args.seed,
-        "seconds to the first step": pace.start, "seconds a step": pace.step,
-        "looks at the files": watch.looks, "JSON files parsed": watch.files_read,
+        "data": data[1],
+        "steps": num_steps,
+        "kills": args.kills,
+        "seed": args.seed,
+        "seconds to the first step": pace.start,
+        "seconds a step": pace.step,
+        "looks at the files": watch.looks,
+        "JSON files parsed": watch.files_read,
         "things compared": len(expected),
-    }  # fmt: skip
+    }

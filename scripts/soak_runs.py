@@ -24,8 +24,15 @@ STEP_LINE = re.compile(r"step (\d+)/")
 TIMINGS = ("train/images_per_second", "data/wait_fraction")
 # Dropout, augmentation with a mix of images, averaged weights: all that draws random numbers.
 ALL_THAT_IS_RANDOM = (
-    "--dropout", "0.1", "--preset", "strong", "--ema_decay", "0.9", "--device", "cpu",
-)  # fmt: skip
+    "--dropout",
+    "0.1",
+    "--preset",
+    "strong",
+    "--ema_decay",
+    "0.9",
+    "--device",
+    "cpu",
+)
 
 
 def data_flags(data_root: Path | None, folder: Path) -> list[str]:
@@ -57,9 +64,15 @@ class Session:
             flags: of train.py.
         """
         self.process = subprocess.Popen(
-            [sys.executable, "train.py", *flags], cwd=REPO, env=ENV, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "train.py", *flags],
+            cwd=REPO,
+            env=ENV,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         self.lines: list[str] = []
         self.step = 0  # the last one that it named; 0: none yet
         self.ended = False

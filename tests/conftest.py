@@ -84,7 +84,10 @@ def finished_run(tmp_path_factory, drawn) -> RunPaths:
     code = train(
         f"--name run --dataset synthetic {TINY_TRAIN} --tiny_train_subset synthetic_tiny "
         "--tiny_infer_subset synthetic_tiny",
-        "--data_root", drawn, "--output_dir", output,
-    )  # fmt: skip
+        "--data_root",
+        drawn,
+        "--output_dir",
+        output,
+    )
     assert code == 0
     return RunPaths(output, "run")

@@ -57,9 +57,12 @@ class Together:
 
     def _environment(self, rank: int, count: int) -> dict[str, str]:
         numbers = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
             "MASTER_PORT": self.store.port,
-        }  # fmt: skip
+        }
         return {
             **{name: str(number) for name, number in numbers.items()},
             "MASTER_ADDR": "127.0.0.1",

@@ -46,10 +46,21 @@ REAL_FLOWERS = _real_flowers()
 def loader_config(**values: object) -> FrozenConfigDict:
     """What loaders read of a run's config: 4 steps of 4 images at 32 px, unless told."""
     defaults = {
-        "preset": "vit", "augment": "none", "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
-        "img_size": 32, "num_steps": 4, "train_batch_size": 4, "eval_batch_size": 4, "seed": 42,
-        "num_workers": 0, "cache": "none", "cache_dir": None, "skip_bad_images": 0,
-    }  # fmt: skip
+        "preset": "vit",
+        "augment": "none",
+        "random_erasing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "img_size": 32,
+        "num_steps": 4,
+        "train_batch_size": 4,
+        "eval_batch_size": 4,
+        "seed": 42,
+        "num_workers": 0,
+        "cache": "none",
+        "cache_dir": None,
+        "skip_bad_images": 0,
+    }
     assert values.keys() <= defaults.keys()
     return FrozenConfigDict({**defaults, **values})
 

@@ -12,13 +12,20 @@ from PIL import Image
 # Class id to name, and child to parent, as the official files have them. The used classes of
 # NABirds are leaves with gaps between their ids; a leaf may be called like the node above it.
 CUB_CLASSES = {
-    1: "001.Red_crested_Finch", 2: "002.Blue_winged_Finch", 3: "003.Green_tailed_Finch",
-}  # fmt: skip
+    1: "001.Red_crested_Finch",
+    2: "002.Blue_winged_Finch",
+    3: "003.Green_tailed_Finch",
+}
 NABIRDS_NODES = {
-    0: "Birds", 1: "Finches, Sparrows, and Allies", 2: "Gulls", 4: "Ring Gull",
-    7: "Stone Finch  (Male)", 9: "Never Seen Finch", 10: "Stone Finch (Female/juvenile)",
+    0: "Birds",
+    1: "Finches, Sparrows, and Allies",
+    2: "Gulls",
+    4: "Ring Gull",
+    7: "Stone Finch  (Male)",
+    9: "Never Seen Finch",
+    10: "Stone Finch (Female/juvenile)",
     12: "Ring Gull",
-}  # fmt: skip
+}
 NABIRDS_PARENTS = {1: 0, 2: 0, 4: 2, 7: 1, 9: 1, 10: 1, 12: 4}
 NABIRDS_CLASSES = (7, 10, 12)
 
@@ -101,8 +108,9 @@ def _plan(
     return train + [(index, False) for index in tested for _ in range(test_images)]
 
 
-def _write(root: Path, images: Mapping, labels: Mapping, splits: Mapping, classes: Mapping,
-           photos: bool) -> None:  # fmt: skip
+def _write(
+    root: Path, images: Mapping, labels: Mapping, splits: Mapping, classes: Mapping, photos: bool
+) -> None:
     (root / "images").mkdir(parents=True, exist_ok=True)
     for name, table in zip(LISTS, (images, labels, splits, classes), strict=True):
         write_table(root / name, table)
@@ -149,32 +157,65 @@ def _second_value_first(lines: list[str]) -> list[str]:
 DAMAGES = [
     *((name, lambda lines: [], rf"{name} is empty$") for name in LISTS),
     *((name, _first(lambda key, _: key), rf"{name} line 1: .* is no pair") for name in LISTS),
-    *((name, lambda lines: [*lines, lines[0]], rf"{name} has the key .* more than once")
-      for name in LISTS),
-    *((name, lambda lines: lines[1:], rf"{name} lacks .*, which .*images.txt has")
-      for name in LISTS[1:3]),
-    *((name, lambda lines: [*lines, "extra 1"], rf"{name} has extra, which .*images.txt lacks")
-      for name in LISTS[1:3]),
-    *((name, _first(lambda _, value: f"other {value}"), rf"{name} (has|lacks) ")
-      for name in LISTS[1:3]),
+    *(
+        (name, lambda lines: [*lines, lines[0]], rf"{name} has the key .* more than once")
+        for name in LISTS
+    ),
+    *(
+        (name, lambda lines: lines[1:], rf"{name} lacks .*, which .*images.txt has")
+        for name in LISTS[1:3]
+    ),
+    *(
+        (name, lambda lines: [*lines, "extra 1"], rf"{name} has extra, which .*images.txt lacks")
+        for name in LISTS[1:3]
+    ),
+    *(
+        (name, _first(lambda _, value: f"other {value}"), rf"{name} (has|lacks) ")
+        for name in LISTS[1:3]
+    ),
     ("images.txt", lambda lines: lines[1:], r"labels.txt has .*, which .*images.txt lacks"),
     ("images.txt", _second_value_first, r"images.txt gives .* and .* the same path '.*\.jpg'"),
-    *(("images.txt", lambda lines, bad=bad: [f"{line.split(' ')[0]} {bad}/{number}.jpg"
-                                            for number, line in enumerate(lines)],
-       rf"images.txt: '.*{bad}/.*' is no path below the data root")
-      for bad in ("..", "../..", "7/../../8", "/tmp", r"..\\x")),
-    *(("image_class_labels.txt", _first(lambda key, _, bad=bad: f"{key} {bad}"),
-       rf"labels.txt gives image .* the class '{bad}', which .*classes.txt lacks")
-      for bad in ("99", "-1", "1.0", "x", "1 1", "\uff13")),
-    *(("train_test_split.txt", _first(lambda key, _, bad=bad: f"{key} {bad}"),
-       rf"split.txt gives image .* '{bad}', not 0 or 1")
-      for bad in ("2", "-1", "x", "0.0", "1 0", "01")),
+    *(
+        (
+            "images.txt",
+            lambda lines, bad=bad: [
+                f"{line.split(' ')[0]} {bad}/{number}.jpg" for number, line in enumerate(lines)
+            ],
+            rf"images.txt: '.*{bad}/.*' is no path below the data root",
+        )
+        for bad in ("..", "../..", "7/../../8", "/tmp", r"..\\x")
+    ),
+    *(
+        (
+            "image_class_labels.txt",
+            _first(lambda key, _, bad=bad: f"{key} {bad}"),
+            rf"labels.txt gives image .* the class '{bad}', which .*classes.txt lacks",
+        )
+        for bad in ("99", "-1", "1.0", "x", "1 1", "\uff13")
+    ),
+    *(
+        (
+            "train_test_split.txt",
+            _first(lambda key, _, bad=bad: f"{key} {bad}"),
+            rf"split.txt gives image .* '{bad}', not 0 or 1",
+        )
+        for bad in ("2", "-1", "x", "0.0", "1 0", "01")
+    ),
     ("classes.txt", lambda lines: lines[:-1], r"labels.txt gives .*, which .*classes.txt lacks"),
-    *(("classes.txt", lambda lines, bad=bad: [*lines, f"{bad} Extra Bird"],
-       rf"classes.txt: a class id is '{bad}', not a whole number") for bad in ("-1", "x", "1_0")),
-    ("classes.txt", lambda lines: [*lines[:-1], f"{lines[-1].split(' ')[0]} _"],
-     r"classes.txt gives class \d+ no name"),
-]  # fmt: skip
+    *(
+        (
+            "classes.txt",
+            lambda lines, bad=bad: [*lines, f"{bad} Extra Bird"],
+            rf"classes.txt: a class id is '{bad}', not a whole number",
+        )
+        for bad in ("-1", "x", "1_0")
+    ),
+    (
+        "classes.txt",
+        lambda lines: [*lines[:-1], f"{lines[-1].split(' ')[0]} _"],
+        r"classes.txt gives class \d+ no name",
+    ),
+]
 
 
 def _official_lists(folder: str) -> Path | None:

@@ -10,8 +10,10 @@ from scipy.io import loadmat, savemat
 # In index order, as the official files have them.
 CAR_CLASSES = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van  2012")
 DOG_FOLDERS = (
-    "n02085620-Chihuahua", "n02089078-black-and-tan_coonhound", "n02113978-Mexican_hairless",
-)  # fmt: skip
+    "n02085620-Chihuahua",
+    "n02089078-black-and-tan_coonhound",
+    "n02113978-Mexican_hairless",
+)
 # With species (1 cat, 2 dog) and the number of the breed within the species.
 PET_CLASSES = (("Abyssinian", 1, 1), ("american_bulldog", 2, 1), ("British_Shorthair", 1, 2))
 
@@ -40,8 +42,9 @@ def write_cars(
     (root / "devkit").mkdir(parents=True, exist_ok=True)
     write_mat(root / "devkit" / "cars_meta.mat", class_names=cells(CAR_CLASSES)[None])
     for split, seed, images, classes in (
-        ("train", 0, train_images, None), ("test", 10**4, test_images, test_classes)
-    ):  # fmt: skip
+        ("train", 0, train_images, None),
+        ("test", 10**4, test_images, test_classes),
+    ):
         # Official order: the classes are mixed.
         labels = _mixed(_plan(images, classes), seed)
         names = [f"{number:05d}.jpg" for number in range(1, len(labels) + 1)]
@@ -94,8 +97,9 @@ def write_dogs(
     (root / lists_folder).mkdir(exist_ok=True)
     seed = 0
     for split, images, classes in (
-        ("train", train_images, None), ("test", test_images, test_classes)
-    ):  # fmt: skip
+        ("train", train_images, None),
+        ("test", test_images, test_classes),
+    ):
         labels = _plan(images, classes)
         files = []
         for label in labels:
@@ -142,8 +146,9 @@ def write_pet(
         (root / folder).mkdir(parents=True, exist_ok=True)
     seed = 0
     for split, images, classes in (
-        ("trainval", train_images, None), ("test", test_images, test_classes)
-    ):  # fmt: skip
+        ("trainval", train_images, None),
+        ("test", test_images, test_classes),
+    ):
         lines = []
         for label in _plan(images, classes):
             breed, species, number = PET_CLASSES[label]

@@ -13,8 +13,10 @@ from PIL import Image
 AIRCRAFT_VARIANTS = ("707-320", "F-16A/B", "Hawk T1")
 FOOD101_CLASSES = {"apple_pie": "Apple pie", "creme_brulee": "Creme brulee", "ramen": "Ramen"}
 INAT_CATEGORIES = {
-    0: ("Acris crepitans", "Amphibia"), 1: ("Ardea alba", "Aves"), 2: ("Abies alba", "Plantae"),
-}  # fmt: skip
+    0: ("Acris crepitans", "Amphibia"),
+    1: ("Ardea alba", "Aves"),
+    2: ("Abies alba", "Plantae"),
+}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird")
 CIFAR100_CLASSES = ("apple", "aquarium_fish", "baby")
 CIFAR100_COARSE = ("fish", "fruit_and_vegetables", "people")
@@ -43,9 +45,10 @@ def write_aircraft(
     (data / "images").mkdir(parents=True, exist_ok=True)
     _write_lines(data / "variants.txt", AIRCRAFT_VARIANTS)
     plans = {
-        "train": _plan(train_images), "val": _plan(val_images),
+        "train": _plan(train_images),
+        "val": _plan(val_images),
         "test": _plan(test_images, test_classes),
-    }  # fmt: skip
+    }
     rows, count = {}, 0
     for split, labels in plans.items():
         # As the official ones: no order, and zeros in front.
@@ -85,8 +88,9 @@ def write_food101(
     _write_lines(root / "meta" / "labels.txt", FOOD101_CLASSES.values())
     count = 0
     for split, labels in (
-        ("train", _plan(train_images)), ("test", _plan(test_images, test_classes))
-    ):  # fmt: skip
+        ("train", _plan(train_images)),
+        ("test", _plan(test_images, test_classes)),
+    ):
         images: dict[str, list[str]] = {}
         for label in labels:
             key = list(FOOD101_CLASSES)[label]
@@ -124,20 +128,30 @@ def write_inat(
         for number, label in enumerate(generator.permutation(labels).tolist()):
             name, above = INAT_CATEGORIES[label]
             path = f"train_val_images/{above}/{name}/{generator.bytes(16).hex()}.jpg"
-            images.append({
-                "id": count, "file_name": path, "width": 48, "height": 40, "license": 3,
-                "rights_holder": f"Person {number}",
-            })  # fmt: skip
+            images.append(
+                {
+                    "id": count,
+                    "file_name": path,
+                    "width": 48,
+                    "height": 40,
+                    "license": 3,
+                    "rights_holder": f"Person {number}",
+                }
+            )
             annotations.append({"id": count, "image_id": count, "category_id": label})
             if photos:
                 _draw(root / path, label, count)
             count += 1
         document = {
-            "info": {"year": 2017}, "licenses": [{"id": 3, "name": "CC"}], "images": images,
-            "categories": [{"id": key, "name": name, "supercategory": above}
-                           for key, (name, above) in INAT_CATEGORIES.items()],
+            "info": {"year": 2017},
+            "licenses": [{"id": 3, "name": "CC"}],
+            "images": images,
+            "categories": [
+                {"id": key, "name": name, "supercategory": above}
+                for key, (name, above) in INAT_CATEGORIES.items()
+            ],
             "annotations": annotations,
-        }  # fmt: skip
+        }
         (root / f"{split}2017.json").write_text(json.dumps(document), encoding="utf-8")
     return root
 
@@ -157,19 +171,28 @@ def write_cifar10(
         test_classes: class indices, from 0, of the test split; None: every class.
     """
     train, test = _cifar_images(train_images, test_images, test_classes)
-    write_pickle(root / "batches.meta", {
-        "num_cases_per_batch": -(-len(train) // 5), "label_names": list(CIFAR10_CLASSES),
-        "num_vis": 3072,
-    })  # fmt: skip
+    write_pickle(
+        root / "batches.meta",
+        {
+            "num_cases_per_batch": -(-len(train) // 5),
+            "label_names": list(CIFAR10_CLASSES),
+            "num_vis": 3072,
+        },
+    )
     names = [f"data_batch_{number}" for number in range(1, 6)]
     parts = [
         train[number * len(train) // 5 : (number + 1) * len(train) // 5] for number in range(5)
     ]
     for name, rows in zip([*names, "test_batch"], [*parts, test], strict=True):
-        write_pickle(root / name, {
-            "batch_label": name, "labels": [label for label, _ in rows], "data": _stack(rows),
-            "filenames": [f"{name}_{number:06d}.png" for number in range(len(rows))],
-        })  # fmt: skip
+        write_pickle(
+            root / name,
+            {
+                "batch_label": name,
+                "labels": [label for label, _ in rows],
+                "data": _stack(rows),
+                "filenames": [f"{name}_{number:06d}.png" for number in range(len(rows))],
+            },
+        )
     return root
 
 
@@ -187,17 +210,22 @@ def write_cifar100(
         test_images: of each class that is in the test split.
         test_classes: class indices, from 0, of the test split; None: every class.
     """
-    write_pickle(root / "meta", {
-        "fine_label_names": list(CIFAR100_CLASSES), "coarse_label_names": list(CIFAR100_COARSE)
-    })  # fmt: skip
+    write_pickle(
+        root / "meta",
+        {"fine_label_names": list(CIFAR100_CLASSES), "coarse_label_names": list(CIFAR100_COARSE)},
+    )
     splits = _cifar_images(train_images, test_images, test_classes)
     for name, rows in zip(("train", "test"), splits, strict=True):
-        write_pickle(root / name, {
-            "filenames": [f"{name}_s_{number:06d}.png" for number in range(len(rows))],
-            "batch_label": name, "fine_labels": [label for label, _ in rows],
-            "coarse_labels": [CIFAR100_COARSE_OF[label] for label, _ in rows],
-            "data": _stack(rows),
-        })  # fmt: skip
+        write_pickle(
+            root / name,
+            {
+                "filenames": [f"{name}_s_{number:06d}.png" for number in range(len(rows))],
+                "batch_label": name,
+                "fine_labels": [label for label, _ in rows],
+                "coarse_labels": [CIFAR100_COARSE_OF[label] for label, _ in rows],
+                "data": _stack(rows),
+            },
+        )
     return root
 
 

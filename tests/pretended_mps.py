@@ -43,9 +43,13 @@ class MpsTensor(Tensor):
     def __new__(cls, held: Tensor, mps: "PretendedMps") -> "MpsTensor":
         # For C++ it is a CPU tensor: autograd has no queue for a device that this torch lacks.
         wrapper = Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device=CPU,
-        )  # fmt: skip
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=CPU,
+        )
         wrapper._held, wrapper._mps = held, mps
         return wrapper
 

@@ -13,9 +13,14 @@ from scripts.paired import in_turn, peak_bytes, ratio_of
 from utils.dataset import get_spec, open_split
 
 NAMES = (
-    "decode alone", "PIL vit, same crops", "PIL vit", "PIL transfg", "normalize vit",
-    "normalize transfg", *data_figures.MIN_SPEEDUP,
-)  # fmt: skip
+    "decode alone",
+    "PIL vit, same crops",
+    "PIL vit",
+    "PIL transfg",
+    "normalize vit",
+    "normalize transfg",
+    *data_figures.MIN_SPEEDUP,
+)
 
 
 def test_actions_take_turns_after_an_uncounted_round():
@@ -77,8 +82,9 @@ def test_the_growth_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     rows = [
         {"model": name, "img_size": size, "batch_size": 1, "seconds": 1.0, "peak_bytes": 10**9}
-        for name in ("plain", "part") for size in (224, 448)
-    ]  # fmt: skip
+        for name in ("plain", "part")
+        for size in (224, 448)
+    ]
     model_figures.plot_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 

@@ -138,8 +138,10 @@ class TestFindings:
     def test_of_damage(self, found):
         report = found.report
         assert {image["path"] for image in report["unreadable"]} == {
-            "train/rose/cut.jpg", "val/fern/empty.jpg", "val/fern/text.jpg",
-        }  # fmt: skip
+            "train/rose/cut.jpg",
+            "val/fern/empty.jpg",
+            "val/fern/text.jpg",
+        }
         assert all(image["path"] in image["message"] for image in report["unreadable"])
         (hole,) = report["decoded_with_a_warning"]
         assert hole["path"] == "train/fern/hole.jpg"
@@ -333,8 +335,11 @@ class TestEndings:
         script = REPO / "scripts" / "check_data.py"
         process = subprocess.Popen(
             [sys.executable, script, "csv", pipe.parent, "--output", output, "--num_workers", "2"],
-            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         return process, os.open(pipe, os.O_WRONLY)  # waits for the reader
 
     def assert_no_reader(self, writable: int) -> None:
@@ -494,10 +499,14 @@ class TestSplits:
     def make_split_of(self, tmp_path) -> Callable[[str, str], Split]:
         def make(name: str, letters: str) -> Split:
             return Split(
-                "toy", name, tmp_path, ("x",), np.array(list(letters)),
+                "toy",
+                name,
+                tmp_path,
+                ("x",),
+                np.array(list(letters)),
                 np.array([f"jpg/{letter}.jpg" for letter in letters]),
                 np.zeros(len(letters), np.int64),
-            )  # fmt: skip
+            )
 
         return make
 
@@ -545,9 +554,10 @@ class TestDuplicates:
             pairs = duplicates.near_pairs(values, same, parts)
         expected = {
             (i, j): (hashes[i] ^ hashes[j]).bit_count()
-            for i in range(len(hashes)) for j in range(i + 1, len(hashes))
+            for i in range(len(hashes))
+            for j in range(i + 1, len(hashes))
             if is_same or i < cut <= j
-        }  # fmt: skip
+        }
         close = sorted((*both, distance) for both, distance in expected.items() if distance <= 3)
         assert sorted(pair[:3] for pair in pairs) == close
 

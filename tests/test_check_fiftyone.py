@@ -83,9 +83,12 @@ class Machine:
         paths = {"HOME": self.home, "TMPDIR": self.tmp, "PYTHONPATH": self.modules}
         return subprocess.Popen(
             [sys.executable, "scripts/check_fiftyone.py", *map(str, arguments)],
-            cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=REPO,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=os.environ | SHELL | {name: str(path) for name, path in paths.items()},
-        )  # fmt: skip
+        )
 
     def run(self, *arguments):
         """Exit code, report (None if there is none), stderr."""
@@ -97,8 +100,10 @@ class Machine:
         """Living processes that the check started, and files outside of what it was told."""
         table = subprocess.run(
             ["ps", "-A", "-ww", "-o", "pid=,stat=,command="],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         recorded = set(self.pids.read_text().split())
         found = []
         for line in table.splitlines():
@@ -332,11 +337,21 @@ BAD_ROWS = [
     *[
         (drop(name), name)
         for name in (
-            "filepath", "tags", "sample_id", "ground_truth", "predictions", "predictions_top5",
-            "correct", "loss", "margin", "checkpoint_id", "run", "relative_path",
+            "filepath",
+            "tags",
+            "sample_id",
+            "ground_truth",
+            "predictions",
+            "predictions_top5",
+            "correct",
+            "loss",
+            "margin",
+            "checkpoint_id",
+            "run",
+            "relative_path",
         )
     ],
-]  # fmt: skip
+]
 
 
 @needs_fiftyone
@@ -449,8 +464,11 @@ def test_the_rows_of_a_real_run_with_parts_are_right(check_rows, tmp_path, drawn
     code = train(
         f"--name parts --dataset synthetic {TINY_TRAIN} --head parts "
         "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny",
-        "--data_root", drawn, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     paths = RunPaths(tmp_path, "parts")
     with paths.predictions.open("rb") as file:
@@ -488,8 +506,11 @@ def test_bad_rows_are_named_up_to_ten_and_counted(machine):
     code, report, err = machine.run("--predictions", path)
     assert code == 1
     assert statuses(report) == {
-        "import": "ok", "database": "ok", "app": "ok", "predictions": "failed",
-    }  # fmt: skip
+        "import": "ok",
+        "database": "ok",
+        "app": "ok",
+        "predictions": "failed",
+    }
     detail = failure(report)["detail"]
     assert "12 bad row(s)" in detail
     assert "; and 2 more" in detail

@@ -47,48 +47,73 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "CUB_200_2011": Layout(
-        write_cub, "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"),
+        write_cub,
+        "test",
+        ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"),
         {"test_classes": [0, 2]},
     ),
     "nabirds": Layout(
-        write_nabirds, "test",
+        write_nabirds,
+        "test",
         ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"),
         {"test_classes": [0, 2]},
     ),
     "car": Layout(
-        write_cars, "test",
+        write_cars,
+        "test",
         ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012"),
         {"test_classes": [0, 2]},
     ),
     "dog": Layout(
-        write_dogs, "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"),
+        write_dogs,
+        "test",
+        ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"),
         {"test_classes": [0, 2]},
     ),
     "pet": Layout(
-        write_pet, "test", ("Abyssinian", "american bulldog", "British Shorthair"),
+        write_pet,
+        "test",
+        ("Abyssinian", "american bulldog", "British Shorthair"),
         {"test_classes": [0, 2]},
     ),
     "aircraft": Layout(
-        write_aircraft, "val", ("707-320", "F-16A/B", "Hawk T1"), {},
+        write_aircraft,
+        "val",
+        ("707-320", "F-16A/B", "Hawk T1"),
+        {},
     ),
     "food101": Layout(
-        write_food101, "test", ("Apple pie", "Creme brulee", "Ramen"),
+        write_food101,
+        "test",
+        ("Apple pie", "Creme brulee", "Ramen"),
         {"test_classes": [0, 2]},
     ),
     "INat2017": Layout(
-        write_inat, "val", ("Acris crepitans", "Ardea alba", "Abies alba"), {"val_classes": [0, 2]},
+        write_inat,
+        "val",
+        ("Acris crepitans", "Ardea alba", "Abies alba"),
+        {"val_classes": [0, 2]},
     ),
     "cifar10": Layout(
-        write_cifar10, "test", ("airplane", "automobile", "bird"), {"test_classes": [0, 2]},
+        write_cifar10,
+        "test",
+        ("airplane", "automobile", "bird"),
+        {"test_classes": [0, 2]},
     ),
     "cifar100": Layout(
-        write_cifar100, "test", ("apple", "aquarium fish", "baby"), {"test_classes": [0, 2]},
+        write_cifar100,
+        "test",
+        ("apple", "aquarium fish", "baby"),
+        {"test_classes": [0, 2]},
     ),
     "folder": Layout(
-        write_folder, "val", ("oak leaf", "rose", "Épine noire"), {"val_classes": [0, 1]},
+        write_folder,
+        "val",
+        ("oak leaf", "rose", "Épine noire"),
+        {"val_classes": [0, 1]},
     ),
     "csv": Layout(write_csv, "val", ("oak leaf", "rose", "Épine noire"), {}),
-}  # fmt: skip
+}
 of_every_layout = pytest.mark.parametrize("dataset", LAYOUTS)
 
 
@@ -99,8 +124,12 @@ def test_every_dataset_has_a_layout_here():
 def run(dataset: str, root: Path, output: Path, *flags: str, name: str = "run") -> RunPaths:
     code = train(
         f"--name {name} --dataset {dataset} {TWO_STEPS}",
-        "--data_root", root, "--output_dir", output, *flags,
-    )  # fmt: skip
+        "--data_root",
+        root,
+        "--output_dir",
+        output,
+        *flags,
+    )
     assert code == 0
     return RunPaths(output, name)
 
@@ -111,9 +140,14 @@ def test_trains_evaluates_and_names_classes_as_officially(tmp_path, dataset):
     root = layout.write(tmp_path / "data")
     paths = run(dataset, root, tmp_path / "out")
     code = evaluate(
-        f"--name again {TINY_EVAL}", "--checkpoint", paths.checkpoint, "--data_root", root,
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+        f"--name again {TINY_EVAL}",
+        "--checkpoint",
+        paths.checkpoint,
+        "--data_root",
+        root,
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert code == 0
     again = RunPaths(tmp_path / "out", "again")
     assert again.metrics.read_bytes() == paths.metrics.read_bytes()
@@ -211,8 +245,10 @@ class TestCarving:
     @settings(max_examples=100, deadline=None)
     @given(
         labels=st.lists(st.integers(0, 6), min_size=2, max_size=60),
-        fraction=st.floats(0.01, 0.99), seed=st.integers(0, 3), drawn=st.data(),
-    )  # fmt: skip
+        fraction=st.floats(0.01, 0.99),
+        seed=st.integers(0, 3),
+        drawn=st.data(),
+    )
     def test_gives_each_class_its_share(self, labels, fraction, seed, drawn):
         ids = [f"image {number}" for number in range(len(labels))]
         counts = np.bincount(labels, minlength=7)
@@ -342,8 +378,10 @@ class TestCarsWithoutTestLabels:
         out = capsys.readouterr().out
         assert re.search(
             r"^val is carved out of train: \d+ images, a share of 0\.2 of each class, seed \d+; no "
-            r"test: the test split needs cars_test_annos_withlabels\.mat", out, re.MULTILINE
-        )  # fmt: skip
+            r"test: the test split needs cars_test_annos_withlabels\.mat",
+            out,
+            re.MULTILINE,
+        )
 
     def test_say_which_file_is_missing(self, tmp_path, refused):
         root = write_cars(tmp_path / "data", labelled=False)
@@ -352,9 +390,13 @@ class TestCarsWithoutTestLabels:
         assert "needs cars_test_annos_withlabels.mat" in error
         paths = run("car", root, tmp_path / "trained")
         error = refused(
-            evaluate, f"--name b {TINY_EVAL} --eval_split test", "--data_root", root,
-            "--checkpoint", paths.checkpoint,
-        )  # fmt: skip
+            evaluate,
+            f"--name b {TINY_EVAL} --eval_split test",
+            "--data_root",
+            root,
+            "--checkpoint",
+            paths.checkpoint,
+        )
         assert "needs cars_test_annos_withlabels.mat" in error
 
     def test_labels_may_lie_in_the_devkit(self, tmp_path):
@@ -388,14 +430,19 @@ OFFICIAL = [name for name in LAYOUTS if name not in ("folder", "csv")]
 def list_files(root: Path) -> list[Path]:
     """What a reader needs: every file that is no image; lists may be next to each other."""
     unneeded = {
-        "cars_test_annos.mat", "cars_test_annos_withlabels.mat", "images_variant_trainval.txt",
-        "train.json", "test.json",
-    }  # fmt: skip
+        "cars_test_annos.mat",
+        "cars_test_annos_withlabels.mat",
+        "images_variant_trainval.txt",
+        "train.json",
+        "test.json",
+    }
     return [
-        path for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix.lower() not in (".jpg", ".png")
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+        and path.suffix.lower() not in (".jpg", ".png")
         and path.name not in unneeded
-    ]  # fmt: skip
+    ]
 
 
 def refused_run(refused, dataset: str, root: Path) -> str:

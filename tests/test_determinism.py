@@ -9,10 +9,21 @@ from utils.data_utils import RunPaths
 def run(drawn, output, *more):
     """A run over the whole drawn data, so that batches span epochs; its paths."""
     code = train(
-        f"--name run --dataset synthetic {TINY_TRAIN}", "--data_root", drawn, "--output_dir",
-        output, "--train_batch_size", 48, "--num_steps", 6, "--eval_every", 3,
-        "--eval_batch_size", 32, *more,
-    )  # fmt: skip
+        f"--name run --dataset synthetic {TINY_TRAIN}",
+        "--data_root",
+        drawn,
+        "--output_dir",
+        output,
+        "--train_batch_size",
+        48,
+        "--num_steps",
+        6,
+        "--eval_every",
+        3,
+        "--eval_batch_size",
+        32,
+        *more,
+    )
     assert code == 0
     return RunPaths(output, "run")
 

@@ -6,8 +6,10 @@ import pytest
 from helpers import REPO
 
 DOCS = [
-    "README.md", "CONTRIBUTING.md", "specs/001-implement-base-pipeline/quickstart.md",
-]  # fmt: skip
+    "README.md",
+    "CONTRIBUTING.md",
+    "specs/001-implement-base-pipeline/quickstart.md",
+]
 
 # What CI cannot run as it stands, and where it is run instead.
 ELSEWHERE = {
@@ -44,9 +46,7 @@ def commands(name: str) -> list[str]:
     return [line for line in lines if line]
 
 
-CI_LINES = {
-    line.strip() for line in (REPO / ".ci/run").read_text(encoding="utf-8").splitlines()
-}  # fmt: skip
+CI_LINES = {line.strip() for line in (REPO / ".ci/run").read_text(encoding="utf-8").splitlines()}
 
 
 @pytest.mark.parametrize("name", DOCS)

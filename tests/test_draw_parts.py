@@ -16,8 +16,11 @@ def part_run(tmp_path_factory, drawn) -> RunPaths:
     code = train(
         f"--name run --dataset synthetic --head parts {TINY_TRAIN} "
         "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny",
-        "--data_root", drawn, "--output_dir", output,
-    )  # fmt: skip
+        "--data_root",
+        drawn,
+        "--output_dir",
+        output,
+    )
     assert code == 0
     return RunPaths(output, "run")
 
@@ -51,10 +54,12 @@ def test_heads_have_different_colors():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no parts"), ("{}\n", "has no parts"), ("[]\n", "has no parts"),
+        ("", "has no parts"),
+        ("{}\n", "has no parts"),
+        ("[]\n", "has no parts"),
         ("{", "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_rows_without_parts_are_refused(text, message, tmp_path, capsys):
     path = tmp_path / "predictions.jsonl"
     path.write_text(text)

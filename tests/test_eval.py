@@ -14,9 +14,15 @@ from utils.data_utils import RunPaths
 def run_eval(finished_run, drawn, output, *more, name="check"):
     """Evaluate the finished run's checkpoint; the exit code."""
     return evaluate(
-        f"--name {name} {TINY_EVAL}", "--checkpoint", finished_run.checkpoint,
-        "--data_root", drawn, "--output_dir", output, *more,
-    )  # fmt: skip
+        f"--name {name} {TINY_EVAL}",
+        "--checkpoint",
+        finished_run.checkpoint,
+        "--data_root",
+        drawn,
+        "--output_dir",
+        output,
+        *more,
+    )
 
 
 def test_needs_no_model_flags(finished_run, drawn, tmp_path):
@@ -89,9 +95,14 @@ def test_normalisation_comes_from_the_checkpoint(finished_run, drawn, tmp_path):
     save_checkpoint(tmp_path / "other.bin", checkpoint._replace(normalization=other))
     for name, path in (("own", finished_run.checkpoint), ("other", tmp_path / "other.bin")):
         code = evaluate(
-            f"--name {name} {TINY_EVAL}", "--checkpoint", path, "--data_root", drawn,
-            "--output_dir", tmp_path,
-        )  # fmt: skip
+            f"--name {name} {TINY_EVAL}",
+            "--checkpoint",
+            path,
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+        )
         assert code == 0
     stamps = [read_json(RunPaths(tmp_path, name).env_stamp) for name in ("own", "other")]
     assert stamps[1]["normalization"] == other
@@ -104,9 +115,14 @@ def test_a_copied_checkpoint_is_as_good(finished_run, drawn, tmp_path):
     copy.parent.mkdir()
     shutil.copyfile(finished_run.checkpoint, copy)
     code = evaluate(
-        f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny", "--checkpoint", copy,
-        "--data_root", drawn, "--output_dir", tmp_path,
-    )  # fmt: skip
+        f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny",
+        "--checkpoint",
+        copy,
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     assert RunPaths(tmp_path, "check").metrics.read_bytes() == finished_run.metrics.read_bytes()
 
@@ -127,9 +143,14 @@ def test_weights_of_another_model_are_refused(finished_run, drawn, tmp_path, cap
     weights = {key: value for key, value in checkpoint.state_dict.items() if key != "norm.bias"}
     save_checkpoint(tmp_path / "cut.bin", checkpoint._replace(state_dict=weights))
     code = evaluate(
-        f"--name check {TINY_EVAL}", "--checkpoint", tmp_path / "cut.bin", "--data_root", drawn,
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+        f"--name check {TINY_EVAL}",
+        "--checkpoint",
+        tmp_path / "cut.bin",
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert code == 2
     assert "does not hold the weights of the model it describes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -140,9 +161,14 @@ def test_weights_with_nan_end_the_evaluation(finished_run, drawn, tmp_path, caps
     weights = {**checkpoint.state_dict, "head.bias": torch.full((10,), float("nan"))}
     save_checkpoint(tmp_path / "nan.bin", checkpoint._replace(state_dict=weights))
     code = evaluate(
-        f"--name check {TINY_EVAL}", "--checkpoint", tmp_path / "nan.bin", "--data_root", drawn,
-        "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+        f"--name check {TINY_EVAL}",
+        "--checkpoint",
+        tmp_path / "nan.bin",
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path / "out",
+    )
     error = capsys.readouterr().err
     assert code == 1
     assert "100 of 100 evaluated samples are not finite" in error

@@ -204,10 +204,14 @@ class TestFlagsByHand:
     @pytest.mark.parametrize(
         "flags",
         [
-            "--augment autoaugment", "--augment trivialaugment", "--augment randaugment",
-            "--random_erasing 1", "--mixup 0.4", "--cutmix 1",
+            "--augment autoaugment",
+            "--augment trivialaugment",
+            "--augment randaugment",
+            "--random_erasing 1",
+            "--mixup 0.4",
+            "--cutmix 1",
         ],
-    )  # fmt: skip
+    )
     def test_each_changes_what_is_trained(self, trained, photos, tmp_path, flags):
         paths = run(tmp_path, photos, flags)
         stamps = [read_json(each.env_stamp) for each in (paths, trained("vit"))]
@@ -341,10 +345,14 @@ class TestCachesAndWorkers:
     @pytest.mark.parametrize(
         ("preset", "cache", "workers"),
         [
-            ("strong", "ram", 0), ("strong", "ram", 2), ("strong", "disk", 0),
-            ("strong", "disk", 2), ("transfg", "ram", 0), ("transfg", "disk", 0),
+            ("strong", "ram", 0),
+            ("strong", "ram", 2),
+            ("strong", "disk", 0),
+            ("strong", "disk", 2),
+            ("transfg", "ram", 0),
+            ("transfg", "disk", 0),
         ],
-    )  # fmt: skip
+    )
     def test_caches_change_no_byte(self, trained, photos, tmp_path, preset, cache, workers):
         one = run(tmp_path, photos, f"--preset {preset} --cache {cache} --num_workers {workers}")
         assert_equal_runs(one, trained(preset))
@@ -666,10 +674,14 @@ def huge_png() -> bytes:
     """Of 60,000 x 60,000 pixels, says the header."""
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     body = zlib.compress(bytes(10_000))
-    return b"".join((
-        b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header), png_chunk(b"IDAT", body),
-        png_chunk(b"IEND", b""),
-    ))  # fmt: skip
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            png_chunk(b"IDAT", body),
+            png_chunk(b"IEND", b""),
+        )
+    )
 
 
 def huge_jpeg() -> bytes:
@@ -765,7 +777,8 @@ ODD: dict[str, Made] = {
     "rgba.png": (encoded(SEEN.convert("RGBA"), "PNG"), SEEN),
     "palette.png": (encoded(FEW_COLORS, "PNG"), FEW_COLORS),
     "animated.gif": (
-        encoded(FEW_COLORS, "GIF", save_all=True, append_images=[GREY]), FEW_COLORS,
+        encoded(FEW_COLORS, "GIF", save_all=True, append_images=[GREY]),
+        FEW_COLORS,
     ),
     "grey.png": (encoded(GREY, "PNG"), GREY),
     "grey_alpha.png": (encoded(GREY.convert("LA"), "PNG"), GREY),
@@ -787,7 +800,7 @@ ODD: dict[str, Made] = {
     "xmp.jpg": lossy(jpeg_with(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)), RIGHT),
     "broken_exif.jpg": lossy(jpeg_with(segment(0xE1, b"Exif\0\0MM\0*"))),
     "no_exif.jpg": lossy(jpeg_with(segment(0xE1, b"Exif\0\0nonsense"))),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

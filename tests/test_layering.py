@@ -14,13 +14,29 @@ HEAVY = {"torch", "torchvision", "tensorboard", "fiftyone", "scipy"}
 # Imported before the flags are known to be good, so they must be quick to import; and what says of
 # itself that it imports no torch.
 LIGHT = [
-    "train.py", "eval.py", "models/configs.py", "models/profiles.py", "utils/config.py",
-    "utils/flags.py", "utils/console.py", "utils/data_flags.py", "utils/data_utils.py",
-    "utils/dataset.py", "utils/dependent_flags.py", "utils/errors.py", "utils/files.py",
-    "utils/flag_types.py", "utils/images.py", "utils/parallel.py", "utils/presets.py",
-    "utils/recipes.py", "utils/run_data.py", "utils/splits.py", "utils/training_state.py",
+    "train.py",
+    "eval.py",
+    "models/configs.py",
+    "models/profiles.py",
+    "utils/config.py",
+    "utils/flags.py",
+    "utils/console.py",
+    "utils/data_flags.py",
+    "utils/data_utils.py",
+    "utils/dataset.py",
+    "utils/dependent_flags.py",
+    "utils/errors.py",
+    "utils/files.py",
+    "utils/flag_types.py",
+    "utils/images.py",
+    "utils/parallel.py",
+    "utils/presets.py",
+    "utils/recipes.py",
+    "utils/run_data.py",
+    "utils/splits.py",
+    "utils/training_state.py",
     *(path.relative_to(REPO).as_posix() for path in (REPO / "utils" / "readers").glob("*.py")),
-]  # fmt: skip
+]
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -58,11 +58,20 @@ KINDS = {
     "parts, frozen": Kind(PARTS, frozen="backbone", layer_decay=0.7),
     "overlap": Kind(OVERLAP, is_joint=True),
     "everything": Kind(
-        {**OVERLAP, **RANDOM, "num_registers": 2, "layer_scale": 0.5, "pre_norm": True,
-         "activation": "quick_gelu"},
-        is_joint=True, grad_checkpointing=True, class_weights=True, layer_decay=0.7,
+        {
+            **OVERLAP,
+            **RANDOM,
+            "num_registers": 2,
+            "layer_scale": 0.5,
+            "pre_norm": True,
+            "activation": "quick_gelu",
+        },
+        is_joint=True,
+        grad_checkpointing=True,
+        class_weights=True,
+        layer_decay=0.7,
     ),
-}  # fmt: skip
+}
 of_every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -88,9 +97,12 @@ class Trained:
         self.model.to(device).train()
         torch.manual_seed(1)  # what is drawn from here on, is drawn on the device
         flags = {
-            "optimizer": optimizer, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.1,
+            "optimizer": optimizer,
+            "learning_rate": 0.05,
+            "momentum": 0.9,
+            "weight_decay": 0.1,
             "layer_decay": kind.layer_decay if optimizer == "adamw" else None,
-        }  # fmt: skip
+        }
         self.optimizer = build_optimizer(
             self.model,
             FrozenConfigDict(flags),
@@ -112,10 +124,14 @@ class Trained:
 
     def step(self) -> engine.StepResult:
         return engine.train_step(
-            self.model, self.objective, self.optimizer, step_of(self.micro_batches), self.normalize,
+            self.model,
+            self.objective,
+            self.optimizer,
+            step_of(self.micro_batches),
+            self.normalize,
             1.0,
             self.joint_forward,
-        )  # fmt: skip
+        )
 
     def evaluate(self) -> engine.Evaluation:
         return engine.evaluate(self.model, self.eval_loader, self.normalize, PRESETS["vit"])
@@ -282,10 +298,12 @@ def check_operators(mps: PretendedMps, optimizer: str, kind: Kind) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "_scaled_dot_product_attention_math_for_mps", "native_dropout", "native_dropout_backward",
+        "_scaled_dot_product_attention_math_for_mps",
+        "native_dropout",
+        "native_dropout_backward",
         "_softmax.out",
     ],
-)  # fmt: skip
+)
 def test_what_runs_there_in_the_place_of_the_recorded_has_a_route(name):
     """Where C++ takes another way on MPS than for the pretended device."""
     assert has_mps_route(name)

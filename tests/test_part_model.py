@@ -27,7 +27,7 @@ KINDS = {
         "--head parts --img_size 50 --split overlap --dropout 0.1 --drop_path 0.1",
         {"img_size": 50, "patch_stride": 12, "dropout": 0.1, "drop_path": 0.1},
     ),
-}  # fmt: skip
+}
 
 
 def run(drawn, output, flags="", *more, name="run"):
@@ -95,9 +95,14 @@ class TestRun:
 
     def test_evaluation_takes_everything_from_the_checkpoint(self, trained, drawn, tmp_path):
         code = evaluate(
-            f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny", "--checkpoint",
-            trained.checkpoint, "--data_root", drawn, "--output_dir", tmp_path,
-        )  # fmt: skip
+            f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny",
+            "--checkpoint",
+            trained.checkpoint,
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+        )
         assert code == 0
         paths = RunPaths(tmp_path, "check")
         assert paths.metrics.read_bytes() == trained.metrics.read_bytes()
@@ -129,9 +134,7 @@ class TestRun:
                 (point,) = keypoint["points"]
                 assert all(type(value) is float and 0 <= value <= 1 for value in point)
                 assert np.abs(allowed - point).max(axis=1).min() < 1e-6
-        everywhere = {
-            tuple(k["points"][0]) for row in rows for k in row["parts"]["keypoints"]
-        }  # fmt: skip
+        everywhere = {tuple(k["points"][0]) for row in rows for k in row["parts"]["keypoints"]}
         assert len(everywhere) > 3
 
 
@@ -147,8 +150,11 @@ def test_the_tiny_part_model_learns_the_drawings(drawn, tmp_path):
         "--name learn --dataset synthetic --model_type testing --img_size 64 --num_steps 150 "
         "--eval_every 150 --train_batch_size 32 --eval_batch_size 50 --learning_rate 1e-3 "
         "--optimizer adamw --weight_decay 0.05 --num_workers 0 --device cpu --head parts",
-        "--data_root", drawn, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     assert read_json(RunPaths(tmp_path, "learn").metrics)["accuracy"] > 0.5
 
@@ -157,8 +163,11 @@ def test_real_flowers_train_with_parts(real_flowers, tmp_path):
     code = train(
         f"--name real --dataset flower102 {TINY_TRAIN} --img_size 64 --head parts "
         "--tiny_train_subset flower102_tiny --tiny_infer_subset flower102_tiny",
-        "--data_root", real_flowers, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--data_root",
+        real_flowers,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     for row in rows_of(RunPaths(tmp_path, "real")):
         with Image.open(row["filepath"]) as image:
@@ -295,9 +304,11 @@ class TestOnAMac:
         for name, flags in kinds.items():
             with attention_as_on_mps():
                 by_hand = run(
-                    drawn, tmp_path, f"{common} {flags} --gradient_accumulation_steps 2",
+                    drawn,
+                    tmp_path,
+                    f"{common} {flags} --gradient_accumulation_steps 2",
                     name=f"{name}_by_hand",
-                )  # fmt: skip
+                )
             assert "micro-batches a step" not in capsys.readouterr().out
             with pretended_mps():
                 cut = run(drawn, tmp_path, f"{common} {flags} --device mps", name=name)
@@ -323,17 +334,20 @@ class TestOnAMac:
             ("--train_batch_size 42", 2, "of 42 images of 785 tokens"),
             ("--train_batch_size 24 --split overlap", 2, "of 24 images of 1370 tokens"),
             (
-                "--train_batch_size 84 --gradient_accumulation_steps 2 --eval_batch_size 8", 3,
+                "--train_batch_size 84 --gradient_accumulation_steps 2 --eval_batch_size 8",
+                3,
                 "of 42 images of 785 tokens",
             ),
         ],
-    )  # fmt: skip
+    )
     def test_what_may_not_be_cut_is_refused(self, refused, drawn, monkeypatch, flags, fits, said):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         error = refused(
-            train, f"--name a {BASE} --head parts --img_size 448 --device mps {flags}",
-            "--data_root", drawn,
-        )  # fmt: skip
+            train,
+            f"--name a {BASE} --head parts --img_size 448 --device mps {flags}",
+            "--data_root",
+            drawn,
+        )
         advice = f"--gradient_accumulation_steps {fits} or --contrastive_scope effective"
         assert f"a micro-batch {said} is over 32766 rows" in error
         assert error.endswith(f"use {advice}\n")
@@ -436,9 +450,13 @@ FROZEN = {
 def test_what_is_frozen_stays_to_the_last_bit(drawn, tmp_path, finished_run, head, what, optimizer):
     """And everything else moves, under decay and momentum, from the weights that were given."""
     paths = run(
-        drawn, tmp_path, f"--head {head} --freeze {what} --optimizer {optimizer} "
-        "--weight_decay 0.1 --learning_rate 0.05", "--pretrained", finished_run.checkpoint,
-    )  # fmt: skip
+        drawn,
+        tmp_path,
+        f"--head {head} --freeze {what} --optimizer {optimizer} "
+        "--weight_decay 0.1 --learning_rate 0.05",
+        "--pretrained",
+        finished_run.checkpoint,
+    )
     start = weights_of(finished_run)
     if head == "parts":
         renamed = {"blocks.2.": "part_block.", "norm.": "part_norm."}

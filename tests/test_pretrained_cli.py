@@ -43,8 +43,9 @@ IN_BACKBONE = ("cls_token", "pos_embed", "reg_token", "patch_embed.", "norm_pre.
 HALF = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CLIP = (
-    [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711],
-)  # fmt: skip
+    [0.48145466, 0.4578275, 0.40821073],
+    [0.26862954, 0.26130258, 0.27577711],
+)
 OTHER = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 
 
@@ -100,10 +101,14 @@ def timm_with_config(folder):
     sizes = {key: SIZE[key] for key in ("embed_dim", "depth", "num_heads")}
     model = randomized(
         create_model(
-            "vit_tiny_patch16_224", img_size=32, mlp_ratio=2, num_classes=7, **sizes,
+            "vit_tiny_patch16_224",
+            img_size=32,
+            mlp_ratio=2,
+            num_classes=7,
+            **sizes,
             pretrained_cfg_overlay={"mean": OTHER[0], "std": OTHER[1]},
         )
-    )  # fmt: skip
+    )
     save_for_hf(model, folder, model_args=sizes, safe_serialization=True)
     backbone = backbone_of(model.state_dict())
     return Foreign(folder / "model.safetensors", "timm", backbone, OTHER)
@@ -145,13 +150,21 @@ def before_torch_1_6(folder):
 
 # Hugging Face's names in the file, and ours.
 HF_NAMES = {
-    "embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm_before": "norm1",
-    "layernorm_after": "norm2", "attention.output.dense": "attn.proj",
-    "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2", "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma", "norm1": "norm1", "norm2": "norm2", "mlp.fc1": "mlp.fc1",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
-}  # fmt: skip
+}
 
 
 def hf_backbone(path, prefix=""):
@@ -172,9 +185,12 @@ def hf_backbone(path, prefix=""):
 
 
 HF_SIZE = {
-    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
     "patch_size": 16,
-}  # fmt: skip
+}
 
 
 def hf_classifier(folder):
@@ -182,9 +198,14 @@ def hf_classifier(folder):
     randomized(model).save_pretrained(folder)
     path = folder / "model.safetensors"
     return Foreign(
-        path, "hf-vit", hf_backbone(path, "vit."), HALF, "mean, std", 1e-12,
+        path,
+        "hf-vit",
+        hf_backbone(path, "vit."),
+        HALF,
+        "mean, std",
+        1e-12,
         unused="head.bias, head.weight",
-    )  # fmt: skip
+    )
 
 
 def hf_with_processor(folder):
@@ -193,32 +214,48 @@ def hf_with_processor(folder):
     ViTImageProcessor(image_mean=OTHER[0], image_std=OTHER[1]).save_pretrained(folder)
     path = folder / "model.safetensors"
     return Foreign(
-        path, "hf-vit", hf_backbone(path), OTHER, None, 1e-7, {"activation": "gelu_tanh"},
+        path,
+        "hf-vit",
+        hf_backbone(path),
+        OTHER,
+        None,
+        1e-7,
+        {"activation": "gelu_tanh"},
         "pooler.dense.bias, pooler.dense.weight",
-    )  # fmt: skip
+    )
 
 
 def hf_dinov2(folder):
     randomized(Dinov2Model(Dinov2Config(**HF_SIZE, mlp_ratio=2))).save_pretrained(folder)
     path = folder / "model.safetensors"
     return Foreign(
-        path, "hf-dinov2", hf_backbone(path), IMAGENET, "mean, std", 1e-6, {"layer_scale": 1e-5},
+        path,
+        "hf-dinov2",
+        hf_backbone(path),
+        IMAGENET,
+        "mean, std",
+        1e-6,
+        {"layer_scale": 1e-5},
         "embeddings.mask_token",
-    )  # fmt: skip
+    )
 
 
 def torchvision_file(folder):
     model = randomized(TorchvisionViT(32, 16, 3, 4, 64, 128, num_classes=7))
     state_dict = model.state_dict()
     ours = {
-        "cls_token": state_dict["class_token"], "pos_embed": state_dict["encoder.pos_embedding"],
+        "cls_token": state_dict["class_token"],
+        "pos_embed": state_dict["encoder.pos_embedding"],
         "patch_embed.proj.weight": state_dict["conv_proj.weight"],
         "patch_embed.proj.bias": state_dict["conv_proj.bias"],
-    }  # fmt: skip
+    }
     parts = {
-        "ln_1": "norm1", "ln_2": "norm2", "self_attention.out_proj": "attn.proj",
-        "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2",
-    }  # fmt: skip
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "self_attention.out_proj": "attn.proj",
+        "mlp.0": "mlp.fc1",
+        "mlp.3": "mlp.fc2",
+    }
     for i in range(3):
         theirs = f"encoder.layers.encoder_layer_{i}"
         for leaf in ("weight", "bias"):
@@ -294,9 +331,12 @@ def jeonsworld(folder):
     weights = our_weights()
     torch.save(in_their_names(weights), folder / "cifar10-100_500_checkpoint.bin")
     return Foreign(
-        folder / "cifar10-100_500_checkpoint.bin", "jeonsworld", backbone_of(weights), HALF,
+        folder / "cifar10-100_500_checkpoint.bin",
+        "jeonsworld",
+        backbone_of(weights),
+        HALF,
         EVERYTHING,
-    )  # fmt: skip
+    )
 
 
 def transfg(folder):
@@ -310,11 +350,22 @@ def transfg(folder):
 FILES = {
     write.__name__: write
     for write in (
-        timm_safetensors, timm_with_config, timm_siglip, timm_clip, timm_dinov2, before_torch_1_6,
-        hf_classifier, hf_with_processor, hf_dinov2, torchvision_file, google,
-        google_with_representation_layer, jeonsworld, transfg,
+        timm_safetensors,
+        timm_with_config,
+        timm_siglip,
+        timm_clip,
+        timm_dinov2,
+        before_torch_1_6,
+        hf_classifier,
+        hf_with_processor,
+        hf_dinov2,
+        torchvision_file,
+        google,
+        google_with_representation_layer,
+        jeonsworld,
+        transfg,
     )
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=FILES)
@@ -326,9 +377,14 @@ def foreign(request, tmp_path_factory):
 def load(drawn, output, path, flags="", name="run", base=FROZEN):
     """A run of one step from the weights at `path`; its paths."""
     code = train(
-        f"--name {name} {base} {flags}", "--pretrained", path, "--data_root", drawn,
-        "--output_dir", output,
-    )  # fmt: skip
+        f"--name {name} {base} {flags}",
+        "--pretrained",
+        path,
+        "--data_root",
+        drawn,
+        "--output_dir",
+        output,
+    )
     assert code == 0
     return RunPaths(output, name)
 
@@ -385,9 +441,14 @@ class TestEveryLayout:
     def test_normalisation_is_recorded_and_evaluated_with(self, foreign, drawn, tmp_path):
         paths = load(drawn, tmp_path, foreign.path)
         code = evaluate(
-            f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny", "--checkpoint",
-            paths.checkpoint, "--data_root", drawn, "--output_dir", tmp_path,
-        )  # fmt: skip
+            f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny",
+            "--checkpoint",
+            paths.checkpoint,
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+        )
         assert code == 0
         stamps = [read_json(RunPaths(tmp_path, name).env_stamp) for name in ("run", "check")]
         for stamp in stamps:
@@ -425,10 +486,12 @@ class TestEveryLayout:
 
 
 PROFILES = {
-    "google": (HALF, 1e-6, "gelu"), "imagenet": (IMAGENET, 1e-6, "gelu"),
-    "clip": (CLIP, 1e-5, "gelu"), "clip-quickgelu": (CLIP, 1e-5, "quick_gelu"),
+    "google": (HALF, 1e-6, "gelu"),
+    "imagenet": (IMAGENET, 1e-6, "gelu"),
+    "clip": (CLIP, 1e-5, "gelu"),
+    "clip-quickgelu": (CLIP, 1e-5, "quick_gelu"),
     "siglip": (HALF, 1e-6, "gelu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("write", [timm_with_config, hf_with_processor, google, timm_clip])
@@ -451,9 +514,13 @@ class TestProfile:
         hashes, digests = set(), set()
         for profile in ("auto", *PROFILES):
             paths = load(
-                drawn, tmp_path, foreign.path, f"--pretrained_profile {profile} --learning_rate 1",
-                name=profile, base=BASE,
-            )  # fmt: skip
+                drawn,
+                tmp_path,
+                foreign.path,
+                f"--pretrained_profile {profile} --learning_rate 1",
+                name=profile,
+                base=BASE,
+            )
             stamp = read_json(paths.env_stamp)
             hashes.add(stamp["config_hash"])
             digests.add(stamp["predictions_digest"])
@@ -483,11 +550,12 @@ class TestSidecar:
             ("config.json", '{"model_type": "vit", "hidden_size": 65}', "embed_dim 65 where"),
             ("config.json", '{"model_type": "vit", "hidden_act": "relu"}', "'relu' is not one of"),
             (
-                "preprocessor_config.json", '{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}',
+                "preprocessor_config.json",
+                '{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}',
                 "[1, 0, 1] is no mean or standard deviation",
             ),
         ],
-    )  # fmt: skip
+    )
     def test_that_cannot_be_used_is_refused(self, refused, drawn, tmp_path, name, content, said):
         path = timm_safetensors(tmp_path).path
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -597,9 +665,15 @@ class TestOwnCheckpoint:
         says_ours = data.index(b"fine-vit checkpoint")
         generator = np.random.default_rng(0)
         positions = [
-            0, says_ours, says_ours + 5, says_ours + 18, *generator.integers(len(data), size=6),
-            len(data) - 86, len(data) - 66, len(data) - 30,
-        ]  # fmt: skip
+            0,
+            says_ours,
+            says_ours + 5,
+            says_ours + 18,
+            *generator.integers(len(data), size=6),
+            len(data) - 86,
+            len(data) - 66,
+            len(data) - 30,
+        ]
         path = tmp_path / "flipped.bin"
         for position in positions:
             damaged = bytearray(data)
@@ -783,9 +857,9 @@ class TestDamaged:
     def test_no_state_dict(self, refuse, payload):
         buffer = io.BytesIO()
         torch.save(payload, buffer)
-        assert re.search(r"it holds (a \w+, no state dict|no tensors by name)", refuse(
-            buffer.getvalue()
-        ))  # fmt: skip
+        assert re.search(
+            r"it holds (a \w+, no state dict|no tensors by name)", refuse(buffer.getvalue())
+        )
 
     @pytest.mark.parametrize(
         "disguise", ["pickle", "torch", "old torch", "beside the weights", "npz"]
@@ -800,9 +874,10 @@ class TestDamaged:
         else:
             weights = timm_model().state_dict() if disguise == "beside the weights" else {}
             torch.save(
-                {"state_dict": weights, "args": Bomb(target)}, buffer,
+                {"state_dict": weights, "args": Bomb(target)},
+                buffer,
                 _use_new_zipfile_serialization=disguise != "old torch",
-            )  # fmt: skip
+            )
         refuse(buffer.getvalue())
         assert not target.exists()
 

@@ -27,10 +27,17 @@ def test_pins_are_those_checked_for_the_mac():
     pins = read_pins(REPO / "requirements.txt")
     assert pins.pop("pyyaml")
     assert pins == {
-        "torch": "2.14.1", "torchvision": "0.29.1", "numpy": "2.4.6", "scipy": "1.17.1",
-        "ml-collections": "1.1.0", "tensorboard": "2.21.0", "tqdm": "4.70.1", "pillow": "13.0.0",
-        "safetensors": "0.8.0", "pytest": "9.2.0",
-    }  # fmt: skip
+        "torch": "2.14.1",
+        "torchvision": "0.29.1",
+        "numpy": "2.4.6",
+        "scipy": "1.17.1",
+        "ml-collections": "1.1.0",
+        "tensorboard": "2.21.0",
+        "tqdm": "4.70.1",
+        "pillow": "13.0.0",
+        "safetensors": "0.8.0",
+        "pytest": "9.2.0",
+    }
 
 
 @pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements-fiftyone.txt"])
@@ -73,8 +80,11 @@ def test_gitignore_keeps_outputs_and_checkpoints_out():
 def test_openapi_is_what_the_parsers_say():
     done = subprocess.run(
         [sys.executable, "scripts/make_openapi.py", "--check"],
-        cwd=REPO, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -30,9 +30,15 @@ from paper_transfg import in_their_names
 
 # What makes a recipe small enough for a test. Typed in full: that is what the stamp must say.
 BY_HAND = {
-    "model_type": "testing", "img_size": 32, "num_steps": 2, "warmup_steps": 1,
-    "train_batch_size": 8, "gradient_accumulation_steps": 2, "eval_batch_size": 2, "eval_every": 2,
-}  # fmt: skip
+    "model_type": "testing",
+    "img_size": 32,
+    "num_steps": 2,
+    "warmup_steps": 1,
+    "train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "eval_batch_size": 2,
+    "eval_every": 2,
+}
 SMALL = " ".join(f"--{flag} {value}" for flag, value in BY_HAND.items())
 ON_CPU = "--num_workers 0 --device cpu"
 
@@ -90,8 +96,11 @@ def test_trains_evaluates_and_is_recorded(tmp_path, name):
     dataset = "" if "dataset" in recipe.knobs else f"--dataset {tiny.dataset}"
     code = train(
         f"--name run --recipe {name} {dataset} {SMALL} {ON_CPU}",
-        "--data_root", root, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--data_root",
+        root,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     paths = RunPaths(tmp_path, "run")
     metrics, stamp = read_json(paths.metrics), read_json(paths.env_stamp)
@@ -116,9 +125,14 @@ def test_trains_evaluates_and_is_recorded(tmp_path, name):
         assert stamp["config"][flag] == ("none" if is_out else by_hand.get(flag, value)), flag
 
     code = evaluate(
-        f"--name again {TINY_EVAL}", "--checkpoint", paths.checkpoint, "--data_root", root,
-        "--output_dir", tmp_path,
-    )  # fmt: skip
+        f"--name again {TINY_EVAL}",
+        "--checkpoint",
+        paths.checkpoint,
+        "--data_root",
+        root,
+        "--output_dir",
+        tmp_path,
+    )
     assert code == 0
     assert RunPaths(tmp_path, "again").metrics.read_bytes() == paths.metrics.read_bytes()
 
@@ -128,9 +142,15 @@ class TestWeights:
 
     def run(self, name: str, weights: Path, root: Path, output: Path, *more: str) -> RunPaths:
         code = train(
-            f"--name run --recipe {name} {SMALL} --img_size 64 {ON_CPU}", "--pretrained", weights,
-            "--data_root", root, "--output_dir", output, *more,
-        )  # fmt: skip
+            f"--name run --recipe {name} {SMALL} --img_size 64 {ON_CPU}",
+            "--pretrained",
+            weights,
+            "--data_root",
+            root,
+            "--output_dir",
+            output,
+            *more,
+        )
         assert code == 0
         return RunPaths(output, "run")
 
@@ -240,9 +260,13 @@ class TestList:
         )
         buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         with subprocess.Popen(
-            [sys.executable, "-c", code], cwd=REPO, env=buffered, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
+            [sys.executable, "-c", code],
+            cwd=REPO,
+            env=buffered,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
             process.stdout.close()
             assert process.stderr.read() == ""
         assert process.returncode == 0

@@ -653,10 +653,14 @@ def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, 
     ).split()
     command = [sys.executable, "-c", MEMORY, str(room), *line, "--data_root", str(drawn)]
     ended = subprocess.run(
-        [*command, "--output_dir", str(tmp_path)], cwd=REPO, capture_output=True, text=True,
+        [*command, "--output_dir", str(tmp_path)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
         # Else every thread that checks images may reserve 64 MB of addresses (glibc's arenas).
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
-    )  # fmt: skip
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert "less is needed with more --gradient_accumulation_steps (now 1" in ended.stderr

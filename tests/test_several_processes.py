@@ -55,9 +55,13 @@ def command(count: int, script: str, flags: str, *more) -> list[str]:
 
 def started(*args) -> subprocess.Popen:
     return subprocess.Popen(
-        command(*args), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command(*args),
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def launch(*args) -> tuple[int, str]:

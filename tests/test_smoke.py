@@ -37,24 +37,64 @@ US3 = (
 )
 
 STAMP_KEYS = {
-    "run_id", "name", "command", "timestamp", "seed", "config_hash", "config", "git_commit",
-    "git_dirty", "os_version", "python_version", "torch_version", "torch_build",
-    "torchvision_version", "ml_collections_version", "numpy_version", "fiftyone_version", "device",
-    "gpu_name", "gpu_count", "num_threads", "driver_version", "cuda_version", "cudnn_version",
-    "fp16", "env_hash", "env_check", "tiny_train_subset_path", "tiny_infer_subset_path",
-    "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization", "predictions_digest",
-    "carving", "selected_on", "processes", "hosts", "status",
-}  # fmt: skip
+    "run_id",
+    "name",
+    "command",
+    "timestamp",
+    "seed",
+    "config_hash",
+    "config",
+    "git_commit",
+    "git_dirty",
+    "os_version",
+    "python_version",
+    "torch_version",
+    "torch_build",
+    "torchvision_version",
+    "ml_collections_version",
+    "numpy_version",
+    "fiftyone_version",
+    "device",
+    "gpu_name",
+    "gpu_count",
+    "num_threads",
+    "driver_version",
+    "cuda_version",
+    "cudnn_version",
+    "fp16",
+    "env_hash",
+    "env_check",
+    "tiny_train_subset_path",
+    "tiny_infer_subset_path",
+    "tiny_train_subset",
+    "tiny_infer_subset",
+    "dataset",
+    "normalization",
+    "predictions_digest",
+    "carving",
+    "selected_on",
+    "processes",
+    "hosts",
+    "status",
+}
 OF_TRAINING, OF_EVALUATION = (
     {"micro_batches", "skipped_images", "sessions"},
     {"checkpoint", "checkpoint_sha256", "checkpoint_id"},
-)  # fmt: skip
+)
 EVAL_TAGS = {
-    "eval/loss", "eval/accuracy", "eval/top5", "eval/mean_per_class_accuracy", "eval/macro_f1",
-}  # fmt: skip
+    "eval/loss",
+    "eval/accuracy",
+    "eval/top5",
+    "eval/mean_per_class_accuracy",
+    "eval/macro_f1",
+}
 TRAIN_TAGS = {
-    "train/loss", "train/accuracy", "train/lr", "train/images_per_second", "data/wait_fraction",
-}  # fmt: skip
+    "train/loss",
+    "train/accuracy",
+    "train/lr",
+    "train/images_per_second",
+    "data/wait_fraction",
+}
 
 
 @pytest.fixture(scope="module", params=["drawn", "real"])
@@ -78,9 +118,14 @@ def trained(data_root, tmp_path_factory):
 def evaluated(trained, data_root):
     """The US2 run on the US1 run's checkpoint."""
     code = evaluate(
-        US2, "--data_root", data_root, "--output_dir", trained.output_dir,
-        "--checkpoint", trained.checkpoint,
-    )  # fmt: skip
+        US2,
+        "--data_root",
+        data_root,
+        "--output_dir",
+        trained.output_dir,
+        "--checkpoint",
+        trained.checkpoint,
+    )
     assert code == 0
     return RunPaths(trained.output_dir, "flower_eval")
 
@@ -101,10 +146,16 @@ class TestTrain:
     def test_every_artifact_is_there_and_nothing_else(self, trained):
         below = files_below(trained.run)
         assert {path.as_posix() for path in below if (trained.run / path).is_file()} == {
-            "checkpoints/ckpt.bin", "checkpoints/last.bin", "checkpoints/last~1.bin",
-            "fiftyone/predictions.jsonl", "labelmap.json",
-            "env_stamp.json", "metrics.json", "per_class.csv", "RETENTION.txt",
-        }  # fmt: skip
+            "checkpoints/ckpt.bin",
+            "checkpoints/last.bin",
+            "checkpoints/last~1.bin",
+            "fiftyone/predictions.jsonl",
+            "labelmap.json",
+            "env_stamp.json",
+            "metrics.json",
+            "per_class.csv",
+            "RETENTION.txt",
+        }
         assert trained.tensorboard == trained.output_dir / "tb" / "flower_mps"
 
     def test_tensorboard_has_loss_accuracy_and_lr(self, trained):
@@ -198,9 +249,13 @@ class TestEval:
     def test_everything_but_a_checkpoint(self, evaluated):
         below = files_below(evaluated.run)
         assert {path.as_posix() for path in below if (evaluated.run / path).is_file()} == {
-            "fiftyone/predictions.jsonl", "labelmap.json", "env_stamp.json", "metrics.json",
-            "per_class.csv", "RETENTION.txt",
-        }  # fmt: skip
+            "fiftyone/predictions.jsonl",
+            "labelmap.json",
+            "env_stamp.json",
+            "metrics.json",
+            "per_class.csv",
+            "RETENTION.txt",
+        }
 
     def test_row_count(self, evaluated):
         assert len(rows_of(evaluated)) == 4
@@ -237,9 +292,16 @@ class TestEval:
 
     def test_device_is_logged_and_weights_load_onto_it(self, trained, data_root, tmp_path, capsys):
         code = evaluate(
-            US2, "--data_root", data_root, "--output_dir", tmp_path, "--checkpoint",
-            trained.checkpoint, "--device", "cpu",
-        )  # fmt: skip
+            US2,
+            "--data_root",
+            data_root,
+            "--output_dir",
+            tmp_path,
+            "--checkpoint",
+            trained.checkpoint,
+            "--device",
+            "cpu",
+        )
         assert code == 0
         assert "device cpu (as asked)" in capsys.readouterr().out
         assert read_json(RunPaths(tmp_path, "flower_eval").env_stamp)["device"] == "cpu"

@@ -96,8 +96,10 @@ class TestWatch:
 class TestCompare:
     def test_any_other_bit_is_named(self, finished_run):
         left = {
-            "model": {"weight": torch.tensor([0.0])}, "scalar eval/loss": [(2, 0.5)], "x": b"",
-        }  # fmt: skip
+            "model": {"weight": torch.tensor([0.0])},
+            "scalar eval/loss": [(2, 0.5)],
+            "x": b"",
+        }
         soak_runs.check_same(left, finished_run, dict(left))
         other = {**left, "model": {"weight": torch.tensor([1e-45])}, "scalar eval/loss": []}
         with pytest.raises(RunError, match=r"left: model, scalar eval/loss differ$"):
@@ -124,9 +126,7 @@ class TestCompare:
 
 class TestDamage:
     def test_damage_is_noticed_and_the_state_before_is_used(self, drawn, tmp_path, capsys):
-        figures = soaked(
-            tmp_path, "damage", "--ways", 12, "--resumes", 1, "--data_root", drawn
-        )  # fmt: skip
+        figures = soaked(tmp_path, "damage", "--ways", 12, "--resumes", 1, "--data_root", drawn)
         assert [figures[kind] for kind in soak_damage.KINDS] == [4, 4, 4]
         assert "--resume ended as an undisturbed run" in capsys.readouterr().out
 

@@ -42,8 +42,11 @@ def test_the_tiny_model_learns_the_drawings(drawn, tmp_path):
         "--name learn --dataset synthetic --model_type testing --img_size 64 --num_steps 150 "
         "--eval_every 150 --train_batch_size 32 --eval_batch_size 50 --learning_rate 1e-3 "
         "--optimizer adamw --weight_decay 0.05 --num_workers 0 --device cpu",
-        "--data_root", drawn, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
     paths = RunPaths(tmp_path, "learn")
     assert code == 0
     assert read_json(paths.metrics)["accuracy"] > 0.5
@@ -176,34 +179,55 @@ class TestPretrained:
         out = capsys.readouterr().out
         assert f"pretrained {finished_run.checkpoint}: layout ours\n" in out
         assert fates(out) == {
-            "loaded": "44 tensors", "resized": "none", "new": "none", "unused": "none",
+            "loaded": "44 tensors",
+            "resized": "none",
+            "new": "none",
+            "unused": "none",
             "notes": "none",
-        }  # fmt: skip
+        }
         ids = [read_json(run.metrics)["checkpoint_id"] for run in (paths, finished_run)]
         assert ids[0] == ids[1]
 
     def test_other_classes_get_a_new_head(self, drawn, tmp_path, finished_run, capsys):
         flags = SUBSETS.replace("synthetic", "flower102")
         tiny(
-            drawn, tmp_path, "--dataset", "flower102", "--pretrained", finished_run.checkpoint,
+            drawn,
+            tmp_path,
+            "--dataset",
+            "flower102",
+            "--pretrained",
+            finished_run.checkpoint,
             flags=flags,
-        )  # fmt: skip
+        )
         head = "head.bias, head.weight"
         assert fates(capsys.readouterr().out) == {
-            "loaded": "42 tensors", "resized": "none", "new": head, "unused": head, "notes": "none",
-        }  # fmt: skip
+            "loaded": "42 tensors",
+            "resized": "none",
+            "new": head,
+            "unused": head,
+            "notes": "none",
+        }
 
     def test_another_image_size_resamples_the_positions(
         self, drawn, tmp_path, finished_run, capsys
     ):
         paths = tiny(
-            drawn, tmp_path, "--pretrained", finished_run.checkpoint, "--img_size", "64",
-            "--learning_rate", "1e-60",
-        )  # fmt: skip
+            drawn,
+            tmp_path,
+            "--pretrained",
+            finished_run.checkpoint,
+            "--img_size",
+            "64",
+            "--learning_rate",
+            "1e-60",
+        )
         assert fates(capsys.readouterr().out) == {
-            "loaded": "43 tensors", "resized": "pos_embed (2x2 to 4x4 patches, bicubic)",
-            "new": "none", "unused": "none", "notes": "none",
-        }  # fmt: skip
+            "loaded": "43 tensors",
+            "resized": "pos_embed (2x2 to 4x4 patches, bicubic)",
+            "new": "none",
+            "unused": "none",
+            "notes": "none",
+        }
         before, after = (
             torch.load(run.checkpoint, weights_only=True)["state_dict"]
             for run in (finished_run, paths)
@@ -215,10 +239,16 @@ class TestPretrained:
 
     def test_another_size_of_model_is_refused(self, drawn, tmp_path, finished_run, capsys):
         code = train(
-            f"--name a --dataset synthetic {TINY_TRAIN} {SUBSETS}", "--data_root", drawn,
-            "--output_dir", tmp_path / "out", "--pretrained", finished_run.checkpoint,
-            "--model_type", "ViT-Ti_16",
-        )  # fmt: skip
+            f"--name a --dataset synthetic {TINY_TRAIN} {SUBSETS}",
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path / "out",
+            "--pretrained",
+            finished_run.checkpoint,
+            "--model_type",
+            "ViT-Ti_16",
+        )
         error = capsys.readouterr().err
         assert code == 2
         assert error == (
@@ -232,10 +262,23 @@ class TestFailuresAfterTheFirstWrite:
     def test_loss_that_is_not_finite_names_step_and_checkpoint(self, drawn, tmp_path, capsys):
         code = train(
             f"--name a --dataset synthetic {TINY_TRAIN} --tiny_infer_subset synthetic_tiny",
-            "--data_root", drawn, "--output_dir", tmp_path, "--eval_every", 1,
-            "--log_every", 1, "--num_steps", 40, "--warmup_steps", 30,
-            "--learning_rate", "1e38", "--max_grad_norm", "1e38",
-        )  # fmt: skip
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+            "--eval_every",
+            1,
+            "--log_every",
+            1,
+            "--num_steps",
+            40,
+            "--warmup_steps",
+            30,
+            "--learning_rate",
+            "1e38",
+            "--max_grad_norm",
+            "1e38",
+        )
         error = capsys.readouterr().err
         assert code == 1
         assert error.startswith("error: ")
@@ -258,9 +301,14 @@ class TestFailuresAfterTheFirstWrite:
             data = image.read_bytes()
             (root / "jpg" / image.name).write_bytes(data[:20] + data[-2:])
         code = train(
-            f"--name a --dataset synthetic {TINY_TRAIN}", "--data_root", root,
-            "--output_dir", tmp_path / "out", "--num_workers", num_workers,
-        )  # fmt: skip
+            f"--name a --dataset synthetic {TINY_TRAIN}",
+            "--data_root",
+            root,
+            "--output_dir",
+            tmp_path / "out",
+            "--num_workers",
+            num_workers,
+        )
         error = capsys.readouterr().err
         assert code == 1
         assert error.count("\n") == 1
@@ -284,8 +332,15 @@ class TestFailuresAfterTheFirstWrite:
         monkeypatch.setattr(os, "fsync", fsync)
         code = train(
             f"--name a --dataset synthetic {TINY_TRAIN} {SUBSETS} --learning_rate 0.5",
-            "--data_root", drawn, "--output_dir", tmp_path, "--eval_every", 1, "--num_steps", 60,
-        )  # fmt: skip
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+            "--eval_every",
+            1,
+            "--num_steps",
+            60,
+        )
         monkeypatch.undo()
         error = capsys.readouterr().err
         paths = RunPaths(tmp_path, "a")
@@ -303,10 +358,24 @@ class TestFailuresAfterTheFirstWrite:
 )
 def test_signals_end_the_run_and_leave_a_whole_checkpoint(drawn, tmp_path, signum, code, word):
     command = [
-        sys.executable, "-u", "train.py", "--name", "a", "--dataset", "synthetic",
-        *TINY_TRAIN.split(), *SUBSETS.split(), "--num_steps", "1000000", "--eval_every", "5",
-        "--data_root", str(drawn), "--output_dir", str(tmp_path),
-    ]  # fmt: skip
+        sys.executable,
+        "-u",
+        "train.py",
+        "--name",
+        "a",
+        "--dataset",
+        "synthetic",
+        *TINY_TRAIN.split(),
+        *SUBSETS.split(),
+        "--num_steps",
+        "1000000",
+        "--eval_every",
+        "5",
+        "--data_root",
+        str(drawn),
+        "--output_dir",
+        str(tmp_path),
+    ]
     with subprocess.Popen(
         command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -322,10 +391,18 @@ def test_signals_end_the_run_and_leave_a_whole_checkpoint(drawn, tmp_path, signu
     assert error == f"error: {word}\n"
     checkpoint = RunPaths(tmp_path, "a").checkpoint
     flags = f"--name b {SUBSETS.split(' --')[1].replace('tiny_infer', '--tiny_infer')}"
-    assert evaluate(
-        f"{flags} --eval_batch_size 2 --num_workers 0 --device cpu", "--data_root", drawn,
-        "--output_dir", tmp_path, "--checkpoint", checkpoint,
-    ) == 0  # fmt: skip
+    assert (
+        evaluate(
+            f"{flags} --eval_batch_size 2 --num_workers 0 --device cpu",
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+            "--checkpoint",
+            checkpoint,
+        )
+        == 0
+    )
 
 
 def test_off_a_terminal_one_line_every_n_steps(drawn, tmp_path, capsys):
@@ -342,10 +419,26 @@ def test_on_a_terminal_bars_show_loss_rate_and_eta(drawn, tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))  # a new one has no width, and tqdm draws nothing
     command = [
-        sys.executable, "train.py", "--name", "a", "--dataset", "synthetic", *TINY_TRAIN.split(),
-        "--tiny_infer_subset", "synthetic_tiny", "--num_steps", "40", "--eval_every", "40",
-        "--log_every", "5", "--data_root", str(drawn), "--output_dir", str(tmp_path),
-    ]  # fmt: skip
+        sys.executable,
+        "train.py",
+        "--name",
+        "a",
+        "--dataset",
+        "synthetic",
+        *TINY_TRAIN.split(),
+        "--tiny_infer_subset",
+        "synthetic_tiny",
+        "--num_steps",
+        "40",
+        "--eval_every",
+        "40",
+        "--log_every",
+        "5",
+        "--data_root",
+        str(drawn),
+        "--output_dir",
+        str(tmp_path),
+    ]
     with subprocess.Popen(
         command, cwd=REPO, stdout=subprocess.PIPE, stderr=theirs, text=True
     ) as process:

@@ -79,9 +79,13 @@ def cache_key(split: Split, working: dict[str, Any]) -> str:
         name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")
     }
     parts = {
-        "format": FORMAT, "checksum": split.checksum(), "files": _fingerprint(split),
-        "working": working, "made_by": made_by, "machine": platform.machine(),
-    }  # fmt: skip
+        "format": FORMAT,
+        "checksum": split.checksum(),
+        "files": _fingerprint(split),
+        "working": working,
+        "made_by": made_by,
+        "machine": platform.machine(),
+    }
     return sha256_text(canonical_json(parts))[:24]
 
 
@@ -228,9 +232,15 @@ def _open_disk_cache(folder: Path, files: FileImages) -> CachedImages | None:
     # What a folder that is absent, emptied or overwritten raises; RuntimeError: flipped bits in the
     # zip archive's flags.
     except (
-        OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
         zipfile.BadZipFile,
-    ):  # fmt: skip
+    ):
         return None
     return CachedImages(folder / PIXELS_FILE, index) if is_whole and has_sizes else None
 
@@ -317,9 +327,11 @@ def disk_cache(
         cache = _open_disk_cache(folder, files)
         if cache is None or _has_healed(files, cache.index.bad):
             about = {
-                "dataset": files.split.dataset, "split": files.split.name,
-                "images": len(files.split), "working": working,
-            }  # fmt: skip
+                "dataset": files.split.dataset,
+                "split": files.split.name,
+                "images": len(files.split),
+                "working": working,
+            }
             _build_disk_cache(folder, files, about, may_be_bad)
             cache = _open_disk_cache(folder, files)
         else:

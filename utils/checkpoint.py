@@ -36,10 +36,19 @@ class Checkpoint(NamedTuple):
 
 
 _FIELD_TYPES = {
-    "model_type": str, "model_config": dict, "dataset": str, "classes": list, "img_size": int,
-    "preset": str, "carving": dict, "normalization": dict, "step": int, "metrics": dict,
-    "config_hash": str, "state_dict": dict,
-}  # fmt: skip
+    "model_type": str,
+    "model_config": dict,
+    "dataset": str,
+    "classes": list,
+    "img_size": int,
+    "preset": str,
+    "carving": dict,
+    "normalization": dict,
+    "step": int,
+    "metrics": dict,
+    "config_hash": str,
+    "state_dict": dict,
+}
 
 
 def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:

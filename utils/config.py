@@ -35,9 +35,10 @@ def _os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
         yield
     except OSError as error:
         named = [
-            (len(str(value)), f"--{flag}") for flag, value in values.items()
+            (len(str(value)), f"--{flag}")
+            for flag, value in values.items()
             if value is not None and str(error.filename or "").find(str(value)) >= 0
-        ]  # fmt: skip
+        ]
         # The longest: one folder may lie in another, as the cache does in the output folder.
         flag = max(named)[1] if named else "a path"
         raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
@@ -140,9 +141,15 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
 
 def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     flags = (
-        "data_root", "checkpoint", "pretrained", "tiny_train_subset", "tiny_infer_subset",
-        "output_dir", "cache_dir", "resume",
-    )  # fmt: skip
+        "data_root",
+        "checkpoint",
+        "pretrained",
+        "tiny_train_subset",
+        "tiny_infer_subset",
+        "output_dir",
+        "cache_dir",
+        "resume",
+    )
     return {flag: values[flag] for flag in flags if values.get(flag)}
 
 

@@ -208,9 +208,14 @@ def progress(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with rate and ETA on a terminal; silent where there is none."""
     is_shown = sys.stderr.isatty() and is_main_process()
     return tqdm(
-        total=total, desc=what, unit=unit, file=sys.stderr, disable=not is_shown,
-        dynamic_ncols=True, leave=False,
-    )  # fmt: skip
+        total=total,
+        desc=what,
+        unit=unit,
+        file=sys.stderr,
+        disable=not is_shown,
+        dynamic_ncols=True,
+        leave=False,
+    )
 
 
 def show_training(scalars: Mapping[str, float], step: int, bar: tqdm) -> None:

@@ -186,9 +186,13 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
 def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:
     """The note that says how long the run is to be kept, where it is, and what it holds."""
     held = [
-        paths.predictions, paths.metrics, paths.per_class, paths.labelmap, paths.env_stamp,
+        paths.predictions,
+        paths.metrics,
+        paths.per_class,
+        paths.labelmap,
+        paths.env_stamp,
         paths.tensorboard,
-    ]  # fmt: skip
+    ]
     if has_checkpoint:
         held[:0] = [paths.checkpoint, paths.last]
     lines = [

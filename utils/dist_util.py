@@ -25,11 +25,23 @@ NONE, MISSING = "none", "missing"
 # what memory they take. Everything else is the experiment and enters the hash.
 NOT_THE_EXPERIMENT = frozenset(
     {
-        "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-        "grad_checkpointing", "cache", "cache_dir", "recipe", "save_every", "keep", "resume",
+        "name",
+        "output_dir",
+        "data_root",
+        "num_workers",
+        "device",
+        "prefer_mps",
+        "log_every",
+        "grad_checkpointing",
+        "cache",
+        "cache_dir",
+        "recipe",
+        "save_every",
+        "keep",
+        "resume",
         "allow_change",
     }
-)  # fmt: skip
+)
 # Inputs that matter by their content, wherever they lie.
 FILE_KEYS = frozenset({"pretrained", "checkpoint"})
 SUBSET_KEYS = frozenset({"tiny_train_subset", "tiny_infer_subset"})
@@ -325,9 +337,18 @@ def build_env_stamp(
 
 # What the stamp says of each session of a run that was interrupted.
 _SESSION_KEYS = (
-    "command", "timestamp", "config_hash", "git_commit", "git_dirty", "env_hash", "torch_version",
-    "device", "num_threads", "processes", "hosts",
-)  # fmt: skip
+    "command",
+    "timestamp",
+    "config_hash",
+    "git_commit",
+    "git_dirty",
+    "env_hash",
+    "torch_version",
+    "device",
+    "num_threads",
+    "processes",
+    "hosts",
+)
 
 
 def with_session(
@@ -344,7 +365,8 @@ def with_session(
     if earlier is None:
         return {**stamp, "sessions": [session]}
     kept = {
-        key: value for key, value in earlier.items()
+        key: value
+        for key, value in earlier.items()
         if key in ("run_id", "timestamp") or key.endswith("predictions_digest")
-    }  # fmt: skip
+    }
     return {**stamp, **kept, "sessions": [*earlier.get("sessions", []), session]}

@@ -131,9 +131,16 @@ def _receive(url: str, part: Path, size: int) -> None:
         start = _first_byte(response, url, have, size)
         log.info("%s: %s of %s bytes to fetch", url, f"{size - start:,}", f"{size:,}")
         bar = tqdm(
-            total=size, initial=start, desc=part.stem, unit="B", unit_scale=True, file=sys.stderr,
-            disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False,
-        )  # fmt: skip
+            total=size,
+            initial=start,
+            desc=part.stem,
+            unit="B",
+            unit_scale=True,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+        )
         with bar, part.open("ab" if start else "wb") as file:
             for chunk in _chunks(response, size - start):
                 file.write(chunk)

@@ -222,9 +222,11 @@ def evaluate(
             torch.cat(parts).cpu().numpy(), torch.cat(sizes).numpy(), img_size, preset
         )
     return Evaluation(
-        torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), points,
+        torch.cat(logits).cpu().numpy(),
+        torch.cat(labels).numpy(),
+        points,
         torch.cat(positions).numpy(),
-    )  # fmt: skip
+    )
 
 
 def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int) -> Evaluation:

@@ -53,9 +53,14 @@ class Evaluator:
             progress(len(self.loader.dataset), "eval", "img") as bar,
         ):
             own = evaluate(
-                model, self.loader, self.normalize, PRESETS[config.preset], config.tta == "flip",
-                bar, self.request.watched,
-            )  # fmt: skip
+                model,
+                self.loader,
+                self.normalize,
+                PRESETS[config.preset],
+                config.tta == "flip",
+                bar,
+                self.request.watched,
+            )
         stop = max(signum for (signum,) in processes.all_rows([self.request.signum]))
         if stop:
             raise Stopped(stop)
@@ -65,9 +70,12 @@ class Evaluator:
             if processes.is_main:
                 evaluation = whole_evaluation(evaluations, len(self.loader.dataset))
                 metrics = {
-                    "split": config.eval_split, "selected_on": selected_on, "step": step,
-                    "tta": config.tta, **summarize(evaluation.logits, evaluation.labels),
-                }  # fmt: skip
+                    "split": config.eval_split,
+                    "selected_on": selected_on,
+                    "step": step,
+                    "tta": config.tta,
+                    **summarize(evaluation.logits, evaluation.labels),
+                }
         return evaluation, processes.from_main(metrics)
 
     def export(self, evaluation: Evaluation, metrics: dict[str, Any], variant: str = "") -> None:

@@ -28,9 +28,12 @@ def build_learner(model: nn.Module, config: FrozenConfigDict, processes: Process
     """What trains `model`, which is on its device, by the flags of a run."""
     optimizer = build_optimizer(model, config, model.no_weight_decay(), model.layer_of)
     return Learner(
-        model, processes.wrap(model), optimizer, build_scheduler(optimizer, config),
+        model,
+        processes.wrap(model),
+        optimizer,
+        build_scheduler(optimizer, config),
         build_ema(model, config.ema_decay),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

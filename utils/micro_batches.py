@@ -40,8 +40,10 @@ def plan_micro_batches(
     if micro_batches != asked:
         log.info(
             "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
-            "the loss is the same", micro_batches, asked,
-        )  # fmt: skip
+            "the loss is the same",
+            micro_batches,
+            asked,
+        )
     if batch // micro_batches % world_size:
         raise InputError(
             f"{world_size} processes cannot share micro-batches of {batch // micro_batches} images "
@@ -52,6 +54,8 @@ def plan_micro_batches(
         advice = "" if compared == batch else " or --contrastive_scope effective"
         log.warning(
             "warning: the contrastive loss compares only %d samples at a time, and weighs less the "
-            "fewer they are; use a larger --train_batch_size%s", compared, advice,
-        )  # fmt: skip
+            "fewer they are; use a larger --train_batch_size%s",
+            compared,
+            advice,
+        )
     return micro_batches

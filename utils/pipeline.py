@@ -228,7 +228,7 @@ def train_sampler(config: FrozenConfigDict, num_samples: int, start_step: int = 
     """The order of the samples of a run, from an optimizer step on."""
     return TrainSampler(
         num_samples, config.num_steps, config.train_batch_size, config.seed, start_step
-    )  # fmt: skip
+    )
 
 
 def train_loader(
@@ -285,7 +285,5 @@ def eval_loader(
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     dataset = ImageDataset(split, images, view, config.img_size, seed=0)
-    batches = EvalBatches(
-        len(split), config.eval_batch_size, processes.rank, processes.world_size
-    )  # fmt: skip
+    batches = EvalBatches(len(split), config.eval_batch_size, processes.rank, processes.world_size)
     return make_loader(dataset, batches, config.num_workers, device)

@@ -198,23 +198,34 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         _transfg(
-            "CUB_200_2011", "91.7 % top-1 on test (paper, experiments)", 0.03,
+            "CUB_200_2011",
+            "91.7 % top-1 on test (paper, experiments)",
+            0.03,
             differences=(
                 "Others who ran the code report 91.0 to 91.2 % (issues 2, 14 and 30 of its "
                 "repository).",
             ),
         ),
         _transfg(
-            "car", "94.8 % top-1 on test (paper, experiments)", 0.03, augment="autoaugment",
+            "car",
+            "94.8 % top-1 on test (paper, experiments)",
+            0.03,
+            augment="autoaugment",
         ),
         _transfg(
-            "dog", "92.3 % top-1 on test (paper, experiments)", 0.003,
+            "dog",
+            "92.3 % top-1 on test (paper, experiments)",
+            0.003,
             differences=("One who ran the code reports 90.5 % (issue 24 of its repository).",),
         ),
         _transfg("nabirds", "90.8 % top-1 on test (paper, experiments)", 0.03),
         _transfg(
-            "INat2017", "71.7 % top-1 on val (paper, experiments)", 0.01, img_size=304,
-            augment="autoaugment", eval_split="val",
+            "INat2017",
+            "71.7 % top-1 on val (paper, experiments)",
+            0.01,
+            img_size=304,
+            augment="autoaugment",
+            eval_split="val",
             differences=(
                 "The code's crop of 304 px does not fit its default of 448; --img_size 304 does.",
                 "10,000 steps of 64 are 1.1 epochs; the paper does not say how long it trained.",
@@ -223,7 +234,7 @@ RECIPES = {
         VIT_FLOWERS,
         SMALL_DATA,
     )
-}  # fmt: skip
+}
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -315,10 +326,14 @@ def parse_with_recipe(
     left_out = [flag for flag in open_flags if flag in settled or means_nothing(flag, values)]
     values |= {flag: parsed[flag] for flag in left_out}
     instead = {
-        flag: value for flag, value in by_hand.items()
+        flag: value
+        for flag, value in by_hand.items()
         if flag in offered or any(other in offered for other in SETTLES.get(flag, ()))
-    }  # fmt: skip
+    }
     values["recipe"] = {
-        "name": recipe.name, "values": offered, "by_hand": instead, "left_out": left_out,
-    }  # fmt: skip
+        "name": recipe.name,
+        "values": offered,
+        "by_hand": instead,
+        "left_out": left_out,
+    }
     return values

@@ -126,9 +126,11 @@ def open_subset(config: FrozenConfigDict, phase: str) -> tuple[Split, Subset]:
     if phase == "eval" and carving is not None and split.name == "val":
         log.info(
             "val is carved out of train: %d images, a share of %g of each class, seed %d%s",
-            len(split), carving.fraction, carving.seed,
+            len(split),
+            carving.fraction,
+            carving.seed,
             "".join(f"; no {name}: {why}" for name, why in _why_absent(spec, config)),
-        )  # fmt: skip
+        )
     batch_size = config[f"{phase}_batch_size"]
     return split, select_subset(split, config[flag], batch_size, f"--{flag}")
 

@@ -93,9 +93,12 @@ def run_lock(path: Path, name: str) -> Iterator[None]:
         if before:
             log.info("took over the run from process %s, which is dead", before.get("pid"))
         owner = {
-            "name": name, "pid": os.getpid(), "host": platform.node(), "machine": uuid.getnode(),
+            "name": name,
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "machine": uuid.getnode(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
+        }
         file.truncate(0)
         file.write(json.dumps(owner) + "\n")
         file.flush()

@@ -51,7 +51,8 @@ class Saver:
                         experiment=self.experiment,
                         data=self.data,
                         position={
-                            "step": state.step, "epoch": seen // self.num_samples,
+                            "step": state.step,
+                            "epoch": seen // self.num_samples,
                             "samples_of_epoch": seen % self.num_samples,
                         },
                         training=state.to_dict(),
@@ -60,7 +61,7 @@ class Saver:
                         meter=meter,
                         skipped=list(self.skipped.ids),
                     )
-                )  # fmt: skip
+                )
         state.saved = state.step
 
     def restore(self, snapshot: Snapshot) -> None:

@@ -145,9 +145,16 @@ def is_whole(file: BinaryIO) -> bool:
 
 # What torch.load raises for archives that hold anything but what torch.save makes of plain data.
 _LOAD_ERRORS = (
-    pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, TypeError,
-    AttributeError, AssertionError, ImportError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+)
 
 
 def load_archive(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape

@@ -103,9 +103,18 @@ def open_session(
         ids_of = functools.partial(train_sampler(config, len(train)).ids_of_step, train)
         meter = TrainMeter(state.step, processes, ids_of)
         saver = Saver(
-            config, experiment, data.facts(config), run, snapshots, learner, meter, skipped,
-            len(train), device, processes,
-        )  # fmt: skip
+            config,
+            experiment,
+            data.facts(config),
+            run,
+            snapshots,
+            learner,
+            meter,
+            skipped,
+            len(train),
+            device,
+            processes,
+        )
         learner.model.train()
         if processes.several:
             blank = torch.zeros(1, 3, config.img_size, config.img_size, device=device)
@@ -118,10 +127,16 @@ def open_session(
             run.log_training(state.pending, state.step)
         evaluator = Evaluator(config, eval_batches, normalize, run, processes, request)
         session = Session(
-            run, learner, Steps(train_batches, micro_batches, skipped, processes, request),
-            normalize, meter, BestKeeper(evaluator, learner.variants(), checkpoint), saver, skipped,
+            run,
+            learner,
+            Steps(train_batches, micro_batches, skipped, processes, request),
+            normalize,
+            meter,
+            BestKeeper(evaluator, learner.variants(), checkpoint),
+            saver,
+            skipped,
             processes,
-        )  # fmt: skip
+        )
         try:
             # Not before: building a cache is to end at the first signal.
             with stop_requests(request):

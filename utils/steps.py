@@ -123,5 +123,7 @@ def _blank(batch: Batch) -> Batch:
     """One black image of the first class, which will not count."""
     return Batch(
         torch.zeros(1, *batch.images.shape[1:], dtype=batch.images.dtype),
-        torch.zeros(1, dtype=torch.int64), batch.positions, batch.sizes,
-    )  # fmt: skip
+        torch.zeros(1, dtype=torch.int64),
+        batch.positions,
+        batch.sizes,
+    )

@@ -95,9 +95,12 @@ _EMBEDDINGS = {
     "norm": "transformer.encoder.encoder_norm",
 }
 _IN_BLOCK = {
-    "norm1": "attention_norm", "norm2": "ffn_norm", "attn.proj": "attn.out",
-    "mlp.fc1": "ffn.fc1", "mlp.fc2": "ffn.fc2",
-}  # fmt: skip
+    "norm1": "attention_norm",
+    "norm2": "ffn_norm",
+    "attn.proj": "attn.out",
+    "mlp.fc1": "ffn.fc1",
+    "mlp.fc2": "ffn.fc2",
+}
 
 
 def in_their_names(state_dict: Weights) -> dict[str, Tensor]:

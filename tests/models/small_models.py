@@ -104,9 +104,10 @@ class Operators(TorchDispatchMode):
         """Those that read a value from the device, or add up in any order there."""
         indexing = ("gather", "scatter", "index", "embedding", "masked_select", "nonzero", "take")
         return {
-            name for name in self.names
+            name
+            for name in self.names
             if name == "_local_scalar_dense" or any(word in name for word in indexing)
-        }  # fmt: skip
+        }
 
 
 def loss_and_gradients(

@@ -24,9 +24,12 @@ VARIANTS = {
     "parts": {"head": "parts"},
     "overlap": {"head": "parts", "patch_stride": 12, "img_size": 64},
     "parts of all": {
-        "head": "parts", "num_registers": 2, "layer_scale": 0.1, "pre_norm": True,
+        "head": "parts",
+        "num_registers": 2,
+        "layer_scale": 0.1,
+        "pre_norm": True,
     },
-}  # fmt: skip
+}
 variants = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -148,9 +151,15 @@ def test_the_plain_dict_of_a_config_builds_the_same_model(fields):
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_the_config_of_an_older_checkpoint_builds_the_same_model(pool):
     plain = {
-        "patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_dim": 128,
-        "layer_norm_eps": 1e-5, "pool": pool, "img_size": 32,
-    }  # fmt: skip
+        "patch_size": 16,
+        "embed_dim": 64,
+        "depth": 3,
+        "num_heads": 4,
+        "mlp_dim": 128,
+        "layer_norm_eps": 1e-5,
+        "pool": pool,
+        "img_size": 32,
+    }
     model = build(0, pool=pool, layer_norm_eps=1e-5)
     torch.nn.init.normal_(model.head.weight)
     rebuilt = build_model(complete_config(plain), 5)

@@ -27,17 +27,41 @@ from models.configs import (
 
 REPO = Path(__file__).resolve().parents[2]
 NAMES = (
-    "testing", "ViT-Ti_16", "ViT-S_14", "ViT-S_16", "ViT-S_32", "ViT-B_14", "ViT-B_16", "ViT-B_32",
-    "ViT-L_14", "ViT-L_16", "ViT-L_32", "ViT-H_14",
-)  # fmt: skip
+    "testing",
+    "ViT-Ti_16",
+    "ViT-S_14",
+    "ViT-S_16",
+    "ViT-S_32",
+    "ViT-B_14",
+    "ViT-B_16",
+    "ViT-B_32",
+    "ViT-L_14",
+    "ViT-L_16",
+    "ViT-L_32",
+    "ViT-H_14",
+)
 SIZES = {
-    "patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_dim": 128, "img_size": 224,
-}  # fmt: skip
+    "patch_size": 16,
+    "embed_dim": 64,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_dim": 128,
+    "img_size": 224,
+}
 PLAIN = {
-    "head": "token", "patch_stride": 16, "pool": "token", "layer_norm_eps": 1e-6,
-    "activation": "gelu", "class_token": True, "pos_class_token": True, "num_registers": 0,
-    "pre_norm": False, "layer_scale": None, "dropout": 0.0, "drop_path": 0.0,
-}  # fmt: skip
+    "head": "token",
+    "patch_stride": 16,
+    "pool": "token",
+    "layer_norm_eps": 1e-6,
+    "activation": "gelu",
+    "class_token": True,
+    "pos_class_token": True,
+    "num_registers": 0,
+    "pre_norm": False,
+    "layer_scale": None,
+    "dropout": 0.0,
+    "drop_path": 0.0,
+}
 
 
 # --- The registered ones --------------------------------------------------------------------------
@@ -128,8 +152,12 @@ def test_the_image_size_goes_into_the_copy_alone():
 def test_other_fields_go_into_the_copy_alone():
     changed = get_config("testing", 64, head="parts", num_registers=4, layer_scale=1e-5, depth=5)
     given_fields = {
-        "img_size": 64, "head": "parts", "num_registers": 4, "layer_scale": 1e-5, "depth": 5,
-    }  # fmt: skip
+        "img_size": 64,
+        "head": "parts",
+        "num_registers": 4,
+        "layer_scale": 1e-5,
+        "depth": 5,
+    }
     assert changed.to_dict() == {**SIZES, **PLAIN, **given_fields}
     assert get_config("testing").to_dict() == {**SIZES, **PLAIN}
 
@@ -169,9 +197,15 @@ def test_a_whole_config_is_complete():
 
 def test_the_config_of_an_older_checkpoint_is_completed():
     fields = {
-        "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48,
-        "layer_norm_eps": 1e-5, "pool": "avg", "img_size": 64,
-    }  # fmt: skip
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_dim": 48,
+        "layer_norm_eps": 1e-5,
+        "pool": "avg",
+        "img_size": 64,
+    }
     assert complete_config(fields).to_dict() == {**PLAIN, **fields, "patch_stride": 8}
 
 

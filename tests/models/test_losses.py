@@ -122,9 +122,12 @@ def test_weights_of_one_change_nothing(batch, classes, smoothing, seed):
 
 
 @given(
-    micro_batches=st.integers(1, 4), size=st.integers(1, 4), classes=CLASSES,
-    smoothing=st.floats(0, 0.99), seed=SEEDS,
-)  # fmt: skip
+    micro_batches=st.integers(1, 4),
+    size=st.integers(1, 4),
+    classes=CLASSES,
+    smoothing=st.floats(0, 0.99),
+    seed=SEEDS,
+)
 @SETTINGS
 def test_the_mean_over_micro_batches_is_the_mean_over_the_batch(
     micro_batches, size, classes, smoothing, seed
@@ -169,9 +172,12 @@ def contrast_of_the_paper_s_code(
 
 
 @given(
-    batch=st.integers(1, 8), width=st.integers(1, 6), classes=st.integers(1, 4),
-    margin=st.floats(-0.99, 0.99), seed=SEEDS,
-)  # fmt: skip
+    batch=st.integers(1, 8),
+    width=st.integers(1, 6),
+    classes=st.integers(1, 4),
+    margin=st.floats(-0.99, 0.99),
+    seed=SEEDS,
+)
 @SETTINGS
 def test_the_contrastive_loss_is_the_paper_s_and_so_is_its_gradient(
     batch, width, classes, margin, seed

@@ -157,12 +157,15 @@ TIMM_FAMILIES = {
     "dinov2 with registers": {**DINOV2, "reg_tokens": 4, "no_embed_class": True},
     "registers with positions": {"reg_tokens": 4},
     "registers, no class token": {
-        "reg_tokens": 4, "class_token": False, "no_embed_class": True, "global_pool": "avg",
+        "reg_tokens": 4,
+        "class_token": False,
+        "no_embed_class": True,
+        "global_pool": "avg",
     },
     "clip": CLIP_TOWER,
     "clip, quick gelu": {**CLIP_TOWER, "act_layer": "quick_gelu"},
     "siglip": {"class_token": False, "global_pool": "map"},
-}  # fmt: skip
+}
 TIMM_PROFILES = {"clip, quick gelu": "clip-quickgelu"}
 every_timm_family = pytest.mark.parametrize(
     ("family", "img_size"),
@@ -207,8 +210,12 @@ def test_timm_in_a_torch_file(tmp_path, family, name, is_zip):
 
 
 HUB_SIZES = {
-    "embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": CLASSES,
-}  # fmt: skip
+    "embed_dim": 64,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 2.0,
+    "num_classes": CLASSES,
+}
 
 
 def as_the_hub_saves_it(folder: Path, architecture: str, img_size: int) -> Reference:
@@ -333,9 +340,9 @@ def test_hugging_face_vit(tmp_path, model, unused, img_size):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("hidden_act", "gelu_new"), ("hidden_act", "quick_gelu"),
-                        ("layer_norm_eps", 1e-3)],
-)  # fmt: skip
+    ("name", "value"),
+    [("hidden_act", "gelu_new"), ("hidden_act", "quick_gelu"), ("layer_norm_eps", 1e-3)],
+)
 def test_hugging_face_s_config_is_obeyed(tmp_path, name, value):
     reference = write_hf(tmp_path, ViTForImageClassification(hf_vit(48, **{name: value})))
     assert_parity(reference)
@@ -430,9 +437,10 @@ def assert_parts(loaded: Loaded, config: ConfigDict, images: Tensor, chosen: Ten
 
 
 @pytest.mark.parametrize(
-    ("stride", "img_size"), [(16, 48), (16, 64), (12, 52), (12, 64)],
+    ("stride", "img_size"),
+    [(16, 48), (16, 64), (12, 52), (12, 64)],
     ids=["48", "64", "52, overlapping", "64, overlapping"],
-)  # fmt: skip
+)
 def test_transfg(tmp_path, stride, img_size):
     config = small_config(head="parts", img_size=img_size, patch_stride=stride)
     theirs = paper_transfg.in_their_names(random_model(config, CLASSES, seed=1).state_dict())
@@ -537,7 +545,8 @@ def write_hf_dinov2(folder: Path, faint: bool) -> Reference:
         pytest.param(partial(write_timm, img_size=48, **CLIP_TOWER), "imagenet", id="timm clip"),
         pytest.param(partial(write_timm, img_size=42, **DINOV2), "clip", id="timm dinov2"),
         pytest.param(
-            partial(write_timm, img_size=48, class_token=False, global_pool="map"), "clip",
+            partial(write_timm, img_size=48, class_token=False, global_pool="map"),
+            "clip",
             id="timm siglip",
         ),
         pytest.param(write_hf_vit, "google", id="hf vit"),
@@ -545,7 +554,7 @@ def write_hf_dinov2(folder: Path, faint: bool) -> Reference:
         pytest.param(partial(write_torchvision, img_size=48), "clip", id="torchvision"),
         pytest.param(partial(write_google, img_size=48), "clip", id="google"),
     ],
-)  # fmt: skip
+)
 def test_the_layer_norm_eps_is_the_library_s(tmp_path, write, wrong):
     reference = write(tmp_path, faint=True)
     assert_parity(reference)
@@ -614,10 +623,17 @@ def test_a_part_model_starts_from_a_plain_one(pool, img_size):
     loaded = load(weights, small_config(head="parts", img_size=img_size), keep_head=False)
     norm = "norm." if pool == "token" else "fc_norm."
     assert_moved(
-        loaded.model.state_dict(), model.state_dict(),
-        {"part_block.": "blocks.2.", "part_norm.": norm, "blocks.0.": "blocks.0.",
-         "blocks.1.": "blocks.1.", "cls_token": "cls_token", "pos_embed": "pos_embed"},
-    )  # fmt: skip
+        loaded.model.state_dict(),
+        model.state_dict(),
+        {
+            "part_block.": "blocks.2.",
+            "part_norm.": norm,
+            "blocks.0.": "blocks.0.",
+            "blocks.1.": "blocks.1.",
+            "cls_token": "cls_token",
+            "pos_embed": "pos_embed",
+        },
+    )
     assert not any(key.startswith("blocks.2.") for key in loaded.model.state_dict())
 
 
@@ -626,10 +642,16 @@ def test_a_plain_model_starts_from_a_part_one(img_size):
     model, weights = own(small_config(head="parts", img_size=img_size))
     loaded = load(weights, small_config(img_size=img_size), keep_head=True)
     assert_moved(
-        loaded.model.state_dict(), model.state_dict(),
-        {"blocks.2.": "part_block.", "norm.": "part_norm.", "blocks.0.": "blocks.0.",
-         "blocks.1.": "blocks.1.", "head.": "head."},
-    )  # fmt: skip
+        loaded.model.state_dict(),
+        model.state_dict(),
+        {
+            "blocks.2.": "part_block.",
+            "norm.": "part_norm.",
+            "blocks.0.": "blocks.0.",
+            "blocks.1.": "blocks.1.",
+            "head.": "head.",
+        },
+    )
     # ViT-pytorch with the part layer as its last one.
     theirs = paper_transfg.in_their_names(model.state_dict())
     moves = {"part_layer.": "layer.2.", "part_norm.": "encoder_norm.", "part_head.": "head."}

@@ -187,8 +187,11 @@ def test_a_checkpoint_from_before_a_config_field_is_of_a_plain_model():
 )
 def test_a_checkpoint_of_an_unknown_config(change, message):
     config = small_config()
-    fields = {key: value for key, value in {**config.to_dict(), **change}.items()
-              if key not in change or value is not None}  # fmt: skip
+    fields = {
+        key: value
+        for key, value in {**config.to_dict(), **change}.items()
+        if key not in change or value is not None
+    }
     state_dict = random_model(config, 5, seed=1).state_dict()
     with pytest.raises(WeightsError, match=f"^{message}$"):
         own_pretrained(state_dict, fields, NORMALIZATION)
@@ -408,14 +411,23 @@ def test_a_number_of_heads_that_no_model_type_has(asked):
 
 def test_the_config_takes_parts_and_constants_from_the_weights_and_keeps_the_rest():
     weights = weights_of(
-        num_registers=4, pre_norm=True, layer_scale=0.5, activation="gelu_tanh",
-        layer_norm_eps=1e-3, img_size=64, dropout=0.5,
-    )  # fmt: skip
+        num_registers=4,
+        pre_norm=True,
+        layer_scale=0.5,
+        activation="gelu_tanh",
+        layer_norm_eps=1e-3,
+        img_size=64,
+        dropout=0.5,
+    )
     asked = small_config(img_size=48, patch_stride=12, dropout=0.1, drop_path=0.2)
     expected = {
-        **asked.to_dict(), "num_registers": 4, "pre_norm": True, "layer_scale": 1e-5,
-        "activation": "gelu_tanh", "layer_norm_eps": 1e-3,
-    }  # fmt: skip
+        **asked.to_dict(),
+        "num_registers": 4,
+        "pre_norm": True,
+        "layer_scale": 1e-5,
+        "activation": "gelu_tanh",
+        "layer_norm_eps": 1e-3,
+    }
     before = asked.to_json()
     adapted = adapt_config(asked, weights)
     assert adapted.to_dict() == expected
@@ -426,8 +438,13 @@ def test_the_config_takes_parts_and_constants_from_the_weights_and_keeps_the_res
 # --- Files ----------------------------------------------------------------------------------------
 
 SIZES = {
-    "img_size": 4, "patch_size": 2, "embed_dim": 8, "num_heads": 2, "depth": 2, "mlp_dim": 6,
-}  # fmt: skip
+    "img_size": 4,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "depth": 2,
+    "mlp_dim": 6,
+}
 
 
 def tiny(**fields: object) -> ConfigDict:
@@ -466,8 +483,9 @@ def test_types_may_be_mixed(path):
     tensors["cls_token"] = tensors["cls_token"].double()
     notes = opened(path, tensors).notes
     assert sorted(re.sub("tensors?", "tensors", note) for note in notes) == [
-        "1 tensors converted from float64", "2 tensors converted from float16",
-    ]  # fmt: skip
+        "1 tensors converted from float64",
+        "2 tensors converted from float16",
+    ]
     assert opened(path, tiny_tensors()).notes == ()
 
 
@@ -648,9 +666,11 @@ KINDS = {
 
 
 @given(
-    kind=st.sampled_from(sorted(KINDS)), is_theirs=st.booleans(), data=st.data(),
+    kind=st.sampled_from(sorted(KINDS)),
+    is_theirs=st.booleans(),
+    data=st.data(),
     keep_head=st.booleans(),
-)  # fmt: skip
+)
 @settings(SETTINGS, max_examples=300)
 def test_weights_of_any_shape_are_taken_as_they_are_or_refused(
     path, kind, is_theirs, data, keep_head

@@ -35,9 +35,14 @@ SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = ("config.json", "preprocessor_config.json")
 
 HF_VIT = {
-    "model_type": "vit", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_size": 64,
-    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 224,
-}  # fmt: skip
+    "model_type": "vit",
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 224,
+}
 PROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_resize": True}
 TIMM = {
     "architecture": "vit_small_patch16_224",
@@ -95,11 +100,15 @@ def test_a_profile_in_words_and_as_normalization():
 @pytest.mark.parametrize(
     ("layout", "profile"),
     [
-        ("google", GOOGLE), ("jeonsworld", GOOGLE), ("transfg", IMAGENET), ("timm", IMAGENET),
-        ("torchvision", IMAGENET), ("hf-dinov2", IMAGENET),
+        ("google", GOOGLE),
+        ("jeonsworld", GOOGLE),
+        ("transfg", IMAGENET),
+        ("timm", IMAGENET),
+        ("torchvision", IMAGENET),
+        ("hf-dinov2", IMAGENET),
         ("hf-vit", GOOGLE._replace(layer_norm_eps=1e-12)),
     ],
-)  # fmt: skip
+)
 def test_the_default_of_a_layout(layout, profile):
     assert default_profile(layout, has_pre_norm=False, has_attention_pool=False) == profile
 
@@ -132,18 +141,24 @@ def test_no_file_says_nothing(tmp_path):
 def test_hugging_face_s_config(tmp_path, model_type):
     said = read_sidecar(write(tmp_path, {**HF_VIT, "model_type": model_type}))
     assert said == Sidecar(
-        sources=("config.json",), layer_norm_eps=1e-12, activation="gelu",
+        sources=("config.json",),
+        layer_norm_eps=1e-12,
+        activation="gelu",
         sizes={"embed_dim": 64, "depth": 3, "num_heads": 4},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        ("gelu", "gelu"), ("gelu_python", "gelu"), ("quick_gelu", "quick_gelu"),
-        ("gelu_new", "gelu_tanh"), ("gelu_fast", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"),
+        ("gelu", "gelu"),
+        ("gelu_python", "gelu"),
+        ("quick_gelu", "quick_gelu"),
+        ("gelu_new", "gelu_tanh"),
+        ("gelu_fast", "gelu_tanh"),
+        ("gelu_pytorch_tanh", "gelu_tanh"),
     ],
-)  # fmt: skip
+)
 def test_an_activation_of_hugging_face(tmp_path, theirs, ours):
     said = read_sidecar(write(tmp_path, {**HF_VIT, "hidden_act": theirs}))
     assert said.activation == ours
@@ -216,9 +231,14 @@ def test_timm_s_arguments_go_before_its_architecture(tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"model_type": "clip_vision_model", "layer_norm_eps": "?"}, {"model_type": ["vit"]},
-     {"name": "mine", "mean": "no"}, {"model_type": None}],
-)  # fmt: skip
+    [
+        {},
+        {"model_type": "clip_vision_model", "layer_norm_eps": "?"},
+        {"model_type": ["vit"]},
+        {"name": "mine", "mean": "no"},
+        {"model_type": None},
+    ],
+)
 def test_a_config_of_another_library_says_nothing(tmp_path, config):
     assert read_sidecar(write(tmp_path, config)) == Sidecar()
 
@@ -229,10 +249,18 @@ def test_a_config_of_another_library_says_nothing(tmp_path, config):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": 1', b"nothing", b"\xff\xfe", b"\x00" * 9, b'{"a":' * 100_000,
-     b'{"a": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"{",
+        b'{"a": 1',
+        b"nothing",
+        b"\xff\xfe",
+        b"\x00" * 9,
+        b'{"a":' * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
     ids=["empty", "open", "cut", "text", "not UTF-8", "zeros", "deep", "long"],
-)  # fmt: skip
+)
 def test_a_malformed_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ProfileError, match=rf"{name} is no readable JSON; mend or remove it$"):
@@ -256,10 +284,23 @@ def test_a_folder_of_that_name(tmp_path, name):
 
 @pytest.mark.parametrize(
     "value",
-    [0.5, "0.5", [], [0.5, 0.5], [0.5] * 4, [0.5, 0.5, "0.5"], [0.5, 0.5, None], [True] * 3, {},
-     [0.5, 0.5, float("nan")], [0.5, 0.5, float("inf")], [[0.5] * 3] * 3, [0.5, 0.5, 10**400]],
+    [
+        0.5,
+        "0.5",
+        [],
+        [0.5, 0.5],
+        [0.5] * 4,
+        [0.5, 0.5, "0.5"],
+        [0.5, 0.5, None],
+        [True] * 3,
+        {},
+        [0.5, 0.5, float("nan")],
+        [0.5, 0.5, float("inf")],
+        [[0.5] * 3] * 3,
+        [0.5, 0.5, 10**400],
+    ],
     ids=lambda value: str(value)[:30],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("field", ["mean", "std"])
 def test_a_normalization_that_is_none(tmp_path, field, value):
     message = "is no mean or standard deviation per RGB channel$"
@@ -292,10 +333,13 @@ def test_an_eps_that_is_none(tmp_path, value):
     "value", ["relu", "silu", "", 3, True, ["gelu"], {"name": "gelu"}], ids=str
 )
 @pytest.mark.parametrize(
-    "config_with", [lambda value: {**HF_VIT, "hidden_act": value},
-                    lambda value: {**TIMM, "model_args": {"act_layer": value}}],
+    "config_with",
+    [
+        lambda value: {**HF_VIT, "hidden_act": value},
+        lambda value: {**TIMM, "model_args": {"act_layer": value}},
+    ],
     ids=["hugging face", "timm"],
-)  # fmt: skip
+)
 def test_an_activation_that_we_have_not(tmp_path, config_with, value):
     write(tmp_path, config_with(value))
     with pytest.raises(ProfileError, match=r"config\.json: the activation .* is not one of ours$"):
@@ -308,10 +352,18 @@ JSON = st.recursive(
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
     max_leaves=6,
-)  # fmt: skip
+)
 FIELDS = (
-    *HF_VIT, *TIMM, *PROCESSOR, "model_args", "mean", "std", "act_layer", "embed_dim", "depth",
-)  # fmt: skip
+    *HF_VIT,
+    *TIMM,
+    *PROCESSOR,
+    "model_args",
+    "mean",
+    "std",
+    "act_layer",
+    "embed_dim",
+    "depth",
+)
 
 
 @st.composite
@@ -345,9 +397,11 @@ def test_whatever_the_files_hold_it_is_a_sidecar_or_a_profile_error(folder, conf
 # --- What is said and what is assumed -------------------------------------------------------------
 
 SAID = {
-    "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "layer_norm_eps": 1e-3,
+    "mean": (0.1, 0.2, 0.3),
+    "std": (0.4, 0.5, 0.6),
+    "layer_norm_eps": 1e-3,
     "activation": "quick_gelu",
-}  # fmt: skip
+}
 
 
 @given(fields=st.sets(st.sampled_from(sorted(SAID))))
@@ -368,9 +422,12 @@ PARTS = {
 
 
 def open_beside(
-    folder: Path, config: object = None, processor: object = None, profile: str = AUTO,
+    folder: Path,
+    config: object = None,
+    processor: object = None,
+    profile: str = AUTO,
     kind: str = "plain",
-) -> Pretrained:  # fmt: skip
+) -> Pretrained:
     """The profile of a file with those files beside it."""
     model = random_model(small_config(**PARTS[kind]), 2, seed=0)
     save_file(model.state_dict(), folder / "model.safetensors")
@@ -426,7 +483,7 @@ def test_two_files_that_leave_something_out(tmp_path):
     "config",
     [None, HF_VIT, TIMM, b"{", {**HF_VIT, "hidden_size": 768}, {**HF_VIT, "hidden_act": "?"}],
     ids=["none", "hf", "timm", "malformed", "of another model", "wrong"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_named_profile_wins_and_no_file_is_read(tmp_path, name, config):
     weights = open_beside(tmp_path, config, b"{", profile=name)

@@ -100,9 +100,14 @@ def test_the_row_is_that_of_the_full_product(tokens, batch, heads, depth, querie
 
 
 @given(
-    depth=st.integers(1, 4), batch=st.integers(1, 3), heads=st.integers(1, 3),
-    tokens=st.integers(1, 20), width=st.integers(1, 5), bound=st.integers(0, 4000), seed=SEEDS,
-)  # fmt: skip
+    depth=st.integers(1, 4),
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    tokens=st.integers(1, 20),
+    width=st.integers(1, 5),
+    bound=st.integers(0, 4000),
+    seed=SEEDS,
+)
 @settings(max_examples=50, deadline=None)
 def test_the_row_of_any_sizes_and_any_bound(depth, batch, heads, tokens, width, bound, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -404,9 +409,11 @@ def test_selection_keeps_no_memory():
 # --- Dropout, stochastic depth, recomputation -----------------------------------------------------
 
 RANDOMNESS = {
-    "none": {}, "dropout": {"dropout": 0.2}, "drop path": {"drop_path": 0.5},
+    "none": {},
+    "dropout": {"dropout": 0.2},
+    "drop path": {"drop_path": 0.5},
     "both": {"dropout": 0.2, "drop_path": 0.5, "layer_scale": 0.5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("randomness", RANDOMNESS.values(), ids=RANDOMNESS)
@@ -464,8 +471,12 @@ def test_the_layer_of_every_parameter():
     for name, _ in model.named_parameters():
         layers.setdefault(model.layer_of(name), set()).add(name)
     assert layers.pop(0) == {
-        "patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "reg_token", "pos_embed",
-    }  # fmt: skip
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "cls_token",
+        "reg_token",
+        "pos_embed",
+    }
     for i in range(11):
         names = layers.pop(i + 1)
         assert len(names) == 14
@@ -481,8 +492,12 @@ def test_the_backbone_is_what_selects():
     backbone = {name for name, _ in model.named_parameters() if model.is_backbone(name)}
     rest = dict(model.named_parameters()).keys() - backbone
     assert {name.partition(".")[0] for name in backbone} == {
-        "patch_embed", "cls_token", "reg_token", "pos_embed", "blocks",
-    }  # fmt: skip
+        "patch_embed",
+        "cls_token",
+        "reg_token",
+        "pos_embed",
+        "blocks",
+    }
     assert {name.partition(".")[0] for name in rest} == {"part_block", "part_norm", "head"}
 
 

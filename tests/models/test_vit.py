@@ -160,10 +160,23 @@ def new_names(**fields) -> tuple[set[str], set[str]]:
             {f"blocks.{i}.ls{n}.gamma" for i in range(3) for n in (1, 2)},
             set(),
         ),
-        ({"class_token": False, "pool": "avg"}, {"fc_norm.weight", "fc_norm.bias"},
-         {"cls_token", "norm.weight", "norm.bias"}),
-        ({"pos_class_token": False, "patch_stride": 12, "activation": "quick_gelu",
-          "dropout": 0.1, "drop_path": 0.1, "layer_norm_eps": 1e-5}, set(), set()),
+        (
+            {"class_token": False, "pool": "avg"},
+            {"fc_norm.weight", "fc_norm.bias"},
+            {"cls_token", "norm.weight", "norm.bias"},
+        ),
+        (
+            {
+                "pos_class_token": False,
+                "patch_stride": 12,
+                "activation": "quick_gelu",
+                "dropout": 0.1,
+                "drop_path": 0.1,
+                "layer_norm_eps": 1e-5,
+            },
+            set(),
+            set(),
+        ),
         (
             {"pool": "map"},
             {"attn_pool.latent"}
@@ -175,7 +188,7 @@ def new_names(**fields) -> tuple[set[str], set[str]]:
             set(),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_part_s_parameters_have_timm_s_names(fields, added, removed):
     assert new_names(**fields) == (added, removed)
 
@@ -205,9 +218,13 @@ def test_the_layer_of_every_parameter():
         assert {model.layer_of(name) for name in block} == {i + 1}
     first = {name for name in names if model.layer_of(name) == 0}
     assert first == {
-        "patch_embed.proj.weight", "cls_token", "reg_token", "pos_embed", "norm_pre.weight",
+        "patch_embed.proj.weight",
+        "cls_token",
+        "reg_token",
+        "pos_embed",
+        "norm_pre.weight",
         "norm_pre.bias",
-    }  # fmt: skip
+    }
     last = {name for name in names if model.layer_of(name) == 12}
     assert {name.partition(".")[0] for name in last} == {"norm", "attn_pool", "head"}
     assert len(last) == len(names) - len(first) - 11 * 14
@@ -234,8 +251,11 @@ def by_numpy(model: VisionTransformer, config: ConfigDict, images: np.ndarray) -
     """Logits (B, C) in float64, from the state dict alone."""
     w = {key: value.double().numpy() for key, value in model.state_dict().items()}
     batch, patch, stride, grid = (
-        len(images), config.patch_size, config.patch_stride, grid_side(config)
-    )  # fmt: skip
+        len(images),
+        config.patch_size,
+        config.patch_stride,
+        grid_side(config),
+    )
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)

@@ -169,9 +169,18 @@ def assert_refused(path: Path, content: bytes, match: str) -> str:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"P", b"\x00" * 64, b"weights\n", b"<!DOCTYPE html><html>", b"\x93NUMPY\x01\x00",
-     b"version https://git-lfs.github.com/spec/v1\n", b"{}", "Gewichte für alle".encode()],
-)  # fmt: skip
+    [
+        b"",
+        b"P",
+        b"\x00" * 64,
+        b"weights\n",
+        b"<!DOCTYPE html><html>",
+        b"\x93NUMPY\x01\x00",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"{}",
+        "Gewichte für alle".encode(),
+    ],
+)
 def test_a_file_of_another_kind(path, content):
     assert_refused(path, content, f"^{NEITHER}$")
 
@@ -414,9 +423,12 @@ def central_directory(content: bytes, offset: int, value: int) -> bytes:
 
 
 ODD_ENTRIES = {
-    "version": (6, 0xFF), "encrypted": (8, 0x01), "patched": (8, 0x20),
-    "strongly encrypted": (8, 0x40), "unknown compression": (10, 0x63),
-}  # fmt: skip
+    "version": (6, 0xFF),
+    "encrypted": (8, 0x01),
+    "patched": (8, 0x20),
+    "strongly encrypted": (8, 0x40),
+    "unknown compression": (10, 0x63),
+}
 
 
 @pytest.mark.parametrize("entry", ODD_ENTRIES)

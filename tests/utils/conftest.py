@@ -46,8 +46,13 @@ def make_split(save_photo: Callable[..., Path]) -> Callable[..., Split]:
         count = num_classes or max(labels, default=0) + 1
         classes = tuple(f"class {i}" for i in range(count))
         return Split(
-            dataset, name, root, classes,
-            np.array(ids, dtype=str), np.array(paths, dtype=str), np.array(labels, dtype=np.int64),
-        )  # fmt: skip
+            dataset,
+            name,
+            root,
+            classes,
+            np.array(ids, dtype=str),
+            np.array(paths, dtype=str),
+            np.array(labels, dtype=np.int64),
+        )
 
     return make

@@ -67,8 +67,10 @@ disk_cache(Path(folder), files, {WORKING!r}, False)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdin.write(pickle.dumps(files_of(split)))
     process.stdin.flush()
     return process
@@ -356,10 +358,14 @@ class TestDisk:
     def test_of_a_killed_builder_is_built_again(self, split, tmp_path):
         """SIGKILL before and after each kind of step: no `finally` runs, the lock is let go of."""
         steps = (
-            ("FileImages", "load", 4), ("os", "pwrite", 1), ("os", "pwrite", 6),
-            ("numpy", "savez", 1), ("os", "replace", 1), ("os", "fsync", 2),
+            ("FileImages", "load", 4),
+            ("os", "pwrite", 1),
+            ("os", "pwrite", 6),
+            ("numpy", "savez", 1),
+            ("os", "replace", 1),
+            ("os", "fsync", 2),
             ("pathlib.Path", "rename", 1),
-        )  # fmt: skip
+        )
         cases = [(*step, when) for step in steps for when in ("before", "after")]
         before = f"""
 for number, (owner, name, at_call, when) in enumerate({cases!r}):

@@ -183,8 +183,10 @@ class TestBytes:
             (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
             operations = list(pickletools.genops(archive.read(name)))
         assert {argument for code, argument, _ in operations if "GLOBAL" in code.name} == {
-            "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "collections OrderedDict",
-        }  # fmt: skip
+            "torch._utils _rebuild_tensor_v2",
+            "torch FloatStorage",
+            "collections OrderedDict",
+        }
         payload = torch.load(whole, weights_only=True)
 
         def check(value):
@@ -239,9 +241,13 @@ class TestDamage:
         data = whole.read_bytes()
         half = len(data) // 2
         for content in (
-            data + b"\n", b"\n" + data, data[:half] + data[half + 1 :], data * 2,
-            data[:half] + bytes(len(data) - half), data[:half] + data[half:][::-1],
-        ):  # fmt: skip
+            data + b"\n",
+            b"\n" + data,
+            data[:half] + data[half + 1 :],
+            data * 2,
+            data[:half] + bytes(len(data) - half),
+            data[:half] + data[half:][::-1],
+        ):
             self.refuse(tmp_path / "odd.bin", content)
 
     @settings(max_examples=100, deadline=None)
@@ -424,12 +430,15 @@ class TestIsCheckpoint:
     @pytest.mark.parametrize(
         "content",
         [
-            b"", b"text", torch_bytes({"w": torch.zeros(3)}), b"PK\x05\x06" + bytes(18),
+            b"",
+            b"text",
+            torch_bytes({"w": torch.zeros(3)}),
+            b"PK\x05\x06" + bytes(18),
             torch_bytes({"state_dict": {"w": torch.zeros(2000)}, "classes": ["a"]}),
             torch_bytes({"format": "other checkpoint", "version": 1}),
         ],
         ids=["empty", "text", "state dict", "empty zip", "wrapped", "other format"],
-    )  # fmt: skip
+    )
     def test_does_not_claim_what_others_wrote(self, tmp_path, content):
         (tmp_path / "other").write_bytes(content)
         assert not is_checkpoint(tmp_path / "other")
@@ -486,8 +495,16 @@ class TestCheckpointId:
         ids = {
             checkpoint_id(state_dict)
             for state_dict in (
-                {"w": w}, {"v": w}, {"w": w.view(3, 2)}, {"w": w.double()}, {"w": w.int()},
-                {"w": w + 1e-7}, {"w": -w}, {"w": w, "b": torch.zeros(0)}, {"w": w.view(6)}, {},
+                {"w": w},
+                {"v": w},
+                {"w": w.view(3, 2)},
+                {"w": w.double()},
+                {"w": w.int()},
+                {"w": w + 1e-7},
+                {"w": -w},
+                {"w": w, "b": torch.zeros(0)},
+                {"w": w.view(6)},
+                {},
             )
-        }  # fmt: skip
+        }
         assert len(ids) == 10

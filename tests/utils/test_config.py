@@ -176,9 +176,15 @@ class TestImgSize:
             train_config(tmp_path, *overlap, "--slide_step", "17")
         with pytest.raises(InputError, match=r"--slide_step 15 is over the patch, 14"):
             train_config(
-                tmp_path, *overlap, "--model_type", "ViT-S_14", "--img_size", "56",
-                "--slide_step", "15",
-            )  # fmt: skip
+                tmp_path,
+                *overlap,
+                "--model_type",
+                "ViT-S_14",
+                "--img_size",
+                "56",
+                "--slide_step",
+                "15",
+            )
 
 
 # A value of each dependent flag that is not its default, and argv that gives it a meaning.
@@ -190,9 +196,11 @@ DEPENDENT_ARGV = {
     "layer_decay": (["--layer_decay", "0.75"], ["--optimizer", "adamw"], 0.75),
     "pos_resample": (["--pos_resample", "bilinear"], ["--pretrained", "WEIGHTS"], "bilinear"),
     "part_init": (
-        ["--part_init", "random"], ["--pretrained", "WEIGHTS", "--head", "parts"], "random",
+        ["--part_init", "random"],
+        ["--pretrained", "WEIGHTS", "--head", "parts"],
+        "random",
     ),
-}  # fmt: skip
+}
 
 
 class TestDependentFlags:
@@ -507,8 +515,12 @@ class TestLength:
 def checkpoint(dataset: str, **changes) -> dict:
     """The fields of a checkpoint that `eval.py` goes by."""
     fields = {
-        "dataset": dataset, "model_type": "testing", "img_size": 64, "preset": "vit", "carving": {},
-    }  # fmt: skip
+        "dataset": dataset,
+        "model_type": "testing",
+        "img_size": 64,
+        "preset": "vit",
+        "carving": {},
+    }
     return {**fields, **changes}
 
 

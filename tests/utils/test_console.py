@@ -77,8 +77,12 @@ class TestEntrypoint:
         buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         with subprocess.Popen(
             ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, ending],
-            cwd=REPO, env=buffered, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
+            cwd=REPO,
+            env=buffered,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
             process.stdout.close()
             said = process.stderr.read()
         expected = {"0": "", "130": "error: interrupted\n", "1": "error: disk full\n"}[ending]

@@ -161,9 +161,14 @@ class TestRetention:
         assert until >= before + timedelta(days=90)
         assert f"location: {paths.run.resolve()}\n" in text
         for artifact in (
-            "demo/checkpoints/ckpt.bin", "demo/fiftyone/predictions.jsonl", "demo/metrics.json",
-            "demo/per_class.csv", "demo/labelmap.json", "demo/env_stamp.json", "tb/demo",
-        ):  # fmt: skip
+            "demo/checkpoints/ckpt.bin",
+            "demo/fiftyone/predictions.jsonl",
+            "demo/metrics.json",
+            "demo/per_class.csv",
+            "demo/labelmap.json",
+            "demo/env_stamp.json",
+            "tb/demo",
+        ):
             assert f"  - {artifact}\n" in text
         assert "never committed" in text
 

@@ -21,9 +21,21 @@ from utils.readers.synthetic import SYNTHETIC_CLASSES
 class TestSpecs:
     def test_are_found_by_every_name(self):
         assert {get_spec(name).name for name in dataset_names()} == {
-            "flower102", "CUB_200_2011", "car", "dog", "nabirds", "INat2017", "pet", "aircraft",
-            "food101", "cifar10", "cifar100", "folder", "csv", "synthetic",
-        }  # fmt: skip
+            "flower102",
+            "CUB_200_2011",
+            "car",
+            "dog",
+            "nabirds",
+            "INat2017",
+            "pet",
+            "aircraft",
+            "food101",
+            "cifar10",
+            "cifar100",
+            "folder",
+            "csv",
+            "synthetic",
+        }
         assert len(set(dataset_names())) == len(dataset_names())
         assert get_spec("flowers-102") is get_spec("flower102")
         with pytest.raises(InputError, match=r"unknown dataset 'birds'; known: flower102.*synth"):
@@ -79,9 +91,11 @@ class TestLabelmap:
         made = labelmap("toy", ("rose", "Schlüsselblume", 'a "b"'))
         text = '["rose","Schlüsselblume","a \\"b\\""]'
         assert made == {
-            "dataset": "toy", "num_classes": 3, "classes": ["rose", "Schlüsselblume", 'a "b"'],
+            "dataset": "toy",
+            "num_classes": 3,
+            "classes": ["rose", "Schlüsselblume", 'a "b"'],
             "checksum": hashlib.sha256(text.encode("utf-8")).hexdigest(),
-        }  # fmt: skip
+        }
 
     @settings(max_examples=50, deadline=None)
     @given(classes=st.lists(st.text(), min_size=1, max_size=6), has_parents=st.booleans())

@@ -32,12 +32,22 @@ def photo(mode: str = "RGB", size: tuple[int, int] = (53, 37)) -> Image.Image:
 
 # Mode, format, whether torchvision decodes it.
 KINDS = [
-    ("RGB", "JPEG", True), ("L", "JPEG", True), ("CMYK", "JPEG", False),
-    ("RGB", "PNG", False), ("RGBA", "PNG", False), ("L", "PNG", False), ("LA", "PNG", False),
-    ("P", "PNG", False), ("1", "PNG", False), ("I;16", "PNG", False),
-    ("RGB", "GIF", False), ("RGB", "WEBP", False), ("RGB", "BMP", False), ("RGB", "TIFF", False),
+    ("RGB", "JPEG", True),
+    ("L", "JPEG", True),
+    ("CMYK", "JPEG", False),
+    ("RGB", "PNG", False),
+    ("RGBA", "PNG", False),
+    ("L", "PNG", False),
+    ("LA", "PNG", False),
+    ("P", "PNG", False),
+    ("1", "PNG", False),
+    ("I;16", "PNG", False),
+    ("RGB", "GIF", False),
+    ("RGB", "WEBP", False),
+    ("RGB", "BMP", False),
+    ("RGB", "TIFF", False),
     ("RGB", "PPM", False),
-]  # fmt: skip
+]
 
 
 def with_orientation(image: Image.Image, orientation: int) -> Image.Image:

@@ -44,13 +44,29 @@ CPU, MPS = torch.device("cpu"), torch.device("mps")
 # What says only where things live, how fast they load, how often they are printed, and what memory
 # they take.
 NOT_HASHED = (
-    "name", "output_dir", "data_root", "num_workers", "device", "prefer_mps", "log_every",
-    "grad_checkpointing", "cache", "cache_dir", "recipe", "save_every", "keep", "resume",
+    "name",
+    "output_dir",
+    "data_root",
+    "num_workers",
+    "device",
+    "prefer_mps",
+    "log_every",
+    "grad_checkpointing",
+    "cache",
+    "cache_dir",
+    "recipe",
+    "save_every",
+    "keep",
+    "resume",
     "allow_change",
-)  # fmt: skip
+)
 CHECKPOINT = {
-    "dataset": "synthetic", "model_type": "testing", "img_size": 64, "preset": "vit", "carving": {},
-}  # fmt: skip
+    "dataset": "synthetic",
+    "model_type": "testing",
+    "img_size": 64,
+    "preset": "vit",
+    "carving": {},
+}
 
 TRAIN = parse_train_args(
     ["--name", "a", "--dataset", "synthetic", "--model_type", "testing", "--img_size", "64"],
@@ -293,14 +309,18 @@ class TestCheckEnv:
 
     def test_absent(self, tmp_path):
         assert check_env(RUNNING, tmp_path / "env_export.yml") == {
-            "source": "none", "status": "absent", "differences": [],
-        }  # fmt: skip
+            "source": "none",
+            "status": "absent",
+            "differences": [],
+        }
 
     @pytest.mark.parametrize("export", [CONDA, FREEZE], ids=["conda", "freeze"])
     def test_match(self, check, tmp_path, export):
         assert check(export.format(**SAME)) == {
-            "source": str(tmp_path / "env_export.yml"), "status": "match", "differences": [],
-        }  # fmt: skip
+            "source": str(tmp_path / "env_export.yml"),
+            "status": "match",
+            "differences": [],
+        }
 
     @pytest.mark.parametrize("export", [CONDA, FREEZE], ids=["conda", "freeze"])
     def test_differs(self, check, export):
@@ -320,13 +340,29 @@ class TestCheckEnv:
     @pytest.mark.parametrize(
         "text",
         [
-            "", "\n", "hello", "name: fine-vit\n", "dependencies:\n", "dependencies: 7\n",
-            "dependencies: numpy\n", "dependencies:\n  - pip:\n", "dependencies:\n  - pip: 3\n",
-            "dependencies:\n  - pip: [1, {}]\n", "- numpy=2.4.6\n- [", "{", "\t", "a: b: c",
-            "!!python/object/apply:os.mkdir [x]", b"\xff\xfen\x00", b"\x00\x01\x02", "[1, 2]",
-            "unknown==1.0\n", "dependencies:\n  - unknown=1.0\n", "a: &a [*a]\n",
+            "",
+            "\n",
+            "hello",
+            "name: fine-vit\n",
+            "dependencies:\n",
+            "dependencies: 7\n",
+            "dependencies: numpy\n",
+            "dependencies:\n  - pip:\n",
+            "dependencies:\n  - pip: 3\n",
+            "dependencies:\n  - pip: [1, {}]\n",
+            "- numpy=2.4.6\n- [",
+            "{",
+            "\t",
+            "a: b: c",
+            "!!python/object/apply:os.mkdir [x]",
+            b"\xff\xfen\x00",
+            b"\x00\x01\x02",
+            "[1, 2]",
+            "unknown==1.0\n",
+            "dependencies:\n  - unknown=1.0\n",
+            "a: &a [*a]\n",
         ],
-    )  # fmt: skip
+    )
     def test_malformed_is_refused(self, check, tmp_path, text):
         with pytest.raises(InputError, match=r"env_export.yml .*export it again") as caught:
             check(text)
@@ -349,13 +385,42 @@ class TestCheckEnv:
 
 
 STAMP_KEYS = {
-    "run_id", "name", "command", "timestamp", "seed", "config_hash", "config", "git_commit",
-    "git_dirty", "os_version", "python_version", "torch_version", "torch_build",
-    "torchvision_version", "ml_collections_version", "numpy_version", "fiftyone_version", "device",
-    "gpu_name", "gpu_count", "num_threads", "processes", "hosts", "driver_version", "cuda_version",
-    "cudnn_version", "fp16", "env_hash", "env_check", "tiny_train_subset_path",
-    "tiny_infer_subset_path", "tiny_train_subset", "tiny_infer_subset", "dataset", "normalization",
-}  # fmt: skip
+    "run_id",
+    "name",
+    "command",
+    "timestamp",
+    "seed",
+    "config_hash",
+    "config",
+    "git_commit",
+    "git_dirty",
+    "os_version",
+    "python_version",
+    "torch_version",
+    "torch_build",
+    "torchvision_version",
+    "ml_collections_version",
+    "numpy_version",
+    "fiftyone_version",
+    "device",
+    "gpu_name",
+    "gpu_count",
+    "num_threads",
+    "processes",
+    "hosts",
+    "driver_version",
+    "cuda_version",
+    "cudnn_version",
+    "fp16",
+    "env_hash",
+    "env_check",
+    "tiny_train_subset_path",
+    "tiny_infer_subset_path",
+    "tiny_train_subset",
+    "tiny_infer_subset",
+    "dataset",
+    "normalization",
+}
 FACTS = {
     "dataset": {"name": "synthetic", "split": "train", "samples": 200, "checksum": "0" * 64},
     "tiny_train_subset": "none",

@@ -286,10 +286,14 @@ class TestJointStep:
         before = flat(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         train_step(
-            model, OBJECTIVES["contrast"], optimizer, step_of(cut(batch_of(8), 4)), NORMALIZE,
+            model,
+            OBJECTIVES["contrast"],
+            optimizer,
+            step_of(cut(batch_of(8), 4)),
+            NORMALIZE,
             0.1,
             functools.partial(recomputed, model),
-        )  # fmt: skip
+        )
         assert (flat(model) - before).norm().item() == pytest.approx(0.1, rel=2e-2)
         assert all(parameter.grad is None for parameter in model.parameters())
 

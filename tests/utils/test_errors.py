@@ -133,12 +133,18 @@ class TestNamedFailures:
     @pytest.mark.parametrize(
         "error",
         [
-            RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("v"),
-            KeyError("k"), TypeError("t"), ZeroDivisionError("z"), InputError("i"),
-            KeyboardInterrupt("c"), Terminated("s"), SystemExit("e"),
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+            ValueError("v"),
+            KeyError("k"),
+            TypeError("t"),
+            ZeroDivisionError("z"),
+            InputError("i"),
+            KeyboardInterrupt("c"),
+            Terminated("s"),
+            SystemExit("e"),
         ],
         ids=lambda error: type(error).__name__,
-    )  # fmt: skip
+    )
     def test_let_everything_else_through_as_it_is(self, error):
         with (
             pytest.raises(type(error), match=str(error)) as caught,

@@ -21,10 +21,19 @@ from utils.export import (
 from utils.metrics import per_class, per_sample, summarize
 
 SCHEMA = {
-    "filepath": str, "tags": list, "sample_id": str, "ground_truth": dict, "predictions": dict,
-    "predictions_top5": dict, "correct": bool, "loss": float, "margin": float,
-    "checkpoint_id": str, "run": str, "relative_path": str,
-}  # fmt: skip
+    "filepath": str,
+    "tags": list,
+    "sample_id": str,
+    "ground_truth": dict,
+    "predictions": dict,
+    "predictions_top5": dict,
+    "correct": bool,
+    "loss": float,
+    "margin": float,
+    "checkpoint_id": str,
+    "run": str,
+    "relative_path": str,
+}
 
 
 def evaluation_of(samples: int, classes: int, seed: int = 0) -> Evaluation:
@@ -200,9 +209,15 @@ class TestDigest:
 
     @pytest.mark.parametrize(
         "path",
-        [("predictions", "logits", 0), ("predictions", "confidence"), ("ground_truth", "label"),
-         ("predictions_top5", "classifications", 1, "confidence"), ("loss",), ("margin",)],
-    )  # fmt: skip
+        [
+            ("predictions", "logits", 0),
+            ("predictions", "confidence"),
+            ("ground_truth", "label"),
+            ("predictions_top5", "classifications", 1, "confidence"),
+            ("loss",),
+            ("margin",),
+        ],
+    )
     def test_sees_the_last_bit(self, rows_of, tmp_path, path):
         rows = rows_of(evaluation_of(2, 4))
         first = self.digest(tmp_path, rows)

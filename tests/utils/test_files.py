@@ -24,11 +24,14 @@ from utils.files import (
 )
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -99,8 +102,11 @@ except OSError as error:
 """
         done = subprocess.run(
             [sys.executable, "-c", code, str(path)],
-            cwd=REPO, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (done.stdout, done.stderr) == ("OSError\n", "")
         assert path.read_bytes() == b"old"
         assert names_in(tmp_path) == ["f"]

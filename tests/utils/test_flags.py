@@ -18,14 +18,24 @@ REQUIRED = {"train": ["--name", "a"], "eval": ["--name", "a", "--checkpoint", "c
 
 POSITIVE_INTS = {
     "train": [
-        "img_size", "num_steps", "epochs", "eval_every", "train_batch_size", "eval_batch_size",
-        "gradient_accumulation_steps", "log_every", "slide_step", "save_every", "patience",
+        "img_size",
+        "num_steps",
+        "epochs",
+        "eval_every",
+        "train_batch_size",
+        "eval_batch_size",
+        "gradient_accumulation_steps",
+        "log_every",
+        "slide_step",
+        "save_every",
+        "patience",
     ],
     "eval": ["img_size", "eval_batch_size"],
-}  # fmt: skip
+}
 COUNTS = {
-    "train": ["num_workers", "warmup_steps", "skip_bad_images", "keep"], "eval": ["num_workers"],
-}  # fmt: skip
+    "train": ["num_workers", "warmup_steps", "skip_bad_images", "keep"],
+    "eval": ["num_workers"],
+}
 POSITIVES = {"train": ["learning_rate", "max_grad_norm"], "eval": []}
 NON_NEGATIVES = {"train": ["weight_decay", "contrastive_weight", "mixup", "cutmix"], "eval": []}
 FRACTIONS = {"train": ["momentum", "smoothing_value", "dropout", "drop_path"], "eval": []}
@@ -111,9 +121,17 @@ class TestNumbers:
                     if action.type and isinstance(action.type(probe), int | float):
                         numeric.add(action.dest)
         tables = (
-            POSITIVE_INTS, COUNTS, SEEDS, POSITIVES, NON_NEGATIVES, FRACTIONS, FACTORS, COSINES,
-            SHARES, PROBABILITIES,
-        )  # fmt: skip
+            POSITIVE_INTS,
+            COUNTS,
+            SEEDS,
+            POSITIVES,
+            NON_NEGATIVES,
+            FRACTIONS,
+            FACTORS,
+            COSINES,
+            SHARES,
+            PROBABILITIES,
+        )
         assert numeric == {flag for table in tables for flag in table[entrypoint]}
 
     @settings(max_examples=100, deadline=None)
@@ -153,9 +171,28 @@ class TestName:
 
     @pytest.mark.parametrize(
         "name",
-        ["", ".", "..", "../x", "a/b", "/a", "a\\b", ".hidden", "a b", "a\n", "ä", "a~1", "tb",
-         "TB", "tB", "a:b", "a\x00", "*", "٣"],
-    )  # fmt: skip
+        [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "/a",
+            "a\\b",
+            ".hidden",
+            "a b",
+            "a\n",
+            "ä",
+            "a~1",
+            "tb",
+            "TB",
+            "tB",
+            "a:b",
+            "a\x00",
+            "*",
+            "٣",
+        ],
+    )
     @pytest.mark.parametrize("entrypoint", ["train", "eval"])
     def test_that_is_no_name_is_refused(self, entrypoint, name):
         with pytest.raises(InputError, match=r"--name.*is no run name") as caught:
@@ -233,21 +270,73 @@ class TestParsers:
 
     def test_know_the_flags_of_the_contract(self):
         shared = [
-            "name", "dataset", "data_root", "eval_split", "tiny_infer_subset", "img_size",
-            "num_workers", "model_type", "eval_batch_size", "seed", "output_dir", "prefer_mps",
-            "device", "export_logits", "tta", "cache", "cache_dir",
-        ]  # fmt: skip
+            "name",
+            "dataset",
+            "data_root",
+            "eval_split",
+            "tiny_infer_subset",
+            "img_size",
+            "num_workers",
+            "model_type",
+            "eval_batch_size",
+            "seed",
+            "output_dir",
+            "prefer_mps",
+            "device",
+            "export_logits",
+            "tta",
+            "cache",
+            "cache_dir",
+        ]
         training = [
-            "train_split", "tiny_train_subset", "pretrained", "optimizer", "momentum", "num_steps",
-            "epochs", "eval_every", "train_batch_size", "learning_rate", "weight_decay",
-            "decay_type", "warmup_steps", "max_grad_norm", "gradient_accumulation_steps",
-            "smoothing_value", "log_every", "head", "split", "slide_step", "dropout", "drop_path",
-            "pretrained_profile", "pos_resample", "part_init", "freeze", "class_weights",
-            "layer_decay", "grad_checkpointing", "contrastive_weight", "contrastive_margin",
-            "contrastive_scope", "recipe", "val_fraction", "split_seed", "preset", "augment",
-            "random_erasing", "mixup", "cutmix", "skip_bad_images", "save_every", "keep", "resume",
-            "allow_change", "ema_decay", "patience",
-        ]  # fmt: skip
+            "train_split",
+            "tiny_train_subset",
+            "pretrained",
+            "optimizer",
+            "momentum",
+            "num_steps",
+            "epochs",
+            "eval_every",
+            "train_batch_size",
+            "learning_rate",
+            "weight_decay",
+            "decay_type",
+            "warmup_steps",
+            "max_grad_norm",
+            "gradient_accumulation_steps",
+            "smoothing_value",
+            "log_every",
+            "head",
+            "split",
+            "slide_step",
+            "dropout",
+            "drop_path",
+            "pretrained_profile",
+            "pos_resample",
+            "part_init",
+            "freeze",
+            "class_weights",
+            "layer_decay",
+            "grad_checkpointing",
+            "contrastive_weight",
+            "contrastive_margin",
+            "contrastive_scope",
+            "recipe",
+            "val_fraction",
+            "split_seed",
+            "preset",
+            "augment",
+            "random_erasing",
+            "mixup",
+            "cutmix",
+            "skip_bad_images",
+            "save_every",
+            "keep",
+            "resume",
+            "allow_change",
+            "ema_decay",
+            "patience",
+        ]
         assert set(vars(parse("train"))) == {*shared, *training}
         assert set(vars(parse("eval"))) == {*shared, "checkpoint"}
 
@@ -257,9 +346,27 @@ class TestParsers:
 
     @pytest.mark.parametrize(
         "value",
-        ["", "0", "-1", "01", "1.5", "1e3", "all", "head", "None", "Backbone", "backbone ", " 1",
-         "1 ", "1\n", "10000", "٣", "1٣", "²"],
-    )  # fmt: skip
+        [
+            "",
+            "0",
+            "-1",
+            "01",
+            "1.5",
+            "1e3",
+            "all",
+            "head",
+            "None",
+            "Backbone",
+            "backbone ",
+            " 1",
+            "1 ",
+            "1\n",
+            "10000",
+            "٣",
+            "1٣",
+            "²",
+        ],
+    )
     def test_refuse_what_cannot_be_frozen(self, value):
         message = r"--freeze: .* is neither none, backbone nor a whole number"
         with pytest.raises(InputError, match=message) as caught:

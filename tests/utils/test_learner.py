@@ -35,10 +35,16 @@ def _one_thread() -> Iterator[None]:
 
 def config(**changes: object) -> FrozenConfigDict:
     values = {
-        "optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 0.05,
-        "decay_type": "cosine", "warmup_steps": 2, "num_steps": 10, "layer_decay": None,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+        "decay_type": "cosine",
+        "warmup_steps": 2,
+        "num_steps": 10,
+        "layer_decay": None,
         "ema_decay": None,
-    }  # fmt: skip
+    }
     assert changes.keys() <= values.keys()
     return FrozenConfigDict({**values, **changes})
 

@@ -16,8 +16,10 @@ CPU, MPS = torch.device("cpu"), torch.device("mps")
 TOKENS = 785  # of 448 px: MPS takes 41 images at a time
 
 TOKEN = {
-    "head": "token", "contrastive_weight": None, "contrastive_scope": None,
-}  # fmt: skip
+    "head": "token",
+    "contrastive_weight": None,
+    "contrastive_scope": None,
+}
 MICRO = {"head": "parts", "contrastive_weight": 1.0, "contrastive_scope": "micro"}
 JOINT = {**MICRO, "contrastive_scope": "effective"}
 UNCOMPARED = {**MICRO, "contrastive_weight": 0.0}
@@ -30,10 +32,13 @@ def plan(caplog):
     def call(kind: dict, batch: int, micro_batches: int = 1, device: torch.device = CPU):
         config = FrozenConfigDict(
             {
-                "train_batch_size": batch, "gradient_accumulation_steps": micro_batches,
-                "mixup": 0.0, "cutmix": 0.0, **kind,
+                "train_batch_size": batch,
+                "gradient_accumulation_steps": micro_batches,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                **kind,
             }
-        )  # fmt: skip
+        )
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="fine_vit"):
             planned = plan_micro_batches(config, TOKENS, device)

@@ -81,9 +81,10 @@ def same(a, b) -> bool:
 def equal(one: list[Batch], two: list[Batch]) -> bool:
     """To the last bit and laid out alike: the order of a kernel's sums depends on both."""
     return len(one) == len(two) and all(
-        same(a, b) for left, right in zip(one, two, strict=True)
+        same(a, b)
+        for left, right in zip(one, two, strict=True)
         for a, b in zip(left, right, strict=True)
-    )  # fmt: skip
+    )
 
 
 def steps_of(loader, micro_batches: int, skipped: Skipped) -> Steps:
@@ -334,7 +335,7 @@ class TestCaches:
         cached = of_training(split, cache=cache, cache_dir=str(tmp_path), workers=2)
         loader = make_loader(
             cached.dataset, cached.batch_sampler, 2, CPU, CONTEXT.get_start_method()
-        )  # fmt: skip
+        )
         assert equal(list(plain), list(loader))
 
 

@@ -64,9 +64,12 @@ class TestCropToImage:
 
     @settings(max_examples=300, deadline=None)
     @given(
-        width=st.integers(1, 5000), height=st.integers(1, 5000), img_size=st.integers(1, 1000),
-        x=st.floats(0, 1), y=st.floats(0, 1),
-    )  # fmt: skip
+        width=st.integers(1, 5000),
+        height=st.integers(1, 5000),
+        img_size=st.integers(1, 1000),
+        x=st.floats(0, 1),
+        y=st.floats(0, 1),
+    )
     @example(width=3, height=3, img_size=3, x=0.0, y=1.0)  # no pixel is cropped
     def test_stays_within_the_image(self, width, height, img_size, x, y):
         points = crop_to_image(np.array([[(x, y)]]), np.array([(width, height)]), img_size, VIT)

@@ -25,55 +25,117 @@ PATCHES = patch_sizes()
 # --- The papers' values, typed once more: a typo in the table is to be noticed --------------------
 
 TRANSFG = {
-    "model_type": "ViT-B_16", "head": "parts", "split": "overlap", "slide_step": 12,
-    "dropout": 0.1, "part_init": "random", "pos_resample": "bilinear",
-    "pretrained_profile": "imagenet", "contrastive_weight": 1.0, "contrastive_margin": 0.4,
-    "contrastive_scope": "micro", "preset": "transfg", "train_batch_size": 64,
-    "gradient_accumulation_steps": 4, "eval_batch_size": 8, "optimizer": "sgd", "momentum": 0.9,
-    "weight_decay": 0.0, "decay_type": "cosine", "num_steps": 10000, "warmup_steps": 500,
-    "max_grad_norm": 1.0, "smoothing_value": 0.0, "eval_every": 100, "seed": 42,
-}  # fmt: skip
+    "model_type": "ViT-B_16",
+    "head": "parts",
+    "split": "overlap",
+    "slide_step": 12,
+    "dropout": 0.1,
+    "part_init": "random",
+    "pos_resample": "bilinear",
+    "pretrained_profile": "imagenet",
+    "contrastive_weight": 1.0,
+    "contrastive_margin": 0.4,
+    "contrastive_scope": "micro",
+    "preset": "transfg",
+    "train_batch_size": 64,
+    "gradient_accumulation_steps": 4,
+    "eval_batch_size": 8,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "decay_type": "cosine",
+    "num_steps": 10000,
+    "warmup_steps": 500,
+    "max_grad_norm": 1.0,
+    "smoothing_value": 0.0,
+    "eval_every": 100,
+    "seed": 42,
+}
 EXPECTED = {
     "transfg-cub": {
-        **TRANSFG, "dataset": "CUB_200_2011", "eval_split": "test", "learning_rate": 0.03,
-        "img_size": 448, "augment": "none",
+        **TRANSFG,
+        "dataset": "CUB_200_2011",
+        "eval_split": "test",
+        "learning_rate": 0.03,
+        "img_size": 448,
+        "augment": "none",
     },
     "transfg-car": {
-        **TRANSFG, "dataset": "car", "eval_split": "test", "learning_rate": 0.03,
-        "img_size": 448, "augment": "autoaugment",
+        **TRANSFG,
+        "dataset": "car",
+        "eval_split": "test",
+        "learning_rate": 0.03,
+        "img_size": 448,
+        "augment": "autoaugment",
     },
     "transfg-dog": {
-        **TRANSFG, "dataset": "dog", "eval_split": "test", "learning_rate": 0.003,
-        "img_size": 448, "augment": "none",
+        **TRANSFG,
+        "dataset": "dog",
+        "eval_split": "test",
+        "learning_rate": 0.003,
+        "img_size": 448,
+        "augment": "none",
     },
     "transfg-nabirds": {
-        **TRANSFG, "dataset": "nabirds", "eval_split": "test", "learning_rate": 0.03,
-        "img_size": 448, "augment": "none",
+        **TRANSFG,
+        "dataset": "nabirds",
+        "eval_split": "test",
+        "learning_rate": 0.03,
+        "img_size": 448,
+        "augment": "none",
     },
     "transfg-inat": {
-        **TRANSFG, "dataset": "INat2017", "eval_split": "val", "learning_rate": 0.01,
-        "img_size": 304, "augment": "autoaugment",
+        **TRANSFG,
+        "dataset": "INat2017",
+        "eval_split": "val",
+        "learning_rate": 0.01,
+        "img_size": 304,
+        "augment": "autoaugment",
     },
     "vit-flowers": {
-        "dataset": "flower102", "model_type": "ViT-B_16", "pretrained_profile": "google",
-        "pos_resample": "bilinear", "img_size": 384, "preset": "vit", "train_batch_size": 512,
-        "gradient_accumulation_steps": 64, "optimizer": "sgd", "momentum": 0.9,
-        "learning_rate": 0.01, "weight_decay": 0.0, "decay_type": "cosine", "num_steps": 500,
-        "warmup_steps": 50, "max_grad_norm": 1.0, "dropout": 0.0,
+        "dataset": "flower102",
+        "model_type": "ViT-B_16",
+        "pretrained_profile": "google",
+        "pos_resample": "bilinear",
+        "img_size": 384,
+        "preset": "vit",
+        "train_batch_size": 512,
+        "gradient_accumulation_steps": 64,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "learning_rate": 0.01,
+        "weight_decay": 0.0,
+        "decay_type": "cosine",
+        "num_steps": 500,
+        "warmup_steps": 50,
+        "max_grad_norm": 1.0,
+        "dropout": 0.0,
     },
     "small-data": {
-        "preset": "strong", "optimizer": "adamw", "learning_rate": 0.0005, "layer_decay": 0.75,
-        "weight_decay": 0.05, "drop_path": 0.1, "smoothing_value": 0.1, "train_batch_size": 32,
-        "gradient_accumulation_steps": 2, "decay_type": "cosine", "num_steps": 2000,
-        "warmup_steps": 100, "max_grad_norm": 1.0,
+        "preset": "strong",
+        "optimizer": "adamw",
+        "learning_rate": 0.0005,
+        "layer_decay": 0.75,
+        "weight_decay": 0.05,
+        "drop_path": 0.1,
+        "smoothing_value": 0.1,
+        "train_batch_size": 32,
+        "gradient_accumulation_steps": 2,
+        "decay_type": "cosine",
+        "num_steps": 2000,
+        "warmup_steps": 100,
+        "max_grad_norm": 1.0,
     },
-}  # fmt: skip
+}
 PUBLISHED = {
-    "transfg-cub": "91.7 % top-1 on test", "transfg-car": "94.8 % top-1 on test",
-    "transfg-dog": "92.3 % top-1 on test", "transfg-nabirds": "90.8 % top-1 on test",
-    "transfg-inat": "71.7 % top-1 on val", "vit-flowers": "99.38 % top-1 on test",
+    "transfg-cub": "91.7 % top-1 on test",
+    "transfg-car": "94.8 % top-1 on test",
+    "transfg-dog": "92.3 % top-1 on test",
+    "transfg-nabirds": "90.8 % top-1 on test",
+    "transfg-inat": "71.7 % top-1 on val",
+    "vit-flowers": "99.38 % top-1 on test",
     "small-data": "none",
-}  # fmt: skip
+}
 
 NEED_PARTS = ["part_init", "contrastive_weight", "contrastive_margin", "contrastive_scope"]
 NEED_WEIGHTS = ["part_init", "pos_resample"]
@@ -87,9 +149,12 @@ def all_data(tmp_path_factory) -> Path:
     """A parent of the recipes' datasets, without the photos."""
     parent = tmp_path_factory.mktemp("all")
     writers = {
-        "CUB_200_2011": write_cub, "nabirds": write_nabirds, "car": write_cars, "dog": write_dogs,
+        "CUB_200_2011": write_cub,
+        "nabirds": write_nabirds,
+        "car": write_cars,
+        "dog": write_dogs,
         "INat2017": write_inat,
-    }  # fmt: skip
+    }
     for folder, write in writers.items():
         write(parent / folder, photos=False)
     flowers = parent / "flower102"
@@ -179,8 +244,11 @@ class TestFillsIn:
             assert config[flag] == value, flag
             assert type(config[flag]) is type(value), flag
         assert config.recipe.to_dict() == {
-            "name": name, "values": EXPECTED[name], "by_hand": {}, "left_out": (),
-        }  # fmt: skip
+            "name": name,
+            "values": EXPECTED[name],
+            "by_hand": {},
+            "left_out": (),
+        }
         assert json.loads(config.to_json())["recipe"]["values"] == EXPECTED[name]
 
     @of_every_recipe
@@ -220,9 +288,11 @@ def overridden() -> list[tuple[str, str]]:
     """(recipe, flag) of each value that is not the parser's default, which then can be typed."""
     defaults = parser_defaults()
     return [
-        (name, flag) for name, values in EXPECTED.items() for flag, value in values.items()
+        (name, flag)
+        for name, values in EXPECTED.items()
+        for flag, value in values.items()
         if defaults[flag] not in (None, value)
-    ]  # fmt: skip
+    ]
 
 
 class TestByHand:

@@ -41,10 +41,14 @@ METRICS = {"accuracy": 0.5, "loss": 1.25, "step": 4, "split": "val", "checkpoint
 ONE = Processes()
 FLAT = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text("ab")
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False)
+    | st.text("ab")
     | st.lists(st.integers(0, 3), max_size=3),
     max_size=6,
-)  # fmt: skip
+)
 NESTED = st.dictionaries(st.text("xyz", min_size=1, max_size=3), FLAT, max_size=4)
 
 
@@ -56,9 +60,20 @@ def paths(tmp_path) -> RunPaths:
 def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> FrozenConfigDict:
     """What `train.py` makes of its flags."""
     argv = [
-        "--name", paths.name, "--output_dir", str(paths.output_dir), "--dataset", "synthetic",
-        "--model_type", "testing", "--img_size", "64", "--num_steps", "100", *flags,
-    ]  # fmt: skip
+        "--name",
+        paths.name,
+        "--output_dir",
+        str(paths.output_dir),
+        "--dataset",
+        "synthetic",
+        "--model_type",
+        "testing",
+        "--img_size",
+        "64",
+        "--num_steps",
+        "100",
+        *flags,
+    ]
     config = resolve_length(parse_train_args(argv, patch_sizes()), NUM_SAMPLES, earlier)
     return resolve_model(config, get_config("testing", 64).to_dict(), GOOGLE.normalization)
 
@@ -66,9 +81,17 @@ def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> Froz
 def snapshot_of(config: FrozenConfigDict, step: int = 4, run_id: str = "mine") -> Snapshot:
     training = TrainingState(step, step, {"": METRICS}, since_best=2, saved=step - 1)
     return Snapshot(
-        run_id, config.to_dict(), experiment_of(config), DATA, {"step": step}, training.to_dict(),
-        {"model": {"w": torch.ones(2)}}, [], {"settled": []}, [],
-    )  # fmt: skip
+        run_id,
+        config.to_dict(),
+        experiment_of(config),
+        DATA,
+        {"step": step},
+        training.to_dict(),
+        {"model": {"w": torch.ones(2)}},
+        [],
+        {"settled": []},
+        [],
+    )
 
 
 @pytest.fixture
@@ -118,14 +141,17 @@ class TestDifferences:
 
     def test_of_what_is_only_in_one_are_none_there(self):
         assert differences({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}) == {
-            "a": (1, None), "b.c": (2, None), "b.d": (None, 3),
-        }  # fmt: skip
+            "a": (1, None),
+            "b.c": (2, None),
+            "b.d": (None, 3),
+        }
         assert differences({"a": None}, {}) == {}
 
     def test_of_something_and_something_nested(self):
         assert differences({"a": "none"}, {"a": {"name": "x"}}) == {
-            "a": ("none", None), "a.name": (None, "x"),
-        }  # fmt: skip
+            "a": ("none", None),
+            "a.name": (None, "x"),
+        }
         assert differences({"a": {}}, {"a": {"b": 1}}) == {"a": ({}, None), "a.b": (None, 1)}
 
     def test_are_in_the_order_of_the_first(self):
@@ -139,11 +165,16 @@ class TestSameRun:
     @pytest.mark.parametrize(
         "flags",
         [
-            ("--num_workers", "0"), ("--log_every", "3"), ("--save_every", "7"), ("--keep", "4"),
-            ("--grad_checkpointing",), ("--device", "cpu"), ("--cache", "ram"),
+            ("--num_workers", "0"),
+            ("--log_every", "3"),
+            ("--save_every", "7"),
+            ("--keep", "4"),
+            ("--grad_checkpointing",),
+            ("--device", "cpu"),
+            ("--cache", "ram"),
             ("--allow_change", "num_steps,learning_rate"),
         ],
-    )  # fmt: skip
+    )
     def test_goes_on_with_flags_that_change_no_result(self, check, flags):
         assert check(*flags) == {}
 
@@ -161,8 +192,10 @@ class TestSameRun:
         flags = ("--learning_rate", "0.1", "--max_grad_norm", "2", "--patience", "3")
         changes = check(*flags, "--allow_change", "learning_rate,max_grad_norm,patience,augment")
         assert changes == {
-            "learning_rate": (0.03, 0.1), "max_grad_norm": (1.0, 2.0), "patience": (None, 3),
-        }  # fmt: skip
+            "learning_rate": (0.03, 0.1),
+            "max_grad_norm": (1.0, 2.0),
+            "patience": (None, 3),
+        }
 
     def test_names_what_was_not_allowed_alone(self, check):
         message = r"otherwise: weight_decay 0\.0 -> 0\.5; give .*--allow_change weight_decay$"
@@ -178,8 +211,9 @@ class TestSameRun:
     )
     def test_may_have_another_length(self, check, allowed, flags, num_steps, epochs):
         assert check(*flags, "--allow_change", allowed) == {
-            "num_steps": (100, num_steps), "epochs": (8.0, epochs),
-        }  # fmt: skip
+            "num_steps": (100, num_steps),
+            "epochs": (8.0, epochs),
+        }
 
     def test_keeps_its_warm_up_when_it_gets_longer(self, check):
         with pytest.raises(InputError, match=r"warmup_steps 10 -> 20; .*--allow_change warmup_ste"):
@@ -308,11 +342,19 @@ class TestOpenPast:
 def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
     """Write a best checkpoint."""
     checkpoint = Checkpoint(
-        model_type="testing", model_config={"img_size": 32, "patch_size": 16, "pool": "token"},
-        dataset="synthetic", classes=["rose", "lily"], img_size=32, preset="vit", carving={},
-        normalization=GOOGLE.normalization, step=metrics.get("step", 0), metrics=metrics,
-        config_hash="0" * 64, state_dict={"w": torch.ones(2)},
-    )  # fmt: skip
+        model_type="testing",
+        model_config={"img_size": 32, "patch_size": 16, "pool": "token"},
+        dataset="synthetic",
+        classes=["rose", "lily"],
+        img_size=32,
+        preset="vit",
+        carving={},
+        normalization=GOOGLE.normalization,
+        step=metrics.get("step", 0),
+        metrics=metrics,
+        config_hash="0" * 64,
+        state_dict={"w": torch.ones(2)},
+    )
     save_checkpoint(checkpoint_paths(paths, variant).checkpoint, checkpoint)
 
 
@@ -405,9 +447,14 @@ class TestNothingLeftToDo:
 
     def test_as_a_run_of_another_name(self, finished_run, drawn, tmp_path):
         code = train(
-            f"--name other {self.FLAGS}", "--data_root", drawn, "--output_dir", tmp_path,
-            "--resume", finished_run.last,
-        )  # fmt: skip
+            f"--name other {self.FLAGS}",
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+            "--resume",
+            finished_run.last,
+        )
         assert code == 0
         other = RunPaths(tmp_path, "other")
         assert other.metrics.read_bytes() == finished_run.metrics.read_bytes()
@@ -417,9 +464,12 @@ class TestNothingLeftToDo:
         paths = RunPaths(tmp_path / "output", finished_run.name)
         paths.checkpoint.unlink()
         code = train(
-            f"--name run {self.FLAGS} --resume", "--data_root", drawn, "--output_dir",
+            f"--name run {self.FLAGS} --resume",
+            "--data_root",
+            drawn,
+            "--output_dir",
             paths.output_dir,
-        )  # fmt: skip
+        )
         assert code == 0
         assert paths.metrics.read_bytes() == finished_run.metrics.read_bytes()
         weights = load_checkpoint(paths.checkpoint).state_dict

@@ -80,9 +80,11 @@ class TestTinySubset:
         identity = select_subset(split, "toy_tiny", 8, FLAG).identity
         text = '["photo_000","photo_001","photo_002"]'
         assert identity == {
-            "name": "toy_tiny", "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "count": 3, "classes": 2,
-        }  # fmt: skip
+            "name": "toy_tiny",
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "count": 3,
+            "classes": 2,
+        }
 
     def test_none_is_the_whole_split(self, make_split):
         split = make_split(Path("unused"), [0, 1, 0], photos=False)
@@ -104,20 +106,25 @@ class TestListedSubset:
     @pytest.mark.parametrize(
         "content",
         [
-            "photo_004\nphoto_001\n", "photo_001\nphoto_004", "photo_004\r\nphoto_001\r\n",
-            b"\xef\xbb\xbfphoto_004\r\nphoto_001", "\n  photo_001 \n\n\tphoto_004\n\n",
+            "photo_004\nphoto_001\n",
+            "photo_001\nphoto_004",
+            "photo_004\r\nphoto_001\r\n",
+            b"\xef\xbb\xbfphoto_004\r\nphoto_001",
+            "\n  photo_001 \n\n\tphoto_004\n\n",
             "photo_004\rphoto_001\r",
         ],
-    )  # fmt: skip
+    )
     def test_is_taken_in_split_order(self, tmp_path, split, content):
         chosen, identity = self.listed(tmp_path, content, split)
         assert chosen.ids.tolist() == ["photo_001", "photo_004"]
         assert chosen.labels.tolist() == [1, 1]
         text = json.dumps(["photo_001", "photo_004"], separators=(",", ":"))
         assert identity == {
-            "name": "ids.txt", "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "count": 2, "classes": 1,
-        }  # fmt: skip
+            "name": "ids.txt",
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "count": 2,
+            "classes": 1,
+        }
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -158,10 +165,17 @@ class TestListedSubset:
 def data_config(root: Path, **changes) -> FrozenConfigDict:
     """What `open_subset` reads of a config."""
     values = {
-        "dataset": "synthetic", "data_root": str(root), "train_split": "train",
-        "eval_split": "val", "tiny_train_subset": None, "tiny_infer_subset": None,
-        "train_batch_size": 4, "eval_batch_size": 2, "val_fraction": None, "split_seed": None,
-    }  # fmt: skip
+        "dataset": "synthetic",
+        "data_root": str(root),
+        "train_split": "train",
+        "eval_split": "val",
+        "tiny_train_subset": None,
+        "tiny_infer_subset": None,
+        "train_batch_size": 4,
+        "eval_batch_size": 2,
+        "val_fraction": None,
+        "split_seed": None,
+    }
     return FrozenConfigDict({**values, **changes})
 
 

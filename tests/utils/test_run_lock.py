@@ -75,8 +75,11 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
     def call(code: str, path: Path) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-c", code, str(path)],
-            cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=REPO,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         started.append(process)
         return process
 

@@ -172,9 +172,14 @@ class TestEvalBatches:
 
     def test_can_be_read_twice(self):
         batches = EvalBatches(7, 2, 1, 2)
-        assert list(batches) == list(batches) == [
-            Part([(0, 2), (0, 3)], 0, 2), Part([(0, 6)], 0, 1),
-        ]  # fmt: skip
+        assert (
+            list(batches)
+            == list(batches)
+            == [
+                Part([(0, 2), (0, 3)], 0, 2),
+                Part([(0, 6)], 0, 1),
+            ]
+        )
 
 
 @pytest.mark.parametrize(

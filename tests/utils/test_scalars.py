@@ -37,9 +37,10 @@ class TestOneSession:
         scalars.add("eval_ema", {"accuracy": 1.0}, 3)
         scalars.close()
         assert read_scalars(tmp_path) == {
-            "train/loss": [(1, 0.5), (3, 0.75)], "train/lr": [(1, 0.25)],
+            "train/loss": [(1, 0.5), (3, 0.75)],
+            "train/lr": [(1, 0.25)],
             "eval_ema/accuracy": [(3, 1.0)],
-        }  # fmt: skip
+        }
 
     def test_is_on_the_disk_once_it_is_flushed(self, tmp_path):
         """What is killed after that has lost nothing."""

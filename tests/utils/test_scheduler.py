@@ -17,9 +17,15 @@ DECAYS = ["cosine", "linear"]
 
 def config(**changes) -> FrozenConfigDict:
     values = {
-        "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.05,
-        "decay_type": "cosine", "warmup_steps": 2, "num_steps": 10, "layer_decay": None,
-    }  # fmt: skip
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.05,
+        "decay_type": "cosine",
+        "warmup_steps": 2,
+        "num_steps": 10,
+        "layer_decay": None,
+    }
     return FrozenConfigDict({**values, **changes})
 
 
@@ -136,14 +142,26 @@ def groups_of(model, optimizer) -> dict[str, dict]:
 # Steps from the head, of every parameter of the `testing` models by the start of its name.
 DISTANCES = {
     "token": {
-        "head.": 0, "norm.": 0, "blocks.2.": 1, "blocks.1.": 2, "blocks.0.": 3,
-        "cls_token": 4, "pos_embed": 4, "patch_embed.": 4,
+        "head.": 0,
+        "norm.": 0,
+        "blocks.2.": 1,
+        "blocks.1.": 2,
+        "blocks.0.": 3,
+        "cls_token": 4,
+        "pos_embed": 4,
+        "patch_embed.": 4,
     },
     "parts": {
-        "head.": 0, "part_norm.": 0, "part_block.": 1, "blocks.1.": 2, "blocks.0.": 3,
-        "cls_token": 4, "pos_embed": 4, "patch_embed.": 4,
+        "head.": 0,
+        "part_norm.": 0,
+        "part_block.": 1,
+        "blocks.1.": 2,
+        "blocks.0.": 3,
+        "cls_token": 4,
+        "pos_embed": 4,
+        "patch_embed.": 4,
     },
-}  # fmt: skip
+}
 
 
 def fresh(head: str = "token"):

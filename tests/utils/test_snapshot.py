@@ -319,9 +319,7 @@ class TestNewest:
         *troubles, last = lines
         for line, path in zip(troubles, candidates[:damaged], strict=True):
             assert line.startswith(f"warning: checkpoint {path} is damaged")
-        assert last == (
-            f"warning: going back to {candidates[damaged]}, step {4 - damaged}"
-        )  # fmt: skip
+        assert last == (f"warning: going back to {candidates[damaged]}, step {4 - damaged}")
 
     def test_may_lack_last(self, paths, warnings_of):
         """Killed between two renames."""

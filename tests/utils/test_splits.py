@@ -28,9 +28,11 @@ class TestSplit:
         identity = make_split(tmp_path, [0, 2, 1], photos=False).identity()
         text = '[["photo_000",0],["photo_001",2],["photo_002",1]]'
         assert identity == {
-            "name": "toy", "split": "val", "samples": 3,
+            "name": "toy",
+            "split": "val",
+            "samples": 3,
             "checksum": hashlib.sha256(text.encode()).hexdigest(),
-        }  # fmt: skip
+        }
         assert json.loads(json.dumps(identity)) == identity
 
     def test_identity_changes_with_ids_labels_and_order_but_not_with_the_place(
@@ -41,9 +43,14 @@ class TestSplit:
 
         split = make_split(tmp_path, [0, 2, 1], photos=False)
         back = Split(
-            split.dataset, split.name, split.root, split.classes,
-            split.ids[::-1], split.paths[::-1], split.labels[::-1],
-        )  # fmt: skip
+            split.dataset,
+            split.name,
+            split.root,
+            split.classes,
+            split.ids[::-1],
+            split.paths[::-1],
+            split.labels[::-1],
+        )
         same = checksum([0, 2, 1], tmp_path / "moved")
         different = [checksum([0, 2, 2]), checksum([0, 2]), back.identity()["checksum"]]
         assert same == split.identity()["checksum"]

@@ -111,9 +111,14 @@ def test_is_plain_data_that_no_later_step_changes():
     state = TrainingState(3, 3, {"": {"accuracy": 0.5, "step": 3}}, 1, 2)
     plain = state.to_dict()
     assert plain == {
-        "step": 3, "evaluated": 3, "best": {"": {"accuracy": 0.5, "step": 3}}, "since_best": 1,
-        "saved": 2, "pending": {}, "logged": 0,
-    }  # fmt: skip
+        "step": 3,
+        "evaluated": 3,
+        "best": {"": {"accuracy": 0.5, "step": 3}},
+        "since_best": 1,
+        "saved": 2,
+        "pending": {},
+        "logged": 0,
+    }
     state.best[""]["accuracy"] = 0.75
     assert plain["best"][""]["accuracy"] == 0.5
     assert TrainingState(**plain).to_dict() == plain

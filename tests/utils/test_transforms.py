@@ -194,9 +194,12 @@ class TestViews:
 
     @settings(max_examples=50, deadline=None)
     @given(
-        height=st.integers(1, 60), width=st.integers(1, 60), to_height=st.integers(1, 60),
-        to_width=st.integers(1, 60), data=st.data(),
-    )  # fmt: skip
+        height=st.integers(1, 60),
+        width=st.integers(1, 60),
+        to_height=st.integers(1, 60),
+        to_width=st.integers(1, 60),
+        data=st.data(),
+    )
     def test_height_first_gives_the_rows_of_a_working_image(
         self, height, width, to_height, to_width, data
     ):

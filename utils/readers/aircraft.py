@@ -24,9 +24,11 @@ ENTRIES = (IMAGE_FOLDER, CLASSES_FILE)  # many a folder has a `data/`
 
 # For each split those that share no image with it: an image that is trained on is not tested on.
 APART = {
-    "train": ("val", "test"), "val": ("train", "test"), "trainval": ("test",),
+    "train": ("val", "test"),
+    "val": ("train", "test"),
+    "trainval": ("test",),
     "test": ("trainval",),
-}  # fmt: skip
+}
 
 
 def read(root: Path, split: str) -> Listing:

@@ -44,9 +44,12 @@ class _Layout:
 
 
 _CIFAR10 = _Layout(
-    "batches.meta", "label_names", "labels",
-    tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",),
-)  # fmt: skip
+    "batches.meta",
+    "label_names",
+    "labels",
+    tuple(f"data_batch_{number}" for number in range(1, 6)),
+    ("test_batch",),
+)
 _CIFAR100 = _Layout("meta", "fine_label_names", "fine_labels", ("train",), ("test",))
 ENTRIES10 = _CIFAR10.entries
 ENTRIES100 = _CIFAR100.entries
@@ -239,9 +242,19 @@ def _load(path: Path) -> dict:
         value = _Unpickler(io.BytesIO(data), encoding="latin1").load()
     # What files raise that are empty, cut, damaged, no pickle, or want more than is allowed.
     except (
-        pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError,
-        AttributeError, ImportError, OverflowError, MemoryError, RecursionError, SystemError,
-    ) as error:  # fmt: skip
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ImportError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        SystemError,
+    ) as error:
         reason = printable(re.sub(r"\s+", " ", str(error))[:100]) or type(error).__name__
         raise InputError(f"{path} is not an official pickle ({reason}); {REMEDY}") from error
     if not isinstance(value, dict):

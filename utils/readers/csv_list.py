@@ -73,9 +73,10 @@ def find(data_root: Path) -> Path:
         if not data_root.is_dir():
             return data_root
         found = [
-            name for name in sorted(os.listdir(data_root))  # noqa: PTH208 - names will do
+            name
+            for name in sorted(os.listdir(data_root))  # noqa: PTH208 - names will do
             if name.lower().endswith(".csv") and name[0] != "." and not (data_root / name).is_dir()
-        ]  # fmt: skip
+        ]
     except OSError as error:
         raise InputError(f"{data_root} cannot be read ({error.strerror})") from error
     if len(found) != 1:

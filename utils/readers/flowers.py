@@ -115,11 +115,12 @@ def list_images(
 ) -> Listing:
     """The listing of the images with these `numbers`, of the `labels` of all images."""
     return make_listing(
-        source, classes,
+        source,
+        classes,
         ids=[image_id(number) for number in numbers],
         paths=[image_path(number) for number in numbers],
         labels=labels[numbers - 1],
-    )  # fmt: skip
+    )
 
 
 def read(root: Path, split: str, classes: tuple[str, ...] = FLOWER102_CLASSES) -> Listing:

@@ -26,8 +26,17 @@ SPLITS = ("train", "val", "test")
 MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
 # Pillow's, and torchvision's IMG_EXTENSIONS with GIF.
 IMAGE_ENDINGS = (
-    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+)
 # Of the Finder's archives, of a NAS (thumbnails), of disks. Names that start with a dot are hidden.
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -186,9 +195,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return [
-                entry for entry in entries
+                entry
+                for entry in entries
                 if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS
-            ]  # fmt: skip
+            ]
     except NotADirectoryError as error:
         raise InputError(f"{printable(folder)} is a file, not a folder") from error
     except OSError as error:

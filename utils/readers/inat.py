@@ -15,10 +15,19 @@ from utils.readers.listing import Listing, clean_name, make_listing, read_text, 
 ENTRIES = ("train2017.json", "val2017.json", "train_val_images")
 REMEDY = "fetch it again"
 # All that is read of the documents. The rest, the rights holders above all, would fill memory.
-_KEYS = frozenset((
-    "images", "annotations", "categories", "id", "file_name", "image_id", "category_id", "name",
-    "supercategory",
-))  # fmt: skip
+_KEYS = frozenset(
+    (
+        "images",
+        "annotations",
+        "categories",
+        "id",
+        "file_name",
+        "image_id",
+        "category_id",
+        "name",
+        "supercategory",
+    )
+)
 
 
 def read(root: Path, split: str) -> Listing:

@@ -77,9 +77,12 @@ def make_listing(
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
             raise InputError(f"{source}: {path!r} is no path below the data root")
     return Listing(
-        tuple(classes), np.array(ids, dtype=TEXT), np.array(paths, dtype=TEXT), numbers,
+        tuple(classes),
+        np.array(ids, dtype=TEXT),
+        np.array(paths, dtype=TEXT),
+        numbers,
         tuple(tuple(names) for names in parents),
-    )  # fmt: skip
+    )
 
 
 def _refuse_repeats(source: Path, what: str, values: Sequence[str]) -> None:

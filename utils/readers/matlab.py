@@ -41,9 +41,20 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
         return loadmat(io.BytesIO(data))
     # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
     except (
-        MatReadError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error,
-        NotImplementedError, zlib.error, ArithmeticError, MemoryError, UnboundLocalError,
-    ) as error:  # fmt: skip
+        MatReadError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        EOFError,
+        struct.error,
+        NotImplementedError,
+        zlib.error,
+        ArithmeticError,
+        MemoryError,
+        UnboundLocalError,
+    ) as error:
         raise InputError(
             f"{path} is not a readable MATLAB 5 file ({type(error).__name__}); {remedy}"
         ) from error

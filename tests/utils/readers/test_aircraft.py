@@ -89,24 +89,43 @@ class TestRead:
 
 # File, edit, message.
 DAMAGES = [
-    *((name, lambda lines: [], rf"{name} is empty$")
-      for name in (TRAIN, "variants.txt", "images_variant_test.txt")),
+    *(
+        (name, lambda lines: [], rf"{name} is empty$")
+        for name in (TRAIN, "variants.txt", "images_variant_test.txt")
+    ),
     (TRAIN, lambda lines: [lines[0], "0000001"], rf"{TRAIN} line 2: '0000001' is no pair"),
     (TRAIN, lambda lines: [*lines, lines[0]], rf"{TRAIN} has the image '0034309' more than once"),
-    (TRAIN, lambda lines: [lines[0], "0000001 Concorde"],
-     rf"{TRAIN} line 2: .*variants.txt lacks the variant 'Concorde'"),
-    *((TRAIN, lambda lines, bad=bad: [f"{bad} 707-320"],
-       rf"{TRAIN}: an image number is '{bad}', not a whole number")
-      for bad in ("x", "-1", "../1", "/tmp/1", "1.jpg")),
-    ("images_variant_val.txt", lambda lines: ["0034309 707-320"],
-     rf"{TRAIN} has the image 0034309, and so has the val split"),
-    ("images_variant_test.txt", lambda lines: ["0034309 707-320"],
-     rf"{TRAIN} has the image 0034309, and so has the test split"),
+    (
+        TRAIN,
+        lambda lines: [lines[0], "0000001 Concorde"],
+        rf"{TRAIN} line 2: .*variants.txt lacks the variant 'Concorde'",
+    ),
+    *(
+        (
+            TRAIN,
+            lambda lines, bad=bad: [f"{bad} 707-320"],
+            rf"{TRAIN}: an image number is '{bad}', not a whole number",
+        )
+        for bad in ("x", "-1", "../1", "/tmp/1", "1.jpg")
+    ),
+    (
+        "images_variant_val.txt",
+        lambda lines: ["0034309 707-320"],
+        rf"{TRAIN} has the image 0034309, and so has the val split",
+    ),
+    (
+        "images_variant_test.txt",
+        lambda lines: ["0034309 707-320"],
+        rf"{TRAIN} has the image 0034309, and so has the test split",
+    ),
     ("variants.txt", lambda lines: lines[:2], r"variants.txt lacks the variant 'Hawk T1'"),
-    ("variants.txt", lambda lines: [*lines, "Hawk  T1"],
-     r"variants.txt gives line 3 and line 4 the same class name 'Hawk T1'"),
+    (
+        "variants.txt",
+        lambda lines: [*lines, "Hawk  T1"],
+        r"variants.txt gives line 3 and line 4 the same class name 'Hawk T1'",
+    ),
     ("variants.txt", lambda lines: [*lines, "_"], r"variants.txt line 4 has no name"),
-]  # fmt: skip
+]
 
 
 class TestRefusals:
@@ -131,9 +150,15 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("split", "other"),
-        [("train", "val"), ("train", "test"), ("val", "train"), ("val", "test"),
-         ("trainval", "test"), ("test", "trainval")],
-    )  # fmt: skip
+        [
+            ("train", "val"),
+            ("train", "test"),
+            ("val", "train"),
+            ("val", "test"),
+            ("trainval", "test"),
+            ("test", "trainval"),
+        ],
+    )
     def test_of_an_image_that_another_split_has(self, data, split, other):
         source = f"images_variant_{split}.txt"
         shared = (data / source).read_text().splitlines()[0]

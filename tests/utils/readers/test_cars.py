@@ -142,35 +142,78 @@ def _put(**variables):
 
 
 DAMAGES = [
-    *((TRAIN, _without(field), rf"train_annos.mat has no 'annotations' with a field '{field}'; ")
-      for field in ("class", "fname")),
-    *((TRAIN, _put(annotations=bad), r"train_annos.mat has no 'annotations' with a field 'class'")
-      for bad in (np.ones((1, 3)), "text", cells(["00001.jpg"]))),
-    (TRAIN, lambda old: (old.pop("annotations"), old.update(other=1)),
-     r"train_annos.mat has no 'annotations' with a field 'class'"),
+    *(
+        (TRAIN, _without(field), rf"train_annos.mat has no 'annotations' with a field '{field}'; ")
+        for field in ("class", "fname")
+    ),
+    *(
+        (TRAIN, _put(annotations=bad), r"train_annos.mat has no 'annotations' with a field 'class'")
+        for bad in (np.ones((1, 3)), "text", cells(["00001.jpg"]))
+    ),
+    (
+        TRAIN,
+        lambda old: (old.pop("annotations"), old.update(other=1)),
+        r"train_annos.mat has no 'annotations' with a field 'class'",
+    ),
     (TRAIN, _put(annotations=car_annotations([], [])), r"train_annos.mat"),
-    *((TRAIN, _set("fname", bad), r"train_annos.mat: fname 2 is empty or no text; fetch")
-      for bad in ("", 7, cells(["00001.jpg"]), np.array(["00001.jpg", "00002.jpg"]))),
-    *((TRAIN, _set("fname", bad), rf"train_annos.mat: fname 2 is {re.escape(repr(bad))}, not a fi")
-      for bad in ("a/2.jpg", "/2.jpg", "..", ".", "../2.jpg", "2.jpg/", r"a\2.jpg")),
+    *(
+        (TRAIN, _set("fname", bad), r"train_annos.mat: fname 2 is empty or no text; fetch")
+        for bad in ("", 7, cells(["00001.jpg"]), np.array(["00001.jpg", "00002.jpg"]))
+    ),
+    *(
+        (
+            TRAIN,
+            _set("fname", bad),
+            rf"train_annos.mat: fname 2 is {re.escape(repr(bad))}, not a fi",
+        )
+        for bad in ("a/2.jpg", "/2.jpg", "..", ".", "../2.jpg", "2.jpg/", r"a\2.jpg")
+    ),
     (TRAIN, _set("fname", "00001.jpg"), r"has the image 'train_00001' more than once"),
-    *((TRAIN, _set("class", bad), r"annos.mat: the class of '00002.jpg' is not a whole number; fe")
-      for bad in ("1", 1.5, np.nan, np.inf, 1e300, np.array([1, 2]), np.zeros((0, 0)), 1j)),
-    *((TRAIN, _set("class", bad), rf"annos.mat: the class of '00002.jpg' is {bad}, not 1 to 3$")
-      for bad in (0, 4, -1, 70000)),
-    *((META, _put(class_names=bad), r"cars_meta.mat has no 'class_names' made of texts; fetch")
-      for bad in (np.ones((1, 3)), "text")),
-    (META, lambda old: (old.pop("class_names"), old.update(other=1)),
-     r"cars_meta.mat has no 'class_names' made of texts"),
-    *((META, _put(class_names=cells([NAMES[0], bad, NAMES[2]])[None]),
-       r"cars_meta.mat: class_names 2 is empty or no text; fetch") for bad in ("", 3)),
-    (META, _put(class_names=cells([NAMES[0], "_ ", NAMES[2]])[None]),
-     r"cars_meta.mat gives class 2 no name; fetch"),
-    (META, _put(class_names=cells([NAMES[0], "Ram  C/V_Cargo Van 2012", NAMES[2]])[None]),
-     r"cars_meta.mat gives class 2 and class 3 the same class name 'Ram C/V Cargo Van 2012'"),
-    (META, _put(class_names=cells(NAMES[:2])[None]),
-     r"train_annos.mat: the class of '00001.jpg' is 3, not 1 to 2$"),
-]  # fmt: skip
+    *(
+        (
+            TRAIN,
+            _set("class", bad),
+            r"annos.mat: the class of '00002.jpg' is not a whole number; fe",
+        )
+        for bad in ("1", 1.5, np.nan, np.inf, 1e300, np.array([1, 2]), np.zeros((0, 0)), 1j)
+    ),
+    *(
+        (TRAIN, _set("class", bad), rf"annos.mat: the class of '00002.jpg' is {bad}, not 1 to 3$")
+        for bad in (0, 4, -1, 70000)
+    ),
+    *(
+        (META, _put(class_names=bad), r"cars_meta.mat has no 'class_names' made of texts; fetch")
+        for bad in (np.ones((1, 3)), "text")
+    ),
+    (
+        META,
+        lambda old: (old.pop("class_names"), old.update(other=1)),
+        r"cars_meta.mat has no 'class_names' made of texts",
+    ),
+    *(
+        (
+            META,
+            _put(class_names=cells([NAMES[0], bad, NAMES[2]])[None]),
+            r"cars_meta.mat: class_names 2 is empty or no text; fetch",
+        )
+        for bad in ("", 3)
+    ),
+    (
+        META,
+        _put(class_names=cells([NAMES[0], "_ ", NAMES[2]])[None]),
+        r"cars_meta.mat gives class 2 no name; fetch",
+    ),
+    (
+        META,
+        _put(class_names=cells([NAMES[0], "Ram  C/V_Cargo Van 2012", NAMES[2]])[None]),
+        r"cars_meta.mat gives class 2 and class 3 the same class name 'Ram C/V Cargo Van 2012'",
+    ),
+    (
+        META,
+        _put(class_names=cells(NAMES[:2])[None]),
+        r"train_annos.mat: the class of '00001.jpg' is 3, not 1 to 2$",
+    ),
+]
 
 
 class TestRefusals:
@@ -261,8 +304,11 @@ class TestRealAnnotations:
             variables = {key: value for key, value in loadmat(path).items() if key[0] != "_"}
             (name, values), *more = variables.items()
             first = values[0, 0]
-            kinds = [(cell.ndim, cell.dtype.kind in "ui") for cell in first] if first.dtype.names \
-                else first.dtype.kind  # fmt: skip
+            kinds = (
+                [(cell.ndim, cell.dtype.kind in "ui") for cell in first]
+                if first.dtype.names
+                else first.dtype.kind
+            )
             return name, more, values.shape[0], values.dtype, kinds
 
         root = write_cars(tmp_path / "cars", photos=False)

@@ -316,19 +316,36 @@ NO_PICKLES = [
 # File, new values, message.
 DAMAGES10 = [
     ("batches.meta", {"label_names": None}, "lacks 'label_names'"),
-    *(("batches.meta", {"label_names": bad}, "'label_names' is no list of different class names")
-      for bad in ("abc", [], [1, 2, 3], ["a", "b", "a"], ["a", "_a", "a"], ["a", "", "b"])),
-    *((name, {key: None}, f"lacks '{key}'") for name in ("data_batch_1", "data_batch_5")
-      for key in ("data", "labels")),
-    *(("data_batch_2", {"data": bad}, "'data' is no array of N x 3072 bytes") for bad in (
-        "text", np.zeros((3, 3071), np.uint8), np.zeros(3072, np.uint8), np.zeros((), np.uint8),
-        np.zeros((3, 3072), np.int8), np.zeros((3, 32, 32, 3), np.uint8))),
-    *(("data_batch_2", {"labels": bad}, "'labels' is no list of 3 labels")
-      for bad in ("abc", [0, 1], [0, 1, 2, 0])),
+    *(
+        ("batches.meta", {"label_names": bad}, "'label_names' is no list of different class names")
+        for bad in ("abc", [], [1, 2, 3], ["a", "b", "a"], ["a", "_a", "a"], ["a", "", "b"])
+    ),
+    *(
+        (name, {key: None}, f"lacks '{key}'")
+        for name in ("data_batch_1", "data_batch_5")
+        for key in ("data", "labels")
+    ),
+    *(
+        ("data_batch_2", {"data": bad}, "'data' is no array of N x 3072 bytes")
+        for bad in (
+            "text",
+            np.zeros((3, 3071), np.uint8),
+            np.zeros(3072, np.uint8),
+            np.zeros((), np.uint8),
+            np.zeros((3, 3072), np.int8),
+            np.zeros((3, 32, 32, 3), np.uint8),
+        )
+    ),
+    *(
+        ("data_batch_2", {"labels": bad}, "'labels' is no list of 3 labels")
+        for bad in ("abc", [0, 1], [0, 1, 2, 0])
+    ),
     ("data_batch_2", {"data": np.zeros((2, 3072), np.uint8)}, "'labels' is no list of 2 labels"),
-    *(("data_batch_2", {"labels": [0, bad, 1]}, "'labels' gives image 1 .*, not a whole number")
-      for bad in (3, -1, "1", None)),
-]  # fmt: skip
+    *(
+        ("data_batch_2", {"labels": [0, bad, 1]}, "'labels' gives image 1 .*, not a whole number")
+        for bad in (3, -1, "1", None)
+    ),
+]
 
 
 class TestRefusals:
@@ -378,9 +395,10 @@ class TestRefusals:
             cifar.read100(root100, "test")
 
     @settings(
-        max_examples=200, deadline=None,
+        max_examples=200,
+        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )  # fmt: skip
+    )
     @given(data=st.data())
     def test_of_damaged_bytes_is_one_line(self, root10, data):
         """Or the damage is in pixels or other places that do not show."""

@@ -76,8 +76,10 @@ class TestRead:
         train = data.draw(st.permutations([*train, *range(1, num_classes + 1)]))
         root = tmp_path_factory.getbasetemp() / "dogs_lists"
         root.mkdir(exist_ok=True)
-        ids = {name: [f"{name}_{number}.v2" for number in range(len(labels))]
-               for name, labels in (("train", train), ("test", test))}  # fmt: skip
+        ids = {
+            name: [f"{name}_{number}.v2" for number in range(len(labels))]
+            for name, labels in (("train", train), ("test", test))
+        }
         for name, labels in (("train", train), ("test", test)):
             files = [
                 f"{folders[label - 1]}/{key}.jpg"
@@ -135,29 +137,57 @@ def _pair(file, label):
 
 DAMAGES = [
     *((_without(name), rf" has no '{name}' made of ") for name in ("file_list", "labels")),
-    *((_put(file_list=bad), r" has no 'file_list' made of texts; fetch")
-      for bad in (np.ones((3, 1)), "text")),
-    *((_put(labels=bad), r" has no 'labels' made of whole numbers; fetch")
-      for bad in ("text", cells([1, 2]), np.ones((3, 1)) * 1j)),
-    *((_label(bad), r" has no 'labels' made of whole numbers; fetch")
-      for bad in (1.5, np.nan, np.inf, 1e300)),
-    *((_put(labels=np.ones((number, 1))), rf" has \d+ files, but {number} labels; fetch")
-      for number in (1, 99)),
-    *((_file(bad), r": file_list 2 is empty or no text; fetch")
-      for bad in ("", 7, cells(["n1-A/1.jpg"]), np.array(["n1-A/1.jpg", "n1-A/2.jpg"]))),
-    *((_file(bad), rf": {re.escape(repr(bad))} is no `id-breed/file`; fetch")
-      for bad in ("1.jpg", "n1/1.jpg", "n1-/1.jpg", "-A/1.jpg", "n1-A/", "n1-A/b/1.jpg",
-                  "/n1-A/1.jpg", "../1.jpg", "n1-A/../1.jpg", r"n1-A\1.jpg", "../n1-A/1.jpg")),
+    *(
+        (_put(file_list=bad), r" has no 'file_list' made of texts; fetch")
+        for bad in (np.ones((3, 1)), "text")
+    ),
+    *(
+        (_put(labels=bad), r" has no 'labels' made of whole numbers; fetch")
+        for bad in ("text", cells([1, 2]), np.ones((3, 1)) * 1j)
+    ),
+    *(
+        (_label(bad), r" has no 'labels' made of whole numbers; fetch")
+        for bad in (1.5, np.nan, np.inf, 1e300)
+    ),
+    *(
+        (_put(labels=np.ones((number, 1))), rf" has \d+ files, but {number} labels; fetch")
+        for number in (1, 99)
+    ),
+    *(
+        (_file(bad), r": file_list 2 is empty or no text; fetch")
+        for bad in ("", 7, cells(["n1-A/1.jpg"]), np.array(["n1-A/1.jpg", "n1-A/2.jpg"]))
+    ),
+    *(
+        (_file(bad), rf": {re.escape(repr(bad))} is no `id-breed/file`; fetch")
+        for bad in (
+            "1.jpg",
+            "n1/1.jpg",
+            "n1-/1.jpg",
+            "-A/1.jpg",
+            "n1-A/",
+            "n1-A/b/1.jpg",
+            "/n1-A/1.jpg",
+            "../1.jpg",
+            "n1-A/../1.jpg",
+            r"n1-A\1.jpg",
+            "../n1-A/1.jpg",
+        )
+    ),
     (_twice, r" has the image 'n02085620_\d+' more than once$"),
-    *((_label(bad), rf" gives 'n02085620_\d+' the class id {bad}, not 1 or more$")
-      for bad in (0, -1)),
+    *(
+        (_label(bad), rf" gives 'n02085620_\d+' the class id {bad}, not 1 or more$")
+        for bad in (0, -1)
+    ),
     (_label(2), r" gives .* the class id (1|2), which is that of '.*'$"),
     (_file("n02085620-Pug/1.jpg"), r" gives '.*' the class id 1, which is that of '.*'$"),
     (_pair("n1-Pug/1.jpg", 5), r" and .*test_list.mat have images of class id 5, but none of 4$"),
     (_pair("n1-_/1.jpg", 4), r" and .*test_list.mat give class id 4 no name$"),
-    (_pair("n1-Mexican__hairless/1.jpg", 4),
-     r" and .*test_list.mat gives class id 3 and class id 4 the same class name 'Mexican hairless"),
-]  # fmt: skip
+    (
+        _pair("n1-Mexican__hairless/1.jpg", 4),
+        r" and .*test_list.mat gives class id 3 and class id 4 the same class name "
+        r"'Mexican hairless",
+    ),
+]
 
 
 class TestRefusals:
@@ -193,9 +223,7 @@ class TestRefusals:
     def test_of_an_image_that_both_splits_have(self, root, folder):
         """Even in another folder: its file name is the sample id."""
         name = dogs.read(root, "train").ids[0]
-        write_dog_list(
-            root / TEST, [f"{folder}/{name}.jpg"], [DOG_FOLDERS.index(folder) + 1]
-        )  # fmt: skip
+        write_dog_list(root / TEST, [f"{folder}/{name}.jpg"], [DOG_FOLDERS.index(folder) + 1])
         for split in ("train", "test"):
             with pytest.raises(
                 InputError, match=f"{TEST} has the image '{name}' and so has .*{TRAIN}$"

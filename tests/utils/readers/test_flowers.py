@@ -40,8 +40,11 @@ class TestReadLayout:
         labels, splits = read_layout(write_layout(tmp_path), num_classes=3)
         assert labels.tolist() == [0, 1, 2, 0, 1, 2]
         assert {name: numbers.tolist() for name, numbers in splits.items()} == {
-            "train": [5, 1], "val": [4, 2], "test": [3, 6], "trainval": [5, 1, 4, 2],
-        }  # fmt: skip
+            "train": [5, 1],
+            "val": [4, 2],
+            "test": [3, 6],
+            "trainval": [5, 1, 4, 2],
+        }
         assert labels.dtype == np.int64
         assert all(numbers.dtype == np.int64 for numbers in splits.values())
 
@@ -93,7 +96,7 @@ class TestReadLayout:
             ({"trnid": [5, 1.5]}, r"setid.mat has no whole-number variable 'trnid'"),
             ({"tstid": "36"}, r"setid.mat has no whole-number variable 'tstid'"),
         ],
-    )  # fmt: skip
+    )
     def test_refuses_lists_that_contradict(self, tmp_path, changes, message):
         with pytest.raises(InputError, match=message):
             read_layout(write_layout(tmp_path, **changes), num_classes=3)
@@ -142,13 +145,17 @@ class TestDamage:
     @pytest.mark.parametrize(
         "content",
         [
-            b"", b"\n", b"MATLAB 5.0 MAT-file", b"\x00" * 200, b"PK\x03\x04" + b"\x00" * 100,
+            b"",
+            b"\n",
+            b"MATLAB 5.0 MAT-file",
+            b"\x00" * 200,
+            b"PK\x03\x04" + b"\x00" * 100,
             b"<!DOCTYPE html><html>404 Not Found</html>" * 10,
             b"\x89HDF\r\n\x1a\n" + b"\x00" * 600,
             b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n\x1a\n",
             b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM",
         ],
-    )  # fmt: skip
+    )
     def test_foreign_content(self, damaged, content):
         damaged.write_bytes(content)
         with pytest.raises(InputError, match=damaged.name):
@@ -220,8 +227,11 @@ print("done")
 """
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path), damage],
-            cwd=REPO, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         last = done.stdout.splitlines()[-1]
         assert last == "done", f"exit {done.returncode} at {last}: {done.stderr[-300:]}"
 
@@ -240,8 +250,11 @@ class TestRealFlowers:
     def test_have_the_official_splits(self, real_flowers):
         labels, splits = read_layout(real_flowers, num_classes=102)
         assert {name: len(numbers) for name, numbers in splits.items()} == {
-            "train": 1020, "val": 1020, "test": 6149, "trainval": 2040,
-        }  # fmt: skip
+            "train": 1020,
+            "val": 1020,
+            "test": 6149,
+            "trainval": 2040,
+        }
         assert flowers.image_id(splits["val"][0]) == "image_06773"
         assert splits["trainval"].tolist() == [*splits["train"], *splits["val"]]
         assert len(labels) == 8189

@@ -247,9 +247,11 @@ class TestRead:
     @given(
         names=st.lists(
             st.from_regex(r"[a-z][a-z0-9 é]{0,5}[a-z0-9]\.(jpg|PNG|txt)", fullmatch=True),
-            min_size=1, max_size=12, unique=True,
+            min_size=1,
+            max_size=12,
+            unique=True,
         )
-    )  # fmt: skip
+    )
     def test_finds_every_image_whatever_its_name(self, tmp_path_factory, names):
         root = tmp_path_factory.mktemp("any")
         for i, name in enumerate(names):

@@ -73,8 +73,11 @@ class TestRead:
         meta.mkdir(parents=True, exist_ok=True)
         names = [f"Dish {number}" for number in range(len(keys))]
         for file, of_file in {
-            "classes": keys, "labels": names, "train": lines[1:], "test": lines[:1],
-        }.items():  # fmt: skip
+            "classes": keys,
+            "labels": names,
+            "train": lines[1:],
+            "test": lines[:1],
+        }.items():
             text = "".join(line + newline for line in of_file)
             (meta / f"{file}.txt").write_text(text, encoding="utf-8", newline="")
         train = food101.read(meta.parent, "train")
@@ -97,27 +100,55 @@ class TestRead:
 
 # File, edit, message.
 DAMAGES = [
-    *((name, lambda lines: [], rf"{name} is empty$")
-      for name in ("classes.txt", "labels.txt", "train.txt", "test.txt")),
-    *(("train.txt", lambda lines, bad=bad: [lines[0], bad],
-       rf"train.txt line 2: '{bad}' is no class/image")
-      for bad in ("ramen", "ramen/", "ramen/a/b", "/ramen/1/", "../ramen/1")),
-    *(("train.txt", lambda lines, bad=bad: [lines[0], bad],
-       r"train.txt line 2: .*classes.txt lacks '(pho|\.\.|)'") for bad in ("pho/1", "../1", "/1")),
-    ("train.txt", lambda lines: [*lines, lines[0]],
-     r"train.txt has the image 'apple_pie/1005649' more than once"),
+    *(
+        (name, lambda lines: [], rf"{name} is empty$")
+        for name in ("classes.txt", "labels.txt", "train.txt", "test.txt")
+    ),
+    *(
+        (
+            "train.txt",
+            lambda lines, bad=bad: [lines[0], bad],
+            rf"train.txt line 2: '{bad}' is no class/image",
+        )
+        for bad in ("ramen", "ramen/", "ramen/a/b", "/ramen/1/", "../ramen/1")
+    ),
+    *(
+        (
+            "train.txt",
+            lambda lines, bad=bad: [lines[0], bad],
+            r"train.txt line 2: .*classes.txt lacks '(pho|\.\.|)'",
+        )
+        for bad in ("pho/1", "../1", "/1")
+    ),
+    (
+        "train.txt",
+        lambda lines: [*lines, lines[0]],
+        r"train.txt has the image 'apple_pie/1005649' more than once",
+    ),
     ("train.txt", lambda lines: [r"ramen/..\1"], r"train.txt: .* is no path below the data root"),
-    ("test.txt", lambda lines: [*lines, "apple_pie/1005649"],
-     r"train.txt has the image 'apple_pie/1005649', and so has the other split"),
-    ("classes.txt", lambda lines: lines[:2],
-     r"labels.txt has 3 lines, but .*classes.txt has 2; each class needs a line in both"),
+    (
+        "test.txt",
+        lambda lines: [*lines, "apple_pie/1005649"],
+        r"train.txt has the image 'apple_pie/1005649', and so has the other split",
+    ),
+    (
+        "classes.txt",
+        lambda lines: lines[:2],
+        r"labels.txt has 3 lines, but .*classes.txt has 2; each class needs a line in both",
+    ),
     ("labels.txt", lambda lines: [*lines, "Pho"], r"labels.txt has 4 lines, .*classes.txt has 3"),
-    ("classes.txt", lambda lines: [lines[0], lines[0], lines[2]],
-     r"classes.txt gives line 1 and line 2 the same class 'apple_pie'"),
-    ("labels.txt", lambda lines: [lines[0], lines[1], "Apple_pie"],
-     r"labels.txt gives line 1 and line 3 the same class name 'Apple pie'"),
+    (
+        "classes.txt",
+        lambda lines: [lines[0], lines[0], lines[2]],
+        r"classes.txt gives line 1 and line 2 the same class 'apple_pie'",
+    ),
+    (
+        "labels.txt",
+        lambda lines: [lines[0], lines[1], "Apple_pie"],
+        r"labels.txt gives line 1 and line 3 the same class name 'Apple pie'",
+    ),
     ("labels.txt", lambda lines: [lines[0], "_", lines[2]], r"labels.txt line 2 has no name"),
-]  # fmt: skip
+]
 
 
 class TestRefusals:

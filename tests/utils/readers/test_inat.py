@@ -112,13 +112,17 @@ class TestRead:
         images = data.draw(st.lists(st.integers(0, 10**12), min_size=1, unique=True))
         labels = {key: data.draw(st.sampled_from(keys)) for key in images}
         sections = {
-            "categories": [{"id": key, "name": f"Éric {key}", "supercategory": "Aves"}
-                           for key in keys],
+            "categories": [
+                {"id": key, "name": f"Éric {key}", "supercategory": "Aves"} for key in keys
+            ],
             "images": [{"file_name": f"é/{key}.v2.jpg", "id": key} for key in images],
-            "annotations": [{"image_id": key, "category_id": labels[key], "id": 0}
-                            for key in data.draw(st.permutations(images))],
-            "info": [], "licenses": {},
-        }  # fmt: skip
+            "annotations": [
+                {"image_id": key, "category_id": labels[key], "id": 0}
+                for key in data.draw(st.permutations(images))
+            ],
+            "info": [],
+            "licenses": {},
+        }
         order = data.draw(st.permutations(sorted(sections)))
         root = tmp_path_factory.getbasetemp() / "inat_lists"
         root.mkdir(exist_ok=True)
@@ -157,17 +161,21 @@ def test_full_size_stays_within_ten_seconds_and_a_gigabyte(tmp_path):
     with path.open("w", encoding="utf-8") as file:
         file.write('{"info": {}, "licenses": [], "images": [')
         rights = "some rights reserved, as the licence of this photo says it; " * 4
-        file.write(", ".join(
-            f'{{"license": 3, "file_name": "train_val_images/Aves/Genus{key % num_classes} species/'
-            f'{key:032x}.jpg", "rights_holder": "\\u0141ukasz {key} ({rights})", '
-            f'"height": {600 + key % 200}, "width": 800, "id": {key}}}'
-            for key in range(num_images)
-        ))  # fmt: skip
+        file.write(
+            ", ".join(
+                f'{{"license": 3, "file_name": "train_val_images/Aves/Genus{key % num_classes} '
+                f'species/{key:032x}.jpg", "rights_holder": "\\u0141ukasz {key} ({rights})", '
+                f'"height": {600 + key % 200}, "width": 800, "id": {key}}}'
+                for key in range(num_images)
+            )
+        )
         file.write('], "annotations": [')
-        file.write(", ".join(
-            f'{{"image_id": {key}, "category_id": {key % num_classes}, "id": {key}}}'
-            for key in range(num_images)
-        ))  # fmt: skip
+        file.write(
+            ", ".join(
+                f'{{"image_id": {key}, "category_id": {key % num_classes}, "id": {key}}}'
+                for key in range(num_images)
+            )
+        )
         categories = [
             {"supercategory": "Aves", "id": key, "name": f"Genus{key} species"}
             for key in range(num_classes)
@@ -193,41 +201,77 @@ def _drop(section: str, number: int, key: str) -> Callable[[dict], object]:
 
 # Edit, message.
 DAMAGES = [
-    *((lambda document, section=section: document.pop(section), f"has no list '{section}'")
-      for section in ("images", "annotations", "categories")),
-    *((lambda document, section=section: document.update({section: {}}), f"has no list '{section}'")
-      for section in ("images", "annotations", "categories")),
-    *((lambda document, section=section: document[section].insert(1, 7),
-       rf"{section}\[1\] is no object") for section in ("images", "annotations", "categories")),
-    *((_drop(section, 1, key), rf"{section}\[1\] lacks '{key}'")
-      for section, key in (
-        ("images", "id"), ("images", "file_name"), ("annotations", "image_id"),
-        ("annotations", "category_id"), ("categories", "id"), ("categories", "name"),
-        ("categories", "supercategory"))),
-    *((_set("annotations", 1, category_id=bad), r"annotations\[1\] 'category_id' is no whole")
-      for bad in (True, 1.0, "1", None, [])),
+    *(
+        (lambda document, section=section: document.pop(section), f"has no list '{section}'")
+        for section in ("images", "annotations", "categories")
+    ),
+    *(
+        (
+            lambda document, section=section: document.update({section: {}}),
+            f"has no list '{section}'",
+        )
+        for section in ("images", "annotations", "categories")
+    ),
+    *(
+        (
+            lambda document, section=section: document[section].insert(1, 7),
+            rf"{section}\[1\] is no object",
+        )
+        for section in ("images", "annotations", "categories")
+    ),
+    *(
+        (_drop(section, 1, key), rf"{section}\[1\] lacks '{key}'")
+        for section, key in (
+            ("images", "id"),
+            ("images", "file_name"),
+            ("annotations", "image_id"),
+            ("annotations", "category_id"),
+            ("categories", "id"),
+            ("categories", "name"),
+            ("categories", "supercategory"),
+        )
+    ),
+    *(
+        (_set("annotations", 1, category_id=bad), r"annotations\[1\] 'category_id' is no whole")
+        for bad in (True, 1.0, "1", None, [])
+    ),
     (_set("images", 1, id="1"), r"images\[1\] 'id' is no whole number"),
     (_set("images", 1, file_name=7), r"images\[1\] 'file_name' is no text"),
     (_set("annotations", 1, category_id=99), r"image 1 has the category 99, which 'cat.* lacks"),
     (_set("annotations", 1, image_id=0), r"has two annotations of image 0"),
     (lambda document: document["annotations"].pop(3), r"has no annotation of image 3"),
-    (lambda document: document["annotations"].append({"image_id": 99, "category_id": 0}),
-     r"annotates image 99, which 'images' lacks"),
+    (
+        lambda document: document["annotations"].append({"image_id": 99, "category_id": 0}),
+        r"annotates image 99, which 'images' lacks",
+    ),
     (_set("images", 1, id=0), r"has an image id more than once"),
     (_set("categories", 1, id=0), r"has the category 0 more than once"),
-    (_set("categories", 1, name=NAMES[2], supercategory="Plantae"),
-     r"has the class name 'Abies alba \(Plantae\)' more than once"),
-    *((_set("categories", 1, **{key: bad}), r"is no name, in category 1")
-      for key in ("name", "supercategory") for bad in ("", " _", "a\0b", "\ud800")),
-    *((_set("images", 1, file_name=bad), r"image 1 has the file name")
-      for bad in ("", "a/", "a\0.jpg", "a\n.jpg", "\ud800.jpg")),
-    *((_set("images", 1, file_name=bad), r"is no path below the data root")
-      for bad in ("/tmp/1.jpg", "../1.jpg", "a/../../1.jpg", r"..\1.jpg")),
-    (lambda document: [entry.update(file_name="a/1.jpg") for entry in document["images"][:2]],
-     r"has the image 'a/1' more than once"),
-    (lambda document: [document[section].clear() for section in ("images", "annotations")],
-     r"lists no image"),
-]  # fmt: skip
+    (
+        _set("categories", 1, name=NAMES[2], supercategory="Plantae"),
+        r"has the class name 'Abies alba \(Plantae\)' more than once",
+    ),
+    *(
+        (_set("categories", 1, **{key: bad}), r"is no name, in category 1")
+        for key in ("name", "supercategory")
+        for bad in ("", " _", "a\0b", "\ud800")
+    ),
+    *(
+        (_set("images", 1, file_name=bad), r"image 1 has the file name")
+        for bad in ("", "a/", "a\0.jpg", "a\n.jpg", "\ud800.jpg")
+    ),
+    *(
+        (_set("images", 1, file_name=bad), r"is no path below the data root")
+        for bad in ("/tmp/1.jpg", "../1.jpg", "a/../../1.jpg", r"..\1.jpg")
+    ),
+    (
+        lambda document: [entry.update(file_name="a/1.jpg") for entry in document["images"][:2]],
+        r"has the image 'a/1' more than once",
+    ),
+    (
+        lambda document: [document[section].clear() for section in ("images", "annotations")],
+        r"lists no image",
+    ),
+]
 
 
 class TestRefusals:

@@ -62,20 +62,27 @@ class TestNames:
     @pytest.mark.parametrize(
         ("raw", "clean"),
         [
-            ("Black_footed_Albatross", "Black footed Albatross"), (" a \u00a0 b__c ", "a b c"),
-            ("E\u0301pine", "Épine"), ("Ram C/V", "Ram C/V"), ("_ ", ""), ("Shih-Tzu", "Shih-Tzu"),
+            ("Black_footed_Albatross", "Black footed Albatross"),
+            (" a \u00a0 b__c ", "a b c"),
+            ("E\u0301pine", "Épine"),
+            ("Ram C/V", "Ram C/V"),
+            ("_ ", ""),
+            ("Shih-Tzu", "Shih-Tzu"),
         ],
-    )  # fmt: skip
+    )
     def test_are_cleaned(self, raw, clean):
         assert clean_name(raw) == clean == clean_name(clean)
 
     @pytest.mark.parametrize(
         ("path", "without"),
         [
-            ("a/b.c/d.jpg", "a/b.c/d"), ("a/b.c/d", "a/b.c/d"), ("a.b.jpg", "a.b"),
-            ("a/.jpg", "a/.jpg"), ("", ""),
+            ("a/b.c/d.jpg", "a/b.c/d"),
+            ("a/b.c/d", "a/b.c/d"),
+            ("a.b.jpg", "a.b"),
+            ("a/.jpg", "a/.jpg"),
+            ("", ""),
         ],
-    )  # fmt: skip
+    )
     def test_lose_their_ending(self, path, without):
         assert without_ending(path) == without
 
@@ -117,10 +124,12 @@ class TestMakeListing:
             (["a", "a"], ["a", "b"], [0, 1], "has the image 'a' more than once"),
             (["a", "b"], ["a", "b"], [0, 2], "the label of b is 2 counted from 0, but there are 2"),
             (["a", "b"], ["a", "b"], [-1, 0], "the label of a is -1 counted from 0"),
-            *((["a", "b"], ["a", bad], [0, 1], "is no path below the data root")
-              for bad in ("/b", "../b", "a/../../b", "..", r"a\b")),
+            *(
+                (["a", "b"], ["a", bad], [0, 1], "is no path below the data root")
+                for bad in ("/b", "../b", "a/../../b", "..", r"a\b")
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_refuses(self, ids, paths, labels, message):
         with pytest.raises(InputError, match=f"^list.txt:? .*{message}"):
             make_listing(Path("list.txt"), ["x", "y"], ids, paths, labels)

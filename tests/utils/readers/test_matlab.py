@@ -114,11 +114,19 @@ class TestValues:
     @pytest.mark.parametrize(
         ("values", "numbers"),
         [
-            ([[1, 2]], [1, 2]), ([[1.0], [-2.0]], [1, -2]), ([[True]], None), ([[1.5]], None),
-            ([[np.nan]], None), ([[np.inf]], None), ([[1e300]], None), ([["1"]], None),
-            ([[1j]], None), ([], []), (7, [7]),
+            ([[1, 2]], [1, 2]),
+            ([[1.0], [-2.0]], [1, -2]),
+            ([[True]], None),
+            ([[1.5]], None),
+            ([[np.nan]], None),
+            ([[np.inf]], None),
+            ([[1e300]], None),
+            ([["1"]], None),
+            ([[1j]], None),
+            ([], []),
+            (7, [7]),
         ],
-    )  # fmt: skip
+    )
     def test_whole_numbers(self, values, numbers):
         found = whole_numbers(np.array(values))
         assert (found if found is None else found.tolist()) == numbers

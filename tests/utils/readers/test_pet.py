@@ -109,24 +109,45 @@ def _first(line):
 # The first line of a list is `Abyssinian_1xx 1 1 1`.
 DAMAGES = [
     (lambda lines: [], r" is empty$"),
-    *((_first(bad), r" line 1: .* is no name, class id, species and breed id$")
-      for bad in ("Abyssinian_1", "Abyssinian_1 1 1", "Abyssinian_1 1 1 1 1", "# a b c d")),
-    *((_first(f"{bad} 1 1 1"), r" line 1: '.*' is no breed, `_` and number$")
-      for bad in ("Abyssinian", "Abyssinian_", "_1", "Abyssinian_x", "Abyssinian_1.jpg", "1",
-                  "a/Abyssinian_1", "../Abyssinian_1", r"a\Abyssinian_1", "Abyssinian_\uff13")),
-    *((_first(f"Abyssinian_1 {bad} 1 1"), r": the class id of line 1 is '.*', not a whole number$")
-      for bad in ("x", "-1", "1.0", "1_0", "\uff13")),
+    *(
+        (_first(bad), r" line 1: .* is no name, class id, species and breed id$")
+        for bad in ("Abyssinian_1", "Abyssinian_1 1 1", "Abyssinian_1 1 1 1 1", "# a b c d")
+    ),
+    *(
+        (_first(f"{bad} 1 1 1"), r" line 1: '.*' is no breed, `_` and number$")
+        for bad in (
+            "Abyssinian",
+            "Abyssinian_",
+            "_1",
+            "Abyssinian_x",
+            "Abyssinian_1.jpg",
+            "1",
+            "a/Abyssinian_1",
+            "../Abyssinian_1",
+            r"a\Abyssinian_1",
+            "Abyssinian_\uff13",
+        )
+    ),
+    *(
+        (
+            _first(f"Abyssinian_1 {bad} 1 1"),
+            r": the class id of line 1 is '.*', not a whole number$",
+        )
+        for bad in ("x", "-1", "1.0", "1_0", "\uff13")
+    ),
     (_first("Abyssinian_1 1 cat 1"), r": the species of line 1 is 'cat', not a whole number$"),
     (_first("Abyssinian_1 1 1 x"), r": the breed id of line 1 is 'x', not a whole number$"),
     (_first("Abyssinian_1 0 1 1"), r" gives 'Abyssinian_1' the class id 0, not 1 or more$"),
     (_first("Persian_1 1 1 1"), r" gives .* the class id 1, which is that of '\w+'$"),
     (_first("abyssinian_1 1 1 1"), r" gives .* the class id 1, which is that of '(A|a)byssinian'$"),
     (_first("Persian_1 5 1 1"), r" and .*test.txt have images of class id 5, but none of 4$"),
-    (_first("Abyssinian_1 4 1 1"),
-     r" and .*test.txt gives class id 1 and class id 4 the same class name 'Abyssi"),
+    (
+        _first("Abyssinian_1 4 1 1"),
+        r" and .*test.txt gives class id 1 and class id 4 the same class name 'Abyssi",
+    ),
     (_first("__1 4 1 1"), r" and .*test.txt give class id 4 no name$"),
     (lambda lines: [*lines, lines[0]], r" has the image 'Abyssinian_1\d\d' more than once$"),
-]  # fmt: skip
+]
 
 
 class TestRefusals:
