@@ -42,7 +42,7 @@ from utils.presets import Size
 from utils.splits import Split
 from utils.working_images import CachedImages, FileImages, Index, SizeOf
 
-FORMAT = 3  # raise it when the bytes or their layout change
+FORMAT = 4  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what workers share; macOS has no such folder
 RAM_SHARE = 0.6  # of the machine's memory that the caches of a run may take

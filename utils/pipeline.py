@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from utils.cache import disk_cache, ram_cache
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
-from utils.presets import PRESETS, Augmentation, original_size
+from utils.presets import PRESETS, Augmentation
 from utils.processes import Processes
 from utils.samplers import EvalBatches, Part, TrainBatches, TrainSampler
 from utils.splits import Split
-from utils.transforms import EvalView, Mixing, TrainView, height_first
+from utils.transforms import EvalView, Mixing, TrainView
 from utils.working_images import FileImages, WorkingImages
 
 View = Callable[[Tensor], Tensor]  # working image (3, H, W) to model input (3, S, S), both uint8
@@ -201,14 +201,8 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
         RunError: a cache is to be built, and an image is bad or there is no room.
     """
     preset = PRESETS[config.preset]
-    if phase == "eval":
-        files = FileImages(split, functools.partial(preset.eval_size, config.img_size))
-    elif config.cache == "none" and preset.squash:
-        # Squashing is left to the view, which needs not all rows of the squashed image.
-        files = FileImages(split, original_size)
-    else:
-        size_of = functools.partial(preset.train_size, config.img_size)
-        files = FileImages(split, size_of, height_first)
+    size_of = preset.train_size if phase == "train" else preset.eval_size
+    files = FileImages(split, functools.partial(size_of, config.img_size))
     may_be_bad = phase == "train" and config.skip_bad_images > 0
     if config.cache == "ram":
         return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)

@@ -68,11 +68,6 @@ class Preset:
         return Size(side, side) if self.squash else shorter_side_to(side, size)
 
 
-def original_size(size: Size) -> Size:
-    """`size`: the working size of images that are left as they are."""
-    return size
-
-
 def shorter_side_to(side: int, size: Size) -> Size:
     """`size` with `side` as its shorter side; the longer one is rounded down, as in `v2.Resize`."""
     height, width = size

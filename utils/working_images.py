@@ -23,7 +23,6 @@ from utils.splits import Split
 from utils.transforms import working_image
 
 SizeOf = Callable[[Size], Size]  # original size to working size
-Resize = Callable[[Tensor, Size], Tensor]  # (3, H, W) to a size
 
 
 class Working(NamedTuple):
@@ -48,17 +47,15 @@ class WorkingImages(Protocol):
 class FileImages:
     """Decodes an image whenever it is asked for."""
 
-    def __init__(self, split: Split, size_of: SizeOf, resize: Resize = working_image) -> None:
+    def __init__(self, split: Split, size_of: SizeOf) -> None:
         """Describe the images.
 
         Args:
             split: the samples.
             size_of: gives their working sizes.
-            resize: brings them there.
         """
         self.split = split
         self.size_of = size_of
-        self.resize = resize
 
     def load(self, position: int) -> Working:
         """Decode and resize the image at `position`.
@@ -71,7 +68,7 @@ class FileImages:
         original = Size(*image.shape[1:])
         size = self.size_of(original)
         refuse_bomb(path, size.width, size.height)  # a line one pixel high, enlarged
-        return Working(self.resize(image, size), (original.width, original.height))
+        return Working(working_image(image, size), (original.width, original.height))
 
 
 class Index(NamedTuple):

@@ -13,12 +13,8 @@ from utils.transforms import (
     EvalView,
     Mixing,
     RandomResizedCrop,
-    RandomSquashedCrop,
     TrainView,
-    crop,
-    height_first,
     random_box,
-    random_flip,
     working_image,
 )
 
@@ -191,59 +187,6 @@ class TestViews:
         for q in (10, 50, 90):
             difference = np.percentile(ours, q, axis=0) - np.percentile(expected, q, axis=0)
             assert np.abs(difference).max() < 0.03 * 500
-
-    @settings(max_examples=50, deadline=None)
-    @given(
-        height=st.integers(1, 60),
-        width=st.integers(1, 60),
-        to_height=st.integers(1, 60),
-        to_width=st.integers(1, 60),
-        data=st.data(),
-    )
-    def test_height_first_gives_the_rows_of_a_working_image(
-        self, height, width, to_height, to_width, data
-    ):
-        image, size = noise(height, width), Size(to_height, to_width)
-        whole = height_first(image, size)
-        assert whole.shape == (3, *size)
-        assert (whole.int() - working_image(image, size).int()).abs().max() <= 1
-        first = data.draw(st.integers(0, to_height - 1))
-        rows = slice(first, data.draw(st.integers(first + 1, to_height)))
-        assert torch.equal(height_first(image, size, rows), whole[:, rows])
-
-    @settings(max_examples=30, deadline=None)
-    @given(height=st.integers(1, 90), width=st.integers(1, 90), seed=st.integers(0, 99))
-    def test_squashed_crops_are_those_of_the_squashed_image(self, height, width, seed):
-        """So a cache, which keeps the squashed image, changes no byte."""
-        image, crop_ = noise(height, width), RandomSquashedCrop(32, 43)
-        squashed = height_first(image, Size(43, 43))
-        crops = []
-        for source in (image, squashed):
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                crops.append(crop_(source[None]))
-        assert torch.equal(*crops)
-        assert crops[0].shape == (1, 3, 32, 32)
-
-    def test_flips_every_second_image(self):
-        image = noise()[None]
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            flips = [not torch.equal(random_flip(image), image) for _ in range(400)]
-        assert 160 < sum(flips) < 240
-        assert torch.equal(
-            image.flip(-1),
-            next(r for r in (random_flip(image) for _ in range(99)) if not torch.equal(r, image)),
-        )
-
-    @settings(max_examples=50, deadline=None)
-    @given(data=st.data(), is_channels_last=st.booleans())
-    def test_crop_is_a_slice(self, data, is_channels_last):
-        image = noise(20, 30)[None] if is_channels_last else noise(20, 30).contiguous()[None]
-        top, left = data.draw(st.integers(0, 19)), data.draw(st.integers(0, 29))
-        height, width = (data.draw(st.integers(1, 20 - top)), data.draw(st.integers(1, 30 - left)))
-        part = crop(image, top, left, height, width)
-        assert torch.equal(part, image[:, :, top : top + height, left : left + width])
 
 
 class TestMixing:
