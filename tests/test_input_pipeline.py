@@ -59,7 +59,7 @@ PRESETS = {
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """Of smooth noise, larger than the working size at 32 px."""
+    """Of smooth noise, larger than its resized image at 32 px."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -163,12 +163,6 @@ class TestPreset:
         assert read_json(evaluated.env_stamp)["config"]["preset"] == preset
 
 
-def test_presets_train_three_models(trained):
-    ids = {read_json(trained(preset).metrics)["checkpoint_id"] for preset in PRESETS}
-    hashes = {read_json(trained(preset).env_stamp)["config_hash"] for preset in PRESETS}
-    assert len(ids) == len(hashes) == len(PRESETS)
-
-
 def test_a_preset_decides_how_an_evaluation_sees(trained, photos, tmp_path):
     """The weights of one with the view of another: else the checkpoint's word would not count."""
     checkpoint = load_checkpoint(trained("transfg").checkpoint)
@@ -204,8 +198,6 @@ class TestFlagsByHand:
     @pytest.mark.parametrize(
         "flags",
         [
-            "--augment autoaugment",
-            "--augment trivialaugment",
             "--augment randaugment",
             "--random_erasing 1",
             "--mixup 0.4",
@@ -225,35 +217,9 @@ class TestFlagsByHand:
             key: expected[key] for key in shared
         }
 
-    @settings(max_examples=5, deadline=None)
-    @given(
-        preset=st.sampled_from(sorted(PRESETS)),
-        given_=st.fixed_dictionaries(
-            {},
-            optional={
-                "augment": st.sampled_from(["none", "autoaugment", "randaugment"]),
-                "random_erasing": st.sampled_from([0.0, 0.5]),
-                "mixup": st.sampled_from([0.0, 0.3]),
-                "cutmix": st.sampled_from([0.0, 0.7]),
-            },
-        ),
-        micro_batches=st.sampled_from([1, 2]),
-    )
-    def test_any_of_them_from_either_cache(
-        self, photos, tmp_path_factory, preset, given_, micro_batches
-    ):
-        output = tmp_path_factory.mktemp("any")
-        flags = [f"--{flag} {value}" for flag, value in given_.items()]
-        flags += [f"--preset {preset} --gradient_accumulation_steps {micro_batches} {SUBSETS}"]
-        one = run(output, photos, *flags, "--cache ram", name="one")
-        assert_equal_runs(one, run(output, photos, *flags, "--cache disk", name="two"))
-        config = read_json(one.env_stamp)["config"]
-        said = {**dict(zip(AUGMENTATION, PRESETS[preset], strict=True)), **given_}
-        assert {flag: config[flag] for flag in AUGMENTATION} == said
-
 
 class TestMixedImages:
-    @pytest.mark.parametrize("flags", ["--mixup 0.2", "--cutmix 1", "--preset strong"])
+    @pytest.mark.parametrize("flags", ["--cutmix 1", "--preset strong"])
     def test_are_refused_where_a_loss_compares_them(self, refused, photos, flags):
         line = f"--name run {TRAIN} --head parts {flags}"
         error = refused(train, line, "--data_root", photos)
@@ -338,29 +304,20 @@ def caches_in(folder: Path) -> list[Path]:
 
 
 class TestCachesAndWorkers:
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_workers_change_no_byte(self, trained, photos, tmp_path, workers):
+    def test_workers_change_no_byte(self, trained, photos, tmp_path):
         """Of the preset with everything random in it."""
-        flags = f"--preset strong --num_workers {workers}"
-        assert_equal_runs(run(tmp_path, photos, flags), trained("strong"))
+        paths = run(tmp_path, photos, "--preset strong --num_workers 2")
+        assert_equal_runs(paths, trained("strong"))
 
-    @pytest.mark.parametrize(
-        ("preset", "cache", "workers"),
-        [
-            ("strong", "ram", 0),
-            ("strong", "ram", 2),
-            ("strong", "disk", 0),
-            ("strong", "disk", 2),
-            ("transfg", "ram", 0),
-            ("transfg", "disk", 0),
-        ],
-    )
-    def test_caches_change_no_byte(self, trained, photos, tmp_path, preset, cache, workers):
-        one = run(tmp_path, photos, f"--preset {preset} --cache {cache} --num_workers {workers}")
+    @pytest.mark.parametrize(("preset", "workers"), [("strong", 2), ("transfg", 0)])
+    def test_a_cache_changes_no_byte(self, trained, photos, tmp_path, preset, workers):
+        one = run(tmp_path, photos, f"--preset {preset} --cache disk --num_workers {workers}")
         assert_equal_runs(one, trained(preset))
 
-    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("ram", 0), ("disk", 1)])
-    def test_change_no_byte_of_an_evaluation(self, trained, photos, tmp_path, cache, workers):
+    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("disk", 1)])
+    def test_neither_changes_a_byte_of_an_evaluation(
+        self, trained, photos, tmp_path, cache, workers
+    ):
         paths = trained("transfg")
         flags = f"--cache {cache} --num_workers {workers}"
         evaluated = again(tmp_path, photos, paths.checkpoint, flags)
@@ -419,26 +376,21 @@ class TestCachesAndWorkers:
         self, refused, trained, photos, tmp_path, main
     ):
         error = refused(
-            main, *self.flags(main, trained, photos), "--cache_dir", tmp_path, "--cache", "ram"
+            main, *self.flags(main, trained, photos), "--cache_dir", tmp_path, "--cache", "none"
         )
         assert error == "error: --cache_dir means nothing without --cache disk\n"
 
     @pytest.mark.parametrize("main", [train, evaluate])
-    @pytest.mark.parametrize("below", ["", "below"])
-    def test_folder_that_is_or_lies_below_a_file(
-        self, refused, trained, photos, tmp_path, main, below
-    ):
+    def test_a_cache_folder_below_a_file_is_refused(self, refused, trained, photos, tmp_path, main):
         (tmp_path / "file").touch()
-        folder = tmp_path / "file" / below
+        folder = tmp_path / "file" / "below"
         flags = (*self.flags(main, trained, photos), "--cache", "disk", "--cache_dir", folder)
         error = refused(main, *flags)
         assert error == (f"error: --cache_dir {folder}: {tmp_path}/file is a file, not a folder\n")
 
-    @pytest.mark.parametrize("main", [train, evaluate])
-    def test_folder_whose_name_is_too_long(self, refused, trained, photos, tmp_path, main):
-        folder = tmp_path / ("x" * 300)
-        flags = (*self.flags(main, trained, photos), "--cache", "disk", "--cache_dir", folder)
-        assert refused(main, *flags).startswith(f"error: --cache_dir {folder}: ")
+    def test_the_cache_in_ram_is_refused_and_the_other_named(self, refused, photos):
+        error = refused(train, f"--name run {TRAIN} --data_root {photos} --cache ram")
+        assert "--cache: 'ram' no longer exists: use --cache disk, which is mapped into" in error
 
     def flags(self, main: Callable, trained: Callable, root: Path) -> tuple[object, ...]:
         more = TRAIN if main is train else f"{EVAL} --checkpoint {trained('vit').checkpoint}"
@@ -448,21 +400,9 @@ class TestCachesAndWorkers:
 # --- Bad images -----------------------------------------------------------------------------------
 
 
-def cut_before_the_frame(jpeg: bytes) -> bytes:
-    return jpeg[: jpeg.index(b"\xff\xc0")] + jpeg[-2:]
-
-
 def with_zeroed_tables(jpeg: bytes) -> bytes:
     begin = jpeg.index(b"\xff\xc4") + 5
     return jpeg[:begin] + bytes(60) + jpeg[begin + 60 :]
-
-
-def with_a_zeroed_middle(jpeg: bytes) -> bytes:
-    quarter = len(jpeg) // 4
-    return jpeg[:quarter] + bytes(2 * quarter) + jpeg[3 * quarter :]
-
-
-DAMAGES = (cut_before_the_frame, with_zeroed_tables, with_a_zeroed_middle)
 
 
 def split_of(root: Path, name: str = "train") -> Split:
@@ -536,22 +476,12 @@ class TestBadImage:
         assert process.exitcode == 1
         assert f"error: image {bad} cannot be decoded (" in (tmp_path / "output.txt").read_text()
 
-    @pytest.mark.parametrize(("cache", "workers"), [("ram", 0), ("disk", 2)])
-    def test_ends_the_building_of_a_cache(self, fails, spoiled, tmp_path, cache, workers):
+    def test_ends_the_building_of_a_cache(self, fails, spoiled, tmp_path):
         root, bad = spoiled
-        flags = f"--cache {cache} --num_workers {workers}"
-        error = fails(train, f"--name run {TRAIN} --data_root {root} {flags}")
+        error = fails(train, f"--name run {TRAIN} --data_root {root} --cache disk --num_workers 2")
         assert error.startswith(f"image {bad} cannot be decoded (")
         assert "; after step 0, last good checkpoint: none" in error
-        if cache == "disk":
-            assert caches_in(tmp_path / "out" / ".cache") == []
-
-    @pytest.mark.parametrize("damage", DAMAGES)
-    def test_is_named_however_it_is_damaged(self, fails, data, damage):
-        bad = spoil(split_of(data), met_in_step(1), damage)
-        error = fails(train, f"--name run {TRAIN} --data_root {data}")
-        assert error.startswith(f"image {bad} cannot be decoded (")
-        assert "; after step 0, last good checkpoint: none" in error
+        assert caches_in(tmp_path / "out" / ".cache") == []
 
 
 @pytest.fixture(scope="module")
@@ -561,9 +491,7 @@ def skipping(spoiled, tmp_path_factory) -> RunPaths:
 
 
 class TestSkipBadImages:
-    @pytest.mark.parametrize(
-        ("cache", "workers"), [("none", 0), ("none", 2), ("ram", 2), ("disk", 0)]
-    )
+    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("disk", 0)])
     def test_leaves_one_out_and_says_so(self, spoiled, skipping, tmp_path, capsys, cache, workers):
         root, bad = spoiled
         flags = f"--skip_bad_images 1 --cache {cache} --num_workers {workers} --log_every 1"
@@ -593,12 +521,11 @@ class TestSkipBadImages:
         skipped = read_json(paths.env_stamp)["skipped_images"]
         assert skipped == {"allowed": 3, "count": 0, "ids": []}
 
-    @pytest.mark.parametrize(("cache", "workers"), [("none", 0), ("disk", 2)])
-    def test_of_fewer_than_there_are_ends_the_run(self, fails, data, tmp_path, cache, workers):
+    def test_of_fewer_than_there_are_ends_the_run(self, fails, data, tmp_path):
         """Both are met: one in step 1, and the second, which is one too many, in step 4."""
         split = split_of(data)
         one, two = (spoil(split, met_in_step(step)) for step in (1, 4))
-        flags = f"--skip_bad_images 1 --cache {cache} --num_workers {workers}"
+        flags = "--skip_bad_images 1 --cache disk --num_workers 2"
         error = fails(train, f"--name run {TRAIN} --data_root {data} {flags}")
         assert error.startswith(f"image {two} cannot be decoded (")
         assert "; it is bad image 2, --skip_bad_images allows 1; after step 3, last good" in error
@@ -608,23 +535,20 @@ class TestSkipBadImages:
         assert skipped["ids"] == [f"train/{path.parent.name}/{path.stem}" for path in (one, two)]
         assert load_checkpoint(paths.checkpoint).step == 2
 
-    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("ram", 0)])
-    def test_is_not_for_evaluations(self, fails, data, cache, workers):
+    def test_is_not_for_evaluations(self, fails, data):
         """A figure on fewer images than the split has would be another split's."""
         bad = spoil(split_of(data, "val"), 4)
-        flags = f"--data_root {data} --cache {cache} --num_workers {workers}"
-        error = fails(train, f"--name run {TRAIN} {flags} --skip_bad_images 9")
+        flags = f"--data_root {data} --num_workers 2 --skip_bad_images 9"
+        error = fails(train, f"--name run {TRAIN} {flags}")
         assert multiprocessing.active_children() == []
         assert error.startswith(f"image {bad} cannot be decoded (")
-        step = 0 if cache == "ram" else 2
-        assert f"; after step {step}, last good checkpoint: none" in error
+        assert "; after step 2, last good checkpoint: none" in error
 
-    @pytest.mark.parametrize(("cache", "workers"), [("none", 0), ("disk", 1)])
-    def test_is_no_flag_of_an_evaluation(self, fails, trained, spoiled, cache, workers):
+    def test_is_no_flag_of_an_evaluation(self, fails, trained, spoiled):
         root, bad = spoiled
         checkpoint = trained("vit").checkpoint
-        flags = f"--eval_split train --cache {cache} --num_workers {workers}"
-        line = f"--name again {EVAL} --data_root {root} --checkpoint {checkpoint} {flags}"
+        flags = f"--data_root {root} --checkpoint {checkpoint} --eval_split train"
+        line = f"--name again {EVAL} {flags}"
         error = fails(evaluate, line)
         assert error.startswith(f"image {bad} cannot be decoded (")
         assert error.endswith(f"; evaluating {checkpoint}, which is whole")
@@ -695,11 +619,10 @@ def huge_jpeg() -> bytes:
 class TestTooManyPixels:
     SAID = "is 60000x60000 pixels, over the limit of 89478485: scale it down or leave it out"
 
-    @pytest.mark.parametrize("cache", ["none", "disk"])
-    def test_of_a_jpeg_end_the_run(self, fails, data, cache):
+    def test_of_a_jpeg_end_the_run(self, fails, data):
         path = Path(split_of(data).path_of(met_in_step(1)))
         path.write_bytes(huge_jpeg())
-        error = fails(train, f"--name run {TRAIN} --data_root {data} --cache {cache}")
+        error = fails(train, f"--name run {TRAIN} --data_root {data}")
         said = f"image {path} {self.SAID}; after step 0, last good checkpoint: none"
         assert error.startswith(said)
 
@@ -838,11 +761,10 @@ class TestOddImages:
         for other in ("exif.jpg", "palette.png", "grey.png"):  # else nothing would be told apart
             assert np.abs(logits[other] - logits["rgb.png"]).max() > 1e-4
 
-    @pytest.mark.parametrize("cache", ["ram", "disk"])
-    def test_train_from_a_cache_as_well(self, odd, tmp_path, cache):
+    def test_train_from_a_cache_as_well(self, odd, tmp_path):
         flags = f"--num_steps {-(-len(ODD) // 4)} --preset transfg"
         plain = run(tmp_path, odd, flags, name="plain")
-        assert_equal_runs(run(tmp_path, odd, flags, f"--cache {cache}"), plain)
+        assert_equal_runs(run(tmp_path, odd, flags, "--cache disk"), plain)
 
     @settings(max_examples=40, deadline=None)
     @given(

@@ -128,7 +128,7 @@ def assert_same_end(paths: RunPaths, reference: RunPaths) -> None:
 
 RECIPES = [
     "--preset strong --dropout 0.1 --ema_decay 0.5 --num_workers 2",
-    "--optimizer adamw --layer_decay 0.7 --learning_rate 1e-3 --cache ram",
+    "--optimizer adamw --layer_decay 0.7 --learning_rate 1e-3 --cache disk",
     "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --drop_path 0.2",
 ]
 
@@ -317,7 +317,7 @@ def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_pa
     step = load_snapshot(older).position["step"]
     assert step < load_snapshot(paths.last).position["step"] == 10
     with when_logged(killed_at.format(step + 1), crash), pytest.raises(Crash):
-        start("run", f"--log_every 1 --save_every 100 --cache ram --resume {older}")
+        start("run", f"--log_every 1 --save_every 100 --cache disk --resume {older}")
     assert load_snapshot(paths.last).position["step"] == step
     assert start("run", "--resume") == 0
     assert_same_end(paths, whole())

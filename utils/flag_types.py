@@ -46,6 +46,15 @@ def frozen_part(text: str) -> str:
     return text
 
 
+def cache_kind(text: str) -> str:
+    """What `--cache` takes; its choices say the rest."""
+    if text == "ram":
+        raise argparse.ArgumentTypeError(
+            "'ram' no longer exists: use --cache disk, which is mapped into memory"
+        )
+    return text
+
+
 def run_name(text: str) -> str:
     """A name that is a folder's name on every system."""
     if (

@@ -8,6 +8,7 @@ from utils.console import Parser
 from utils.dataset import DEFAULT_VAL_FRACTION, dataset_names
 from utils.dependent_flags import DEFAULT_SLIDE_STEP
 from utils.flag_types import (
+    cache_kind,
     cosine,
     count,
     factor,
@@ -183,9 +184,10 @@ def _add_input_flags(parser: argparse.ArgumentParser, for_training: bool) -> Non
     )
     group.add_argument(
         "--cache",
-        choices=("none", "ram", "disk"),
+        type=cache_kind,
+        choices=("none", "disk"),
         default="none",
-        help="keep decoded images at the preset's working size; changes no result",
+        help="disk: keep decoded and resized images on disk, mapped into memory; changes no result",
     )
     group.add_argument(
         "--cache_dir",

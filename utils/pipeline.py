@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.cache import disk_cache, ram_cache
+from utils.cache import open_cache
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation
@@ -21,9 +21,9 @@ from utils.processes import Processes
 from utils.samplers import EvalBatches, Part, TrainBatches, TrainSampler
 from utils.splits import Split
 from utils.transforms import EvalView, Mixing, TrainView
-from utils.working_images import FileImages, WorkingImages
+from utils.working_images import FileImages, ResizedImages
 
-View = Callable[[Tensor], Tensor]  # working image (3, H, W) to model input (3, S, S), both uint8
+View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         split: Split,
-        images: WorkingImages,
+        images: ResizedImages,
         view: View,
         img_size: int,
         seed: int,
@@ -107,16 +107,16 @@ class ImageDataset(Dataset):
         for epoch, position in indices:
             sample_id = str(self.split.ids[position])
             try:
-                working = self.images.load(position)
+                resized = self.images.load(position)
             except RunError as error:
                 if not self.leaves_out_bad:
                     raise
                 bad.append((sample_id, str(error)))
                 continue
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
-            images[len(positions)] = self.view(working.image)
+            images[len(positions)] = self.view(resized.image)
             positions.append(position)
-            sizes.append(working.size)
+            sizes.append(resized.original_size)
         return Batch(
             images[: len(positions)],
             torch.from_numpy(self.split.labels[positions]),
@@ -189,8 +189,8 @@ def make_loader(
     )
 
 
-def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingImages:
-    """The working images of `split`, from their files or a cache, which is built if need be.
+def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedImages:
+    """Open the resized images of `split`, from their files or from a cache that is built if absent.
 
     Args:
         config: of the run.
@@ -204,12 +204,10 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> WorkingIm
     size_of = preset.train_size if phase == "train" else preset.eval_size
     files = FileImages(split, functools.partial(size_of, config.img_size))
     may_be_bad = phase == "train" and config.skip_bad_images > 0
-    if config.cache == "ram":
-        return ram_cache(files, may_be_bad, is_shared=config.num_workers > 0)
     if config.cache == "disk":
         side = preset.train_side if phase == "train" else preset.eval_side
-        working = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
-        return disk_cache(Path(config.cache_dir), files, working, may_be_bad)
+        geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
+        return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
     return files
 
 

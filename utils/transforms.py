@@ -29,8 +29,8 @@ def as_batch(image: Tensor) -> Tensor:
     return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 
 
-def working_image(image: Tensor, size: Size) -> Tensor:
-    """(3, H, W) brought to a working size as Pillow does; the same image if it has it."""
+def resize(image: Tensor, size: Size) -> Tensor:
+    """Resize (3, H, W) with antialiasing, as Pillow does; an image of that size stays as it is."""
     if image.shape[1:] == size:
         return image
     return F.resize(as_batch(image), list(size), antialias=True)[0]

@@ -319,20 +319,18 @@ def test_eval_batches_give_every_position_once():
 class TestCaches:
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("preset", ["vit", "transfg", "strong"])
-    @pytest.mark.parametrize("cache", ["ram", "disk"])
-    def test_change_no_byte(self, tmp_path, make_split, cache, preset, workers):
+    def test_change_no_byte(self, tmp_path, make_split, preset, workers):
         # Larger than the working size, so that there is something to keep.
         split = make_split(tmp_path, [0, 1, 2, 0, 1], size=(130, 110))
         values = {"preset": preset, "workers": workers, "img_size": SIZE}
-        cached = {**values, "cache": cache, "cache_dir": str(tmp_path / "cache")}
+        cached = {**values, "cache": "disk", "cache_dir": str(tmp_path / "cache")}
         assert equal(list(of_training(split, **values)), list(of_training(split, **cached)))
         assert equal(list(of_evaluation(split, **values)), list(of_evaluation(split, **cached)))
 
-    @pytest.mark.parametrize("cache", ["ram", "disk"])
-    def test_can_be_read_by_workers_that_inherit_nothing(self, tmp_path, split, cache):
+    def test_can_be_read_by_workers_that_inherit_nothing(self, tmp_path, split):
         """As spawned ones on a Mac."""
         plain = of_training(split)
-        cached = of_training(split, cache=cache, cache_dir=str(tmp_path), workers=2)
+        cached = of_training(split, cache="disk", cache_dir=str(tmp_path), workers=2)
         loader = make_loader(
             cached.dataset, cached.batch_sampler, 2, CPU, CONTEXT.get_start_method()
         )
@@ -383,7 +381,7 @@ class TestDamage:
         assert "Traceback" not in line
 
     @pytest.mark.parametrize("workers", [0, 2])
-    @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+    @pytest.mark.parametrize("cache", ["none", "disk"])
     def test_is_left_out_where_it_may_be(self, tmp_path, make_split, workers, cache, caplog):
         split = make_split(tmp_path, [0, 1, 0, 1])
         (tmp_path / split.paths[2]).write_bytes(b"text")

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from utils.presets import PRESETS, Size, crop_to_image
-from utils.transforms import EvalView, working_image
+from utils.transforms import EvalView, resize
 
 VIT = PRESETS["vit"]
 
@@ -17,7 +17,7 @@ VIT = PRESETS["vit"]
 def eval_input(image: torch.Tensor, img_size: int, preset=VIT) -> torch.Tensor:
     """What evaluation makes of (3, H, W)."""
     size = preset.eval_size(img_size, Size(*image.shape[1:]))
-    return EvalView(preset, img_size)(working_image(image, size))
+    return EvalView(preset, img_size)(resize(image, size))
 
 
 def to_image(point: tuple[float, float], size: tuple[int, int], img_size: int) -> np.ndarray:

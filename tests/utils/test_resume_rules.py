@@ -171,7 +171,7 @@ class TestSameRun:
             ("--keep", "4"),
             ("--grad_checkpointing",),
             ("--device", "cpu"),
-            ("--cache", "ram"),
+            ("--cache", "disk"),
             ("--allow_change", "num_steps,learning_rate"),
         ],
     )

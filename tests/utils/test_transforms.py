@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -15,7 +16,7 @@ from utils.transforms import (
     RandomResizedCrop,
     TrainView,
     random_box,
-    working_image,
+    resize,
 )
 
 SIZE = 32
@@ -30,7 +31,7 @@ def noise(height: int = 50, width: int = 70, seed: int = 0) -> torch.Tensor:
 def model_input(name: str, phase: str, image: torch.Tensor, img_size: int) -> torch.Tensor:
     preset = PRESETS[name]
     size_of = {"train": preset.train_size, "eval": preset.eval_size}[phase]
-    working = working_image(image, size_of(img_size, Size(*image.shape[1:])))
+    working = resize(image, size_of(img_size, Size(*image.shape[1:])))
     if phase == "eval":
         return EvalView(preset, img_size)(working)
     return TrainView(preset, img_size, preset.augmentation._replace(random_erasing=0.0))(working)
@@ -65,6 +66,19 @@ class TestViews:
         one, two = (model_input(name, "eval", noise(), SIZE) for _ in range(2))
         assert torch.equal(one, two)
 
+    @pytest.mark.parametrize("name", ["vit", "transfg"])
+    def test_of_evaluation_are_pils_but_for_rounding(self, name):
+        coarse = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        photo = Image.fromarray(coarse).resize((700, 500), Image.Resampling.BICUBIC)
+        preset = PRESETS[name]
+        width, height = preset.eval_size(224, Size(500, 700))[::-1]
+        left, top = round((width - 224) / 2), round((height - 224) / 2)
+        resized = photo.resize((width, height), Image.Resampling.BILINEAR)
+        expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.int64)
+        image = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+        seen = model_input(name, "eval", image, 224).permute(1, 2, 0).numpy()
+        assert np.abs(seen - expected).mean() < 0.1
+
     @pytest.mark.parametrize("name", PRESETS)
     def test_of_training_follow_torchs_generator(self, name):
         def drawn(seed):
@@ -97,7 +111,7 @@ class TestViews:
     def test_augment_as_asked(self, name, augment):
         preset = PRESETS[name]
         plain, view = (TrainView(preset, SIZE, Augmentation(kind)) for kind in ("none", augment))
-        working = working_image(noise(), preset.train_size(SIZE, Size(50, 70)))
+        working = resize(noise(), preset.train_size(SIZE, Size(50, 70)))
         changed = 0
         for seed in range(30):
             with torch.random.fork_rng():
