@@ -1,4 +1,4 @@
-"""The optimizer and its learning-rate schedule."""
+"""Build the optimizer and its learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Collection
@@ -16,21 +16,22 @@ def build_optimizer(
     no_weight_decay: Collection[str],
     layer_of: Callable[[str], int],
 ) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the parameters of `model` that are not frozen.
+    """Build SGD with momentum or AdamW over the parameters of `model` that are not frozen.
 
-    Weight decay leaves alone what is a vector (biases, norms) and the names in `no_weight_decay`.
-    Fused kernels: one launch a step on every device.
+    Weight decay leaves out vectors (biases, norms) and the names in `no_weight_decay`. Kernels are
+    fused: one launch a step on every device.
 
     Args:
-        model: to be trained.
-        config: optimizer, learning rate, momentum, weight and layer decay.
-        no_weight_decay: names of parameters.
-        layer_of: how far from the input a named parameter lies. With `config.layer_decay` each
-            layer's learning rate is that factor of the next one's (Clark et al. 2020, ELECTRA;
-            as BEiT and MAE fine-tune). The first group of the optimizer has the peak rate.
+        model: model to train.
+        config: optimizer, learning rate, momentum, weight decay and layer decay.
+        no_weight_decay: names of parameters without weight decay.
+        layer_of: distance from the input of a named parameter, in layers. With
+            `config.layer_decay` the learning rate of a layer is that factor of the next layer's
+            (Clark et al. 2020, ELECTRA; as BEiT and MAE fine-tune). The first group of the
+            optimizer has the peak rate.
 
     Raises:
-        ValueError: every parameter is frozen.
+        ValueError: every parameter is frozen, or the optimizer is unknown.
     """
     layer_decay = config.layer_decay
     has_decay = layer_decay is not None and layer_decay != 1.0
@@ -40,29 +41,37 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_spared = parameter.ndim <= 1 or name in no_weight_decay
-        distance = top - layers[name]  # from the layer with the peak rate
+        has_no_decay = parameter.ndim <= 1 or name in no_weight_decay
+        distance = top - layers[name]  # to the layer with the peak rate
         scale = layer_decay**distance if has_decay else 1.0
         empty = {
             "params": [],
-            "weight_decay": 0.0 if is_spared else config.weight_decay,
+            "weight_decay": 0.0 if has_no_decay else config.weight_decay,
             "lr": config.learning_rate * scale,
         }
-        groups.setdefault((distance, is_spared), empty)["params"].append(parameter)
+        groups.setdefault((distance, has_no_decay), empty)["params"].append(parameter)
     if not groups:
         raise ValueError("every parameter is frozen")
     ordered = [groups[key] for key in sorted(groups)]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(ordered, lr=config.learning_rate, fused=True)
-    return torch.optim.SGD(ordered, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    if config.optimizer == "sgd":
+        momentum = config.momentum
+        return torch.optim.SGD(ordered, lr=config.learning_rate, momentum=momentum, fused=True)
+    raise ValueError(f"{config.optimizer!r} is not an optimizer: use sgd or adamw")
 
 
 def lr_factor(decay_type: str, warmup_steps: int, num_steps: int) -> Callable[[int], float]:
-    """What the peak learning rate is multiplied by at step 0, 1, ...
+    """Return the factor of the peak learning rate as a function of the step, from 0.
 
-    Rises linearly to 1 over `warmup_steps` steps (the first step already moves), then falls to 0,
-    reached one step after the last, along half a cosine or a line.
+    It rises linearly to 1 over `warmup_steps` steps and is above 0 at the first. Then it falls
+    along half a cosine or a line, and reaches 0 one step after the last.
+
+    Raises:
+        ValueError: the decay is neither cosine nor linear.
     """
+    if decay_type not in ("cosine", "linear"):
+        raise ValueError(f"{decay_type!r} is not a decay: use cosine or linear")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -74,5 +83,5 @@ def lr_factor(decay_type: str, warmup_steps: int, num_steps: int) -> Callable[[i
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: FrozenConfigDict) -> LambdaLR:
-    """The schedule of `config`; call its `step()` after every optimizer step."""
+    """Build the schedule of `config`; call its `step()` after every optimizer step."""
     return LambdaLR(optimizer, lr_factor(config.decay_type, config.warmup_steps, config.num_steps))

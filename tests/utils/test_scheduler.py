@@ -49,9 +49,9 @@ class TestFactor:
         expected = [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]
         assert [factor(i) for i in range(8)] == pytest.approx(expected)
 
-    @pytest.mark.parametrize("decay", DECAYS)
-    def test_without_warm_up_starts_at_the_peak(self, decay):
-        assert lr_factor(decay, 0, 5)(0) == 1
+    def test_of_an_unknown_decay_is_refused(self):
+        with pytest.raises(ValueError, match=r"^'step' is not a decay: use cosine or linear$"):
+            lr_factor("step", 0, 5)
 
     @pytest.mark.parametrize("decay", DECAYS)
     @settings(max_examples=150, deadline=None)
@@ -71,11 +71,10 @@ class TestFactor:
 
 
 class TestScheduler:
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
     @pytest.mark.parametrize("decay", DECAYS)
-    def test_sets_the_rate_of_every_group(self, model, optimizer, decay):
-        made = optimizer_of(model, optimizer=optimizer, decay_type=decay)
-        scheduler = build_scheduler(made, config(optimizer=optimizer, decay_type=decay))
+    def test_sets_the_rate_of_every_group(self, model, decay):
+        made = optimizer_of(model, decay_type=decay)
+        scheduler = build_scheduler(made, config(decay_type=decay))
         factor = lr_factor(decay, 2, 10)
         for step in range(10):
             for group in made.param_groups:
@@ -87,12 +86,11 @@ class TestScheduler:
 
 class TestOptimizer:
     @pytest.mark.parametrize("pool", ["token", "avg"])
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_spares_biases_norms_class_token_and_positions(self, optimizer, pool):
+    def test_spares_biases_norms_class_token_and_positions(self, pool):
         model_config = get_config("testing", 32)
         model_config.pool = pool
         model = build_model(model_config, 5)
-        made = optimizer_of(model, optimizer=optimizer)
+        made = optimizer_of(model, optimizer="adamw")
         decay_of = {id(p): g["weight_decay"] for g in made.param_groups for p in g["params"]}
         spared = set()
         for name, parameter in model.named_parameters():
@@ -105,9 +103,8 @@ class TestOptimizer:
             )
             assert (name in spared) is must_be_spared, name
 
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_holds_every_parameter_once(self, model, optimizer):
-        made = optimizer_of(model, optimizer=optimizer)
+    def test_holds_every_parameter_once(self, model):
+        made = optimizer_of(model)
         held = [id(parameter) for group in made.param_groups for parameter in group["params"]]
         assert len(held) == len(set(held))
         assert set(held) == {id(parameter) for parameter in model.parameters()}
@@ -120,17 +117,9 @@ class TestOptimizer:
         assert isinstance(adamw, torch.optim.AdamW)
         assert {group["lr"] for group in adamw.param_groups} == {0.1}
 
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_steps_in_float32(self, optimizer):
-        model = build_model(get_config("testing", 32), 5)
-        made = optimizer_of(model, optimizer=optimizer)
-        before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        made.step()
-        for name, parameter in model.named_parameters():
-            assert parameter.dtype == torch.float32
-            assert not torch.equal(parameter, before[name])
+    def test_that_is_unknown_is_refused(self, model):
+        with pytest.raises(ValueError, match=r"^'adam' is not an optimizer: use sgd or adamw$"):
+            optimizer_of(model, optimizer="adam")
 
 
 def groups_of(model, optimizer) -> dict[str, dict]:
@@ -170,9 +159,8 @@ def fresh(head: str = "token"):
 
 class TestLayerDecay:
     @pytest.mark.parametrize("head", ["token", "parts"])
-    @pytest.mark.parametrize("decay", [0.5, 0.75])
-    def test_gives_every_layer_its_share_of_the_peak(self, head, decay):
-        model = fresh(head)
+    def test_gives_every_layer_its_share_of_the_peak(self, head):
+        model, decay = fresh(head), 0.75
         made = optimizer_of(model, optimizer="adamw", layer_decay=decay)
         groups = groups_of(model, made)
         assert groups.keys() == dict(model.named_parameters()).keys()
@@ -181,7 +169,7 @@ class TestLayerDecay:
             assert group["lr"] == pytest.approx(0.1 * decay**distance, rel=1e-12), name
         assert len({group["lr"] for group in made.param_groups}) == 5
         assert made.param_groups[0]["lr"] == 0.1
-        for frozen in ("none", "backbone", "1", "3"):
+        for frozen in ("backbone", "3"):
             freeze(model, frozen)
             made = optimizer_of(model, optimizer="adamw", layer_decay=decay)
             assert made.param_groups[0]["lr"] == 0.1  # what the log shows
@@ -229,15 +217,14 @@ class TestLayerDecay:
 
 
 class TestFrozen:
-    @pytest.mark.parametrize("decay", [None, 0.5])
     @pytest.mark.parametrize("head", ["token", "parts"])
-    @pytest.mark.parametrize("what", ["backbone", "1", "2", "3"])
-    def test_is_not_held_and_not_moved(self, head, what, decay):
+    @pytest.mark.parametrize("what", ["backbone", "2"])
+    def test_is_not_held_and_not_moved(self, head, what):
         model = fresh(head)
         freeze(model, what)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         assert 0 < len(trained) < len(list(model.parameters()))
-        made = optimizer_of(model, optimizer="adamw", layer_decay=decay)
+        made = optimizer_of(model, optimizer="adamw", layer_decay=0.5)
         assert groups_of(model, made).keys() == trained
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         for parameter in model.parameters():
@@ -255,8 +242,7 @@ class TestFrozen:
         assert some.keys() < every.keys()
         assert all(group["lr"] == every[name]["lr"] for name, group in some.items())
 
-    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_all_of_it_is_refused(self, optimizer):
+    def test_all_of_it_is_refused(self):
         model = fresh().requires_grad_(False)
         with pytest.raises(ValueError, match=r"^every parameter is frozen$"):
-            optimizer_of(model, optimizer=optimizer)
+            optimizer_of(model)
