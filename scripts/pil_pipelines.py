@@ -1,4 +1,4 @@
-"""The input pipelines of others, on PIL images: what `benchmark.py data` compares ours with."""
+"""Define the PIL input pipelines of others, against which `benchmark.py data` measures ours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,12 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def pil_transforms() -> dict[str, Callable]:
-    """The training transforms of TransFG's code, and of torchvision's classification reference.
+    """Return the training transforms of TransFG's code and of torchvision's reference, by preset.
 
-    `vit, same crops` is the reference with the crop area of our preset, 25 to 100 %, where its own
-    is 8 to 100 %: it resizes larger boxes, as ours does.
+    torchvision's are those of references/classification/presets.py.
     """
     import torch
     from torchvision import transforms as T
-
-    def reference(scale: tuple[float, float]) -> Callable:
-        return T.Compose(
-            [
-                T.RandomResizedCrop(224, scale=scale),
-                T.RandomHorizontalFlip(),
-                T.PILToTensor(),
-                T.ConvertImageDtype(torch.float),
-                T.Normalize(*IMAGENET),
-            ]
-        )
 
     return {
         "transfg": T.Compose(
@@ -36,13 +24,20 @@ def pil_transforms() -> dict[str, Callable]:
                 T.Normalize(*IMAGENET),
             ]
         ),
-        "vit": reference((0.08, 1.0)),
-        "vit, same crops": reference((0.25, 1.0)),
+        "vit": T.Compose(
+            [
+                T.RandomResizedCrop(224),
+                T.RandomHorizontalFlip(),
+                T.PILToTensor(),
+                T.ConvertImageDtype(torch.float),
+                T.Normalize(*IMAGENET),
+            ]
+        ),
     }
 
 
 class PilImages:
-    """A `Dataset` as both of them have it: open, convert to RGB, transform."""
+    """Serve images as both codes do: open, convert to RGB, transform."""
 
     def __init__(self, paths: list[str], transform: Callable) -> None:
         self.paths = paths
@@ -52,7 +47,7 @@ class PilImages:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Image and label."""
+        """Return image and label."""
         from PIL import Image
 
         with Image.open(self.paths[index]) as image:

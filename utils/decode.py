@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors: JPEG by torchvision, everything else by Pillow.
+"""Decode image files to uint8 tensors: JPEG by torchvision, everything else by Pillow.
 
 Pixels are laid out channels last in memory, as decoders write them: torch's uint8 resize is twice
 as fast on that layout. Shapes: H height, W width, pixels.
@@ -19,15 +19,15 @@ from utils.images import decode_rgb, exif_orientation, refuse_bomb
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 EXIF_MAGIC, XMP_MAGIC = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
-# JPEG markers (ITU T.81, table B.1): frame headers but DHT, JPG and DAC; application segment 1;
-# those without a length.
+# JPEG markers (ITU T.81, table B.1): frame headers without DHT, JPG and DAC; application segment 1;
+# start of scan; markers without a length.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 APP1, START_OF_SCAN = 0xE1, 0xDA
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 class Header(NamedTuple):
-    """What the header of a JPEG says."""
+    """Size and orientation in the header of a JPEG."""
 
     width: int
     height: int
@@ -35,9 +35,9 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a JPEG, or None for what Pillow decodes.
+    """Read the header of a JPEG; None for a file that Pillow decodes.
 
-    That is every other format, CMYK, 12 bits, and what has no frame header or no scan.
+    Pillow decodes every other format, CMYK, 12 bits, and files without frame header or scan.
     """
     if not data.startswith(JPEG_MAGIC):
         return None
@@ -74,17 +74,17 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _orientation(notes: dict[str, bytes]) -> int:
-    """The orientation that EXIF or, where it has none, XMP asks for."""
+    """Return the orientation that EXIF asks for or, if EXIF has none, XMP."""
     if not notes:
         return 1
-    # Pillow's reading of both, without opening the file: else an image that is decoded here would
-    # be turned otherwise than its size in `utils.images` says.
+    # Pillow reads both, without opening the file: read otherwise, an image would be turned one way
+    # here and its size in `utils.images` another.
     image = Image.Image()
     image.info.update(notes)
     return exif_orientation(image.getexif)
 
 
-# What turns (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
+# How to turn (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
 _TURN: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda image: image.flip(2),
     3: lambda image: image.flip(1, 2),
@@ -97,7 +97,7 @@ _TURN: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 def _channels_last(image: Tensor) -> Tensor:
-    """(3, H, W) with its memory in the order H, W, 3."""
+    """Lay out (3, H, W) in memory in the order H, W, 3."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
@@ -106,25 +106,26 @@ def _decode_quickly(data: bytes, path: str) -> Tensor | None:
     if header is None:
         return None
     refuse_bomb(path, header.width, header.height)
-    # A bytearray: torch warns of memory that may not be written.
+    # A bytearray, since torch warns of memory that is read-only.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         image = decode_jpeg(encoded, ImageReadMode.RGB)
-    except RuntimeError:  # cut or damaged; Pillow says how, or manages
+    except RuntimeError:  # cut or damaged: Pillow says how, or can decode it
         return None
     turn = _TURN.get(header.orientation)
     return image if turn is None else _channels_last(turn(image))
 
 
 def decode(path: str) -> Tensor:
-    """The image at `path`, (3, H, W) uint8 RGB, channels last in memory, turned upright.
+    """Decode an image to (3, H, W) uint8 RGB, channels last in memory, and turn it upright.
 
-    JPEG (grey or YCbCr, 8 bits) is decoded by torchvision, everything else by Pillow: CMYK, PNG,
-    GIF, WebP, and what torchvision gives up on. Not PNG by torchvision: its decoder crashes the
-    process on damaged files (segmentation fault, 3 of 3 runs over damaged PNG). Alpha is dropped.
+    torchvision decodes JPEG (grey or YCbCr, 8 bits), Pillow everything else: CMYK, PNG, GIF, WebP,
+    and what torchvision cannot decode. PNG is not left to torchvision: its decoder crashes the
+    process on damaged files (segmentation fault in 3 of 3 runs over damaged PNG). Alpha is dropped.
 
     Raises:
-        RunError: the file is missing, cut, damaged, too large or no image; the message names it.
+        RunError: the file is missing, cut, damaged, too large or not an image; the message names
+            it.
     """
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a Path costs 10 us an image

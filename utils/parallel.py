@@ -1,4 +1,4 @@
-"""The same work on many items, in threads: decoders, resizing and checksums let go of the GIL."""
+"""Work on many items in threads: decoders, resizing and checksums release the GIL."""
 
 import os
 import threading
@@ -11,13 +11,13 @@ from tqdm import tqdm
 def in_threads(
     work: Callable[[int], None], count: int, bar: tqdm, num_threads: int | None = None
 ) -> None:
-    """Call `work` for 0 to `count` - 1, in no order; the first failure ends it all and is raised.
+    """Call `work` for 0 to `count` - 1 in any order; stop at the first failure and raise it.
 
     Args:
-        work: must bear being called from several threads.
-        count: of the items.
-        bar: counts items.
-        num_threads: None: one for each processor.
+        work: function of an item's number that several threads may call at once.
+        count: number of items.
+        bar: progress bar that counts items.
+        num_threads: number of threads; None: one for each processor.
     """
     stop, num_threads = threading.Event(), num_threads or os.cpu_count() or 1
 

@@ -1,8 +1,8 @@
-"""What is done to images, by name: one definition of each preset, for training and evaluation.
+"""Define the presets: what training and evaluation do to images, each under one name.
 
-A preset has two steps. The first is fixed: it brings a decoded image to the preset's working size,
-and its result is what a cache keeps. The second takes the working image to the model's input, by a
-random crop in training, from the center in evaluation. No torch here: the flags ask for the names.
+A preset has two steps. The first is fixed: it resizes a decoded image, and a cache keeps the
+resized image. The second turns that into the model's input, by a random crop in training, from the
+center in evaluation. Imports no torch: the flags ask for the names.
 
 Sizes are in pixels; S is the side of the model's square input.
 """
@@ -12,30 +12,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Area of a random crop; smaller ones lose the flower.
-CROP_AREA = (0.25, 1.0)
-CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop's width over its height
+CROP_AREA = (0.25, 1.0)  # share of the image in a random crop; smaller ones lose the flower
+CROP_ASPECT = (3 / 4, 4 / 3)  # width of a random crop over its height
 
 
 class Size(NamedTuple):
-    """Height and width, pixels."""
+    """Height and width in pixels."""
 
     height: int
     width: int
 
 
 class Augmentation(NamedTuple):
-    """What a preset does besides geometry; each can be set by its flag."""
+    """What a preset does besides resizing, cropping and flipping; each has a flag."""
 
     augment: str = "none"  # none, autoaugment, trivialaugment or randaugment
     random_erasing: float = 0.0  # probability
-    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
+    mixup: float = 0.0  # alpha of the Beta distribution; 0: no mixup
     cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One preset: `squash` ignores the aspect ratio, otherwise the shorter side counts."""
+    """One preset. `squash` ignores the aspect ratio; otherwise the shorter side is resized to."""
 
     name: str
     about: str
@@ -43,33 +42,33 @@ class Preset:
     augmentation: Augmentation
 
     def eval_side(self, img_size: int) -> int:
-        """Side of the image that evaluation takes the center from."""
+        """Return the shorter side before evaluation takes the center; squashed: each side."""
         if not self.squash:
             return round(img_size * 8 / 7)  # 256 for 224, as everywhere since AlexNet
         # TransFG's code: 600 for 448, but 400 for iNaturalist's 304, which is not in proportion.
         return 400 if img_size == 304 else round(img_size * 600 / 448)
 
     def train_side(self, img_size: int) -> int:
-        """What the shorter side of a working image has at most in training; squashed: each side."""
-        # Twice evaluation's side: so the smallest crops, a quarter of the area, have over S^2
-        # pixels. Photographs on the web, 500 pixels a side, are left as they are for 224.
+        """Return the largest shorter side of a resized image in training; squashed: each side."""
+        # Twice evaluation's side, so that the smallest crops, a quarter of the area, have over S^2
+        # pixels. Photographs from the web, 500 pixels a side, keep their size at 224.
         return self.eval_side(img_size) * (1 if self.squash else 2)
 
     def train_size(self, img_size: int, size: Size) -> Size:
-        """Working size in training, of an image of `size`."""
+        """Return the size to which training resizes an image of `size`."""
         side = self.train_side(img_size)
         if self.squash:
             return Size(side, side)
         return size if min(size) <= side else shorter_side_to(side, size)
 
     def eval_size(self, img_size: int, size: Size) -> Size:
-        """Size to which evaluation brings an image of `size` before it takes the center."""
+        """Return the size to which evaluation resizes an image of `size`."""
         side = self.eval_side(img_size)
         return Size(side, side) if self.squash else shorter_side_to(side, size)
 
 
 def shorter_side_to(side: int, size: Size) -> Size:
-    """`size` with `side` as its shorter side; the longer one is rounded down, as in `v2.Resize`."""
+    """Scale `size` to a shorter side of `side`; round the longer one down, as `v2.Resize` does."""
     height, width = size
     if height <= width:
         return Size(side, side * width // height)
@@ -106,16 +105,16 @@ AUGMENTS = ("none", "autoaugment", "trivialaugment", "randaugment")
 def crop_to_image(
     points: np.ndarray, sizes: np.ndarray, img_size: int, preset: Preset
 ) -> np.ndarray:
-    """Undo the evaluation's view for points: from its square to the original image.
+    """Map points of the evaluation's input back to the original image.
 
     Args:
-        points: (N, H, 2) x and y in [0, 1] of the square.
+        points: (N, H, 2) x and y in the square, as shares of its side in [0, 1].
         sizes: (N, 2) width and height of the original images, pixels.
         img_size: side of the square, pixels.
-        preset: that made the view.
+        preset: preset of the evaluation.
 
     Returns:
-        (N, H, 2) float64 x and y in [0, 1] of the original image.
+        (N, H, 2) float64 x and y in the original image, as shares of its sides in [0, 1].
     """
     resized = np.array(
         [preset.eval_size(img_size, Size(height, width))[::-1] for width, height in sizes.tolist()]

@@ -1,7 +1,8 @@
-"""Presets as torchvision transforms on uint8 images, and the labels of mixed batches.
+"""Turn images into the model's input by a preset, and mix batches, on uint8 images.
 
 Images are (3, H, W) uint8, channels last in memory: v2's resize is twice as fast on that layout,
-and keeps it for images with a batch dimension. Shapes: B batch, S image side, C classes.
+and keeps it for images with a batch dimension. Shapes: B batch, S side of the model's square input
+in pixels, C classes.
 """
 
 import math
@@ -16,15 +17,14 @@ from torchvision.transforms.v2 import functional as F
 
 from utils.presets import CROP_AREA, CROP_ASPECT, Augmentation, Preset, Size
 
-CROP_TRIES = 10  # as torchvision
-# Erased pixels: the mean of ImageNet, in [0, 255].
-ERASED = (124, 116, 104)
+CROP_TRIES = 10  # as many as torchvision
+ERASED = (124, 116, 104)  # color of erased pixels: the mean of ImageNet, in [0, 255]
 
 
 def as_batch(image: Tensor) -> Tensor:
-    """(3, H, W) as (1, 3, H, W) whose strides say channels last, where the memory is.
+    """View (3, H, W) as (1, 3, H, W) with the strides of channels last, if the memory is that.
 
-    `image[None]` gives the new dimension a stride by which torch's resize does not see the layout.
+    `image[None]` gives the new dimension a stride from which torch's resize cannot tell the layout.
     """
     return image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 
@@ -46,12 +46,12 @@ class Box(NamedTuple):
 
 
 def random_box(size: Size, draws: Sequence[float]) -> Box:
-    """The box of a random resized crop (Szegedy et al. 2015, section 6), as torchvision draws it.
+    """Draw the box of a random resized crop (Szegedy et al. 2015, section 6), as torchvision does.
 
     Args:
-        size: of the image.
-        draws: uniform in [0, 1), four for each try; what the last of them leaves without a box
-            gets the largest one in the center that keeps to `CROP_ASPECT`.
+        size: size of the image.
+        draws: uniform numbers in [0, 1), four for each try. If no try gives a box that fits, it is
+            the largest one in the center with an aspect ratio within `CROP_ASPECT`.
     """
     height, width = size
     area, (lowest, highest) = height * width, CROP_ASPECT
@@ -68,19 +68,19 @@ def random_box(size: Size, draws: Sequence[float]) -> Box:
 
 
 class RandomResizedCrop:
-    """A random box of an image, resized.
+    """Resize a random box of an image to a square.
 
-    Not torchvision's: that draws through five tensors of one element and resizes the width first.
-    torch's pass over the width is the slow one, and after the height it runs over fewer rows. A
-    pixel differs by 1 of 255 at most. A whole training sample of `vit` is 1.1 times as fast, and
-    without it would not be twice as fast as PIL's (specs/003-datasets-and-input/research.md).
+    Not torchvision's class: it draws through five tensors of one element and resizes the width
+    first, which is torch's slow pass; after the height it runs over fewer rows. A pixel differs by
+    1 of 255 at most. With torchvision's, a training sample of `vit` takes 17 % longer and is less
+    than twice as fast as PIL's (measured in specs/003-datasets-and-input/research.md).
     """
 
     def __init__(self, img_size: int) -> None:
         self.img_size = img_size
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(1, 3, H, W) to (1, 3, S, S), uint8; draws from torch's CPU generator."""
+        """Turn (1, 3, H, W) into (1, 3, S, S), uint8; draw from torch's CPU generator."""
         size = Size(*image.shape[-2:])
         top, left, height, width = random_box(size, torch.rand(4 * CROP_TRIES).tolist())
         box = image[0, :, top : top + height, left : left + width]
@@ -100,7 +100,7 @@ def _augment(name: str) -> list[v2.Transform]:
 
 
 class TrainView:
-    """Working image to random model input."""
+    """Turn a resized image into a random input of the model."""
 
     def __init__(self, preset: Preset, img_size: int, augmentation: Augmentation) -> None:
         crop = v2.RandomCrop(img_size) if preset.squash else RandomResizedCrop(img_size)
@@ -109,7 +109,7 @@ class TrainView:
             self.steps.append(v2.RandomErasing(augmentation.random_erasing, value=ERASED))
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) to (3, S, S), uint8; draws from torch's CPU generator."""
+        """Turn (3, H, W) into (3, S, S), uint8; draw from torch's CPU generator."""
         image = as_batch(image)
         for step in self.steps:
             image = step(image)
@@ -117,18 +117,18 @@ class TrainView:
 
 
 class EvalView:
-    """Working image to the model input of an evaluation: the center."""
+    """Cut the center out of a resized image, the input of an evaluation."""
 
     def __init__(self, preset: Preset, img_size: int) -> None:
         self.center = v2.CenterCrop(img_size)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) to (3, S, S), uint8."""
+        """Turn (3, H, W) into (3, S, S), uint8."""
         return self.center(as_batch(image))[0]
 
 
 class Mixing:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch, one of them at random."""
+    """Mix a batch by Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019), chosen at random."""
 
     def __init__(self, augmentation: Augmentation, num_classes: int) -> None:
         kinds = {v2.MixUp: augmentation.mixup, v2.CutMix: augmentation.cutmix}
@@ -140,9 +140,10 @@ class Mixing:
         return bool(self.kinds)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix (B, 3, S, S) uint8; the targets are (B, C) float32, rows sum to 1.
+        """Mix (B, 3, S, S) uint8 images; draw from torch's CPU generator.
 
-        Draws from torch's CPU generator.
+        Returns:
+            The mixed images, and (B, C) float32 shares of the classes; rows sum to 1.
         """
         kind = self.kinds[int(torch.randint(len(self.kinds), ()))]
         if isinstance(kind, v2.CutMix):
