@@ -573,11 +573,11 @@ def test_the_samples_are_those_of_the_step(start, drawn, tmp_path, capsys):
     ).groups()
     from utils.dataset import get_spec, open_split
     from utils.run_data import select_subset
-    from utils.samplers import TrainSampler
+    from utils.samplers import sample_order
 
     split = open_split(get_spec("synthetic"), drawn, "train")
     chosen = select_subset(split, "synthetic_tiny", 1, "--tiny_train_subset").split
-    order = [position for _, position in TrainSampler(len(chosen), 4, 1, 42)]
+    order = [position for _, position in sample_order(len(chosen), 42, 0, 4)]
     assert chosen.ids[order[int(step) - 1]] == name
 
 

@@ -20,7 +20,7 @@ from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, train
 
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
-from utils.samplers import TrainSampler
+from utils.samplers import sample_order
 from utils.snapshot import load_newest, load_snapshot
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
@@ -225,7 +225,7 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, r
     """The last of the first batch, which the second process has."""
     data = shutil.copytree(drawn, tmp_path / "data")
     split = open_split(get_spec("synthetic"), data, "train")
-    order = [position for _, position in TrainSampler(len(split), 8, 8, 42)]
+    order = [position for _, position in sample_order(len(split), 42, 0, 64)]
     path = Path(split.path_of(order[7]))
     content = path.read_bytes()
     # Header and closing marker are whole, and the image's own data are not.

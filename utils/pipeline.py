@@ -1,4 +1,4 @@
-"""The input pipeline: the dataset that loaders read, samplers, loaders, steps of training.
+"""Build the datasets and loaders that feed training and evaluation.
 
 Shapes: B batch, S image side in pixels, C classes.
 """
@@ -18,7 +18,7 @@ from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation
 from utils.processes import Processes
-from utils.samplers import EvalBatches, Part, TrainBatches, TrainSampler
+from utils.samplers import EvalBatches, Part, TrainBatches
 from utils.splits import Split
 from utils.transforms import EvalView, Mixing, TrainView
 from utils.working_images import FileImages, ResizedImages
@@ -38,12 +38,11 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """The images of a split in batches, addressed by (epoch, position).
+    """Serve the images of a split in batches, addressed by (epoch, position).
 
-    What is random about a sample depends on the seed, the epoch and the sample's id alone; how a
-    batch is mixed, on the seed, the epoch and the batch. The epoch comes with the index because a
-    persistent worker holds a copy of this object and never sees an attribute that the main process
-    changes later.
+    The random numbers of a sample depend on the seed, the epoch and the sample's id alone; those
+    that mix a batch, on the seed, the epoch and the batch. The epoch comes with the index, since a
+    persistent worker holds a copy of this object and never sees what the main process changes.
     """
 
     def __init__(
@@ -59,12 +58,12 @@ class ImageDataset(Dataset):
         """Describe the samples.
 
         Args:
-            split: of the samples.
-            images: of the same samples.
-            view: draws from torch's CPU generator, if at all.
-            img_size: S.
-            seed: of the run.
-            mixing: of batches, if at all.
+            split: the samples.
+            images: images of the same samples.
+            view: function of an image; may draw from torch's CPU generator.
+            img_size: S, pixels.
+            seed: random seed of the run.
+            mixing: function that mixes a batch; None: no mixing.
             leaves_out_bad: whether an image that cannot be decoded makes its batch smaller instead
                 of raising.
         """
@@ -80,14 +79,14 @@ class ImageDataset(Dataset):
         return len(self.split)
 
     def __getitems__(self, part: Part) -> Batch:
-        """This process's part of a batch.
+        """Load this process's part of a batch.
 
         Raises:
             RunError: an image cannot be decoded.
         """
-        # Transforms draw from torch's CPU generator. It is put back, so that loading in this
-        # process (no workers) draws as little from it as loading elsewhere. torch.manual_seed would
-        # reach into the MPS generator too.
+        # Views draw from torch's CPU generator. Its state is restored, so that loading in this
+        # process (no workers) changes it as little as loading in another. torch.manual_seed would
+        # seed the MPS generator too.
         state = torch.default_generator.get_state()
         # One thread, as in a worker: some augmentations take the mean of an image, whose last bit
         # depends on how many threads add it up.
@@ -126,7 +125,7 @@ class ImageDataset(Dataset):
         )
 
     def _mixed(self, batch: Batch, part: Part) -> Batch:
-        """`batch` mixed as the whole batch is: each image with the one before it."""
+        """Mix a part as the whole batch is mixed: each image with the one before it."""
         images, labels = batch.images, batch.labels
         before = None if part.is_whole else self._before(part)
         if before is not None:
@@ -142,7 +141,7 @@ class ImageDataset(Dataset):
         return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
 
     def _before(self, part: Part) -> Batch | None:
-        """The sample that is mixed into the part's first; None if all others are bad."""
+        """Load the sample that is mixed into the part's first; None if all others are bad."""
         others = [*part.samples[part.end :], *part.samples[: part.begin]]
         for sample in reversed(others):
             before = self._batch([sample])
@@ -155,7 +154,7 @@ class ImageDataset(Dataset):
 
 
 def _as_it_is(batch: Batch) -> Batch:
-    """The dataset hands out whole batches: there is nothing to collate."""
+    """Return the batch: the dataset hands out whole batches, nothing is to be collated."""
     return batch
 
 
@@ -166,14 +165,14 @@ def make_loader(
     device: torch.device,
     start_method: str | None = None,
 ) -> DataLoader:
-    """A loader of `batches`, in their order.
+    """Build a loader of `batches`, in their order.
 
     Args:
-        dataset: of the samples.
-        batches: that this process has.
-        num_workers: loader processes; changes no batch.
-        device: that the batches go to.
-        start_method: of the processes, `fork` or `spawn`; None: the system's own.
+        dataset: the samples.
+        batches: parts of batches for this process.
+        num_workers: number of loader processes; changes no batch.
+        device: device of the model.
+        start_method: how processes start, `fork` or `spawn`; None: the system's own way.
     """
     return DataLoader(
         dataset,
@@ -181,7 +180,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=_as_it_is,
-        # Of its own: else each pass over the loader draws from the global generator.
+        # Without its own, each pass over the loader would draw from the global generator.
         generator=torch.Generator().manual_seed(dataset.seed),
         worker_init_fn=seed_worker,
         pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
@@ -193,12 +192,12 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedIm
     """Open the resized images of `split`, from their files or from a cache that is built if absent.
 
     Args:
-        config: of the run.
+        config: config of the run.
         split: the samples.
         phase: `train` or `eval`.
 
     Raises:
-        RunError: a cache is to be built, and an image is bad or there is no room.
+        RunError: a cache must be built, and an image is bad or there is no room.
     """
     preset = PRESETS[config.preset]
     size_of = preset.train_size if phase == "train" else preset.eval_size
@@ -212,15 +211,8 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedIm
 
 
 def augmentation_of(config: FrozenConfigDict) -> Augmentation:
-    """What a training run does to images besides geometry, by its flags."""
+    """Return what a run's flags do to images of training besides resizing, cropping, flipping."""
     return Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
-
-
-def train_sampler(config: FrozenConfigDict, num_samples: int, start_step: int = 0) -> TrainSampler:
-    """The order of the samples of a run, from an optimizer step on."""
-    return TrainSampler(
-        num_samples, config.num_steps, config.train_batch_size, config.seed, start_step
-    )
 
 
 def train_loader(
@@ -231,20 +223,19 @@ def train_loader(
     start_step: int = 0,
     processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> DataLoader:
-    """A loader of the micro-batches of a run in shuffled order, each of them full.
+    """Build a loader of a run's micro-batches in shuffled order, each of them full.
 
     Args:
-        config: of the run.
-        split: trained on.
-        micro_batches: of an optimizer step.
-        device: that the batches go to.
-        start_step: optimizer steps that are done already.
+        config: config of the run.
+        split: samples of training.
+        micro_batches: number of micro-batches of an optimizer step.
+        device: device of the model.
+        start_step: number of optimizer steps already done.
         processes: that train together; each gets its part of every micro-batch.
 
     Raises:
         RunError: as `open_images`.
     """
-    sampler = train_sampler(config, len(split), start_step)
     augmentation = augmentation_of(config)
     dataset = ImageDataset(
         split,
@@ -255,8 +246,14 @@ def train_loader(
         Mixing(augmentation, len(split.classes)),
         leaves_out_bad=config.skip_bad_images > 0,
     )
+    step_size = config.train_batch_size
     batches = TrainBatches(
-        sampler, config.train_batch_size // micro_batches, processes.rank, processes.world_size
+        len(split),
+        config.seed,
+        range(start_step * step_size, config.num_steps * step_size),
+        step_size // micro_batches,
+        processes.rank,
+        processes.world_size,
     )
     return make_loader(dataset, batches, config.num_workers, device)
 
@@ -267,7 +264,7 @@ def eval_loader(
     device: torch.device,
     processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> DataLoader:
-    """A loader of whole batches in split order, of which each process gets some.
+    """Build a loader of whole batches in split order, of which each process gets some.
 
     Every sample is in one batch; the last may be smaller.
 

@@ -1,4 +1,4 @@
-"""Which samples are in which batch, and which of them a process has."""
+"""Decide which samples are in which batch, and which of them a process has."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,87 +19,76 @@ class Part(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has all of them."""
+        """Whether the process has all samples of the batch."""
         return self.end - self.begin == len(self.samples)
 
 
-class TrainSampler:
-    """Positions in a fixed shuffled order, epoch after epoch, as (epoch, position).
+def sample_order(num_samples: int, seed: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (epoch, position) of the run's samples from `start` up to `end`, shuffled by epoch.
 
-    A batch may span two epochs: every sample is seen equally often, every batch has the same size,
-    and a split smaller than a batch still fills it.
+    A batch may span two epochs: so every sample is seen equally often, every batch has the same
+    size, and a split smaller than a batch still fills it.
+
+    Args:
+        num_samples: number of samples of the split.
+        seed: random seed of the run.
+        start: first sample, counted from the beginning of the run.
+        end: sample after the last.
     """
+    for epoch in range(start // num_samples, -(-end // num_samples)):
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "order"))
+        order = torch.randperm(num_samples, generator=generator)
+        begin = epoch * num_samples
+        for position in order[max(0, start - begin) : end - begin].tolist():
+            yield epoch, position
 
-    def __init__(
-        self, num_samples: int, num_steps: int, step_size: int, seed: int, start_step: int = 0
-    ) -> None:
-        """Describe the order.
 
-        Args:
-            num_samples: of the split.
-            num_steps: of the whole run.
-            step_size: samples of an optimizer step.
-            seed: of the run.
-            start_step: optimizer steps that are done already.
-        """
-        self.num_samples = num_samples
-        self.step_size = step_size
-        self.total = num_steps * step_size
-        self.seed = seed
-        self.start = start_step * step_size
-
-    def __len__(self) -> int:
-        return self.total - self.start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the pairs from `start` to `total`."""
-        return self.between(self.start, self.total)
-
-    def ids_of_step(self, split: Split, step: int) -> list[str]:
-        """The ids of the samples of an optimizer step, counted from 1."""
-        end = step * self.step_size
-        pairs = self.between(end - self.step_size, end)
-        return [str(split.ids[position]) for _, position in pairs]
-
-    def between(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the pairs of the samples of the run from `start` up to `end`."""
-        for epoch in range(start // self.num_samples, -(-end // self.num_samples)):
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, "order"))
-            order = torch.randperm(self.num_samples, generator=generator)
-            begin = epoch * self.num_samples
-            for position in order[max(0, start - begin) : end - begin].tolist():
-                yield epoch, position
+def ids_of_step(split: Split, seed: int, step_size: int, step: int) -> list[str]:
+    """Return the ids of the samples of an optimizer step, counted from 1."""
+    order = sample_order(len(split), seed, (step - 1) * step_size, step * step_size)
+    return [str(split.ids[position]) for _, position in order]
 
 
 class TrainBatches:
-    """A process's part of each micro-batch: the parts are equal, and in the order of the ranks."""
+    """Yield a process's part of each micro-batch: equal parts, in the order of the ranks."""
 
-    def __init__(self, sampler: TrainSampler, batch_size: int, rank: int, world_size: int) -> None:
-        """Describe the parts.
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        stretch: range,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Describe the batches.
 
         Args:
-            sampler: gives the samples.
-            batch_size: of a micro-batch of all processes; a multiple of `world_size`.
-            rank: of this process.
+            num_samples: number of samples of the split.
+            seed: random seed of the run.
+            stretch: samples still to be seen, counted from the beginning of the run.
+            batch_size: samples of a micro-batch in all processes; a multiple of `world_size`.
+            rank: rank of this process.
             world_size: number of processes.
         """
-        self.sampler = sampler
+        self.num_samples = num_samples
+        self.seed = seed
+        self.stretch = stretch
         self.batch_size = batch_size
         share = batch_size // world_size
         self.begin, self.end = rank * share, (rank + 1) * share
 
     def __len__(self) -> int:
-        return len(self.sampler) // self.batch_size
+        return len(self.stretch) // self.batch_size
 
     def __iter__(self) -> Iterator[Part]:
-        """Yield the parts."""
-        samples = iter(self.sampler)
-        while batch := list(itertools.islice(samples, self.batch_size)):
+        order = sample_order(self.num_samples, self.seed, self.stretch.start, self.stretch.stop)
+        while batch := list(itertools.islice(order, self.batch_size)):
             yield Part(batch, self.begin, self.end)
 
 
 class EvalBatches:
-    """Every position once, in whole batches in split order, dealt out to the processes in turn.
+    """Yield every position once, in whole batches in split order, dealt out to the ranks in turn.
 
     A batch has the same members whatever the number of processes, and so the same logits.
     """
@@ -115,7 +104,6 @@ class EvalBatches:
         return len(self.firsts)
 
     def __iter__(self) -> Iterator[Part]:
-        """Yield the batches of this process."""
         for first in self.firsts:
             end = min(first + self.batch_size, self.num_samples)
             yield Part([(0, position) for position in range(first, end)], 0, end - first)

@@ -19,11 +19,12 @@ from utils.evaluator import BestKeeper, Evaluator
 from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
 from utils.learner import Learner
 from utils.meter import TrainMeter
-from utils.pipeline import eval_loader, train_loader, train_sampler
+from utils.pipeline import eval_loader, train_loader
 from utils.processes import Processes
 from utils.resume import Past
 from utils.run import Run, own_run
 from utils.run_data import Data
+from utils.samplers import ids_of_step
 from utils.saver import Saver
 from utils.snapshot import Snapshots
 from utils.steps import Skipped, Steps
@@ -100,7 +101,7 @@ def open_session(
             )
             eval_batches = eval_loader(config, evaluated, device, processes)
             experiment = experiment_of(config)
-        ids_of = functools.partial(train_sampler(config, len(train)).ids_of_step, train)
+        ids_of = functools.partial(ids_of_step, train, config.seed, config.train_batch_size)
         meter = TrainMeter(state.step, processes, ids_of)
         saver = Saver(
             config,

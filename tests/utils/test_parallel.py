@@ -12,8 +12,8 @@ from utils.errors import RunError
 from utils.parallel import in_threads
 
 
-@pytest.mark.parametrize("num_threads", [1, 3, 8, None])
-@pytest.mark.parametrize("count", [0, 1, 7, 100])
+@pytest.mark.parametrize("num_threads", [3, None])
+@pytest.mark.parametrize("count", [0, 1, 100])
 def test_every_item_is_worked_on_once(count, num_threads):
     done = []
     with progress(count, "work", "item") as bar:

@@ -47,8 +47,8 @@ class TestCropToImage:
         pixel = min(width, height) / round(img_size * 8 / 7)
         assert np.abs(found - true).max() < 0.15 * pixel
 
-    @pytest.mark.parametrize("size", [(300, 200), (200, 300), (257, 171), (171, 257), (240, 240)])
-    @pytest.mark.parametrize("img_size", [64, 65, 96])
+    @pytest.mark.parametrize("size", [(300, 200), (171, 257), (240, 240)])
+    @pytest.mark.parametrize("img_size", [64, 65])
     def test_finds_a_mark_on_a_photo(self, size, img_size):
         """The same on a real uint8 photo: a white square, looked for by its center of mass."""
         for where in ((0.45, 0.3), (0.6, 0.7), (0.5, 0.5)):
@@ -75,23 +75,6 @@ class TestCropToImage:
         points = crop_to_image(np.array([[(x, y)]]), np.array([(width, height)]), img_size, VIT)
         assert ((points >= 0) & (points <= 1)).all()
 
-    @settings(max_examples=300, deadline=None)
-    @given(width=st.integers(1, 5000), height=st.integers(1, 5000), img_size=st.integers(1, 1000))
-    @example(width=500, height=375, img_size=224)
-    @example(width=375, height=500, img_size=224)
-    def test_cuts_a_square_out_of_the_middle(self, width, height, img_size):
-        size = np.array([(width, height)])
-        corners = crop_to_image(np.array([[(0.0, 0.0), (1.0, 1.0)]]), size, img_size, VIT)[0]
-        resized = round(img_size * 8 / 7)
-        # Symmetric: what is cut off on either side differs by at most a pixel of the resized image.
-        longest = np.array([max(1, resized * side // min(width, height)) for side in size[0]])
-        lost_before, lost_after = corners[0] * longest, (1 - corners[1]) * longest
-        assert np.abs(lost_before - lost_after).max() <= 1 + 1e-9
-        # Square: as many pixels of the resized image on both sides.
-        assert ((corners[1] - corners[0]) * longest).tolist() == pytest.approx([img_size] * 2)
-        shorter = int(np.argmin(size[0]))
-        assert (corners[1] - corners[0])[shorter] == pytest.approx(img_size / resized)
-
     def test_by_hand(self):
         """500 x 375 at 224: resized to 341 x 256; 58 columns (58.5, half to even) and 16 rows."""
         corners = np.array([[(0.0, 0.0), (1.0, 1.0)]])
@@ -109,14 +92,6 @@ class TestCropToImage:
             for h in range(3):
                 alone = crop_to_image(points[i : i + 1, h : h + 1], sizes[i : i + 1], 64, VIT)
                 assert np.array_equal(alone[0, 0], together[i, h])
-
-    def test_grows_along_both_axes(self):
-        points = np.array([[(0.2, 0.3), (0.4, 0.3), (0.2, 0.6)]])
-        (first, right, down) = crop_to_image(points, np.array([(90, 40)]), 32, VIT)[0]
-        assert right[0] > first[0]
-        assert right[1] == first[1]
-        assert down[1] > first[1]
-        assert down[0] == first[0]
 
 
 class TestSizes:

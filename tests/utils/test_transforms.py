@@ -1,4 +1,4 @@
-"""utils/transforms.py: what views make of working images, mixing."""
+"""utils/transforms.py: what views make of resized images, and how batches are mixed."""
 
 import numpy as np
 import pytest
@@ -40,8 +40,8 @@ def model_input(name: str, phase: str, image: torch.Tensor, img_size: int) -> to
 class TestViews:
     @pytest.mark.parametrize("phase", ["train", "eval"])
     @pytest.mark.parametrize("name", ["vit", "transfg"])
-    @pytest.mark.parametrize("img_size", [16, 64, 224])
-    @pytest.mark.parametrize("size", [(1, 1), (300, 40), (40, 300), (224, 224), (7, 5)])
+    @pytest.mark.parametrize("img_size", [16, 224])
+    @pytest.mark.parametrize("size", [(1, 1), (300, 40), (224, 224)])
     def test_give_square_uint8_of_the_same_color(self, phase, name, img_size, size):
         color = torch.tensor([10, 200, 30], dtype=torch.uint8)
         image = color.expand(*size, 3).contiguous().permute(2, 0, 1)
@@ -49,22 +49,6 @@ class TestViews:
         assert type(pixels) is torch.Tensor
         assert (pixels.shape, pixels.dtype) == ((3, img_size, img_size), torch.uint8)
         assert (pixels == color[:, None, None]).all()
-
-    @pytest.mark.parametrize("name", PRESETS)
-    def test_of_evaluation_keep_the_center(self, name):
-        image = torch.zeros(3, 40, 80, dtype=torch.uint8)
-        image[:, :, 20:60] = 250  # the middle square
-        pixels = model_input(name, "eval", image, 32)
-        columns = (pixels > 200).float().mean(dim=(0, 1))
-        # Squashed, the square is the middle half of 43 columns, of which the middle 32 are seen.
-        expected = 22 / 32 if PRESETS[name].squash else 1.0
-        assert float(columns.mean()) == pytest.approx(expected, abs=0.07)
-        assert float((columns - columns.flip(0)).abs().sum()) <= 2  # 11 of 43 columns are cut off
-
-    @pytest.mark.parametrize("name", PRESETS)
-    def test_of_evaluation_are_not_random(self, name):
-        one, two = (model_input(name, "eval", noise(), SIZE) for _ in range(2))
-        assert torch.equal(one, two)
 
     @pytest.mark.parametrize("name", ["vit", "transfg"])
     def test_of_evaluation_are_pils_but_for_rounding(self, name):
@@ -107,9 +91,8 @@ class TestViews:
         assert 150 < flips < 250
 
     @pytest.mark.parametrize("augment", AUGMENTS)
-    @pytest.mark.parametrize("name", ["vit", "transfg"])
-    def test_augment_as_asked(self, name, augment):
-        preset = PRESETS[name]
+    def test_augment_as_asked(self, augment):
+        preset = PRESETS["vit"]
         plain, view = (TrainView(preset, SIZE, Augmentation(kind)) for kind in ("none", augment))
         working = resize(noise(), preset.train_size(SIZE, Size(50, 70)))
         changed = 0
@@ -121,19 +104,10 @@ class TestViews:
                 seen = view(working)
             assert (seen.shape, seen.dtype) == ((3, SIZE, SIZE), torch.uint8)
             changed += not torch.equal(seen, expected)
+        kinds = [v2.AutoAugment, v2.TrivialAugmentWide, v2.RandAugment]
+        expected_steps = dict(zip(AUGMENTS, [[], *([kind] for kind in kinds)], strict=True))
+        assert [type(step) for step in view.steps[2:]] == expected_steps[augment]
         assert changed == 0 if augment == "none" else changed > 15
-
-    @pytest.mark.parametrize(
-        ("augment", "kind"),
-        [
-            ("autoaugment", v2.AutoAugment),
-            ("trivialaugment", v2.TrivialAugmentWide),
-            ("randaugment", v2.RandAugment),
-        ],
-    )
-    def test_augment_with_torchvisions_of_that_name(self, augment, kind):
-        steps = TrainView(PRESETS["vit"], SIZE, Augmentation(augment)).steps
-        assert [type(step) for step in steps[2:]] == [kind]
 
     def test_erasing_paints_a_box_in_the_mean_color(self):
         view = TrainView(PRESETS["vit"], SIZE, Augmentation(random_erasing=1.0))
@@ -207,11 +181,6 @@ class TestMixing:
     IMAGES = torch.stack([torch.full((3, 16, 16), 50 * i, dtype=torch.uint8) for i in range(5)])
     LABELS = torch.arange(5)
 
-    def test_without_alpha_is_none(self):
-        assert not Mixing(Augmentation(), 5)
-        assert Mixing(Augmentation(mixup=0.1), 5)
-        assert Mixing(Augmentation(cutmix=0.1), 5)
-
     @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
     def test_targets_are_the_shares_of_the_pixels(self, kind):
         mixing = Mixing(Augmentation(**{kind: 1.0}), 6)
@@ -238,6 +207,7 @@ class TestMixing:
         assert largest[50.0] < 0.9
 
     def test_both_take_turns(self):
+        assert not Mixing(Augmentation(), 5)
         mixing = Mixing(Augmentation(mixup=1.0, cutmix=1.0), 5)
         kinds = set()
         torch.manual_seed(0)
