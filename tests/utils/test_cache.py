@@ -132,7 +132,7 @@ class TestCache:
         assert all(len(key) == 24 for key in keys)
 
     def test_a_cache_of_other_sizes_is_built_again(self, split, tmp_path, monkeypatch):
-        """Whatever the key says: as if the preset had another working size by now."""
+        """Whatever the key says: as if the preset had another size by now."""
         build(split, tmp_path / "c")
         monkeypatch.setattr(Preset, "train_side", lambda preset, img_size: 2 * img_size)
         assert min(files_of(split).size_of(Size(50, 60))) == 2 * SIZE

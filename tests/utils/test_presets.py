@@ -119,13 +119,13 @@ class TestSizes:
     @given(height=st.integers(1, 4000), width=st.integers(1, 4000), img_size=st.integers(8, 600))
     def test_training_keeps_enough_for_the_smallest_crop(self, height, width, img_size):
         size = Size(height, width)
-        working = PRESETS["vit"].train_size(img_size, size)
-        assert working.height <= height
-        assert working.width <= width
+        resized = PRESETS["vit"].train_size(img_size, size)
+        assert resized.height <= height
+        assert resized.width <= width
         if min(size) > 2 * PRESETS["vit"].eval_side(img_size):
-            assert 0.25 * working.height * working.width >= img_size**2
+            assert 0.25 * resized.height * resized.width >= img_size**2
         else:
-            assert working == size
+            assert resized == size
 
     def test_only_strong_does_more_than_geometry(self):
         assert {name: tuple(preset.augmentation) for name, preset in PRESETS.items()} == {

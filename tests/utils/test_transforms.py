@@ -31,10 +31,10 @@ def noise(height: int = 50, width: int = 70, seed: int = 0) -> torch.Tensor:
 def model_input(name: str, phase: str, image: torch.Tensor, img_size: int) -> torch.Tensor:
     preset = PRESETS[name]
     size_of = {"train": preset.train_size, "eval": preset.eval_size}[phase]
-    working = resize(image, size_of(img_size, Size(*image.shape[1:])))
+    resized = resize(image, size_of(img_size, Size(*image.shape[1:])))
     if phase == "eval":
-        return EvalView(preset, img_size)(working)
-    return TrainView(preset, img_size, preset.augmentation._replace(random_erasing=0.0))(working)
+        return EvalView(preset, img_size)(resized)
+    return TrainView(preset, img_size, preset.augmentation._replace(random_erasing=0.0))(resized)
 
 
 class TestViews:
@@ -75,15 +75,15 @@ class TestViews:
 
     def test_transfg_crops_each_place_and_flips_half(self):
         y, x = torch.meshgrid(torch.arange(43), torch.arange(43), indexing="ij")
-        working = torch.stack((y, x, x)).to(torch.uint8)
+        resized = torch.stack((y, x, x)).to(torch.uint8)
         view = TrainView(PRESETS["transfg"], 32, Augmentation())
         tops, lefts, flips = set(), set(), 0
         for _ in range(400):
-            seen = view(working).int()
+            seen = view(resized).int()
             is_flipped = bool(seen[1, 0, 0] > seen[1, 0, 1])
             upright = seen.flip(2) if is_flipped else seen
             top, left = int(upright[0, 0, 0]), int(upright[1, 0, 0])
-            assert torch.equal(upright, working[:, top : top + 32, left : left + 32].int())
+            assert torch.equal(upright, resized[:, top : top + 32, left : left + 32].int())
             tops.add(top)
             lefts.add(left)
             flips += is_flipped
@@ -94,14 +94,14 @@ class TestViews:
     def test_augment_as_asked(self, augment):
         preset = PRESETS["vit"]
         plain, view = (TrainView(preset, SIZE, Augmentation(kind)) for kind in ("none", augment))
-        working = resize(noise(), preset.train_size(SIZE, Size(50, 70)))
+        resized = resize(noise(), preset.train_size(SIZE, Size(50, 70)))
         changed = 0
         for seed in range(30):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                expected = plain(working)
+                expected = plain(resized)
                 torch.manual_seed(seed)
-                seen = view(working)
+                seen = view(resized)
             assert (seen.shape, seen.dtype) == ((3, SIZE, SIZE), torch.uint8)
             changed += not torch.equal(seen, expected)
         kinds = [v2.AutoAugment, v2.TrivialAugmentWide, v2.RandAugment]
