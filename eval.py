@@ -25,7 +25,7 @@ from utils.console import entrypoint, log
 from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
 from utils.files import sha256_file
-from utils.processes import Processes, joined_processes
+from utils.processes import failing_together, joined_processes, main_first, world_size
 from utils.run_data import open_subset, prepare_images
 
 if TYPE_CHECKING:
@@ -59,18 +59,17 @@ def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]
         )
 
 
-def evaluate_checkpoint(config: FrozenConfigDict, command: str, processes: Processes) -> None:
+def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     """Check, wire, make the first writes, evaluate, export, summarise."""
     from utils.checkpoint import checkpoint_id, load_checkpoint
     from utils.dist_util import build_env_stamp, choose_device
     from utils.engine import Normalizer
     from utils.evaluator import Evaluator
-    from utils.interrupts import StopRequest
     from utils.pipeline import eval_loader
     from utils.run import own_run
 
-    with processes.together():
-        device, reason = choose_device(config.device, config.prefer_mps, processes)
+    with failing_together():
+        device, reason = choose_device(config.device, config.prefer_mps, world_size())
         log.info("device %s (%s)", device, reason)
         checkpoint = load_checkpoint(Path(config.checkpoint))
         config = resolve_from_checkpoint(config, checkpoint._asdict())
@@ -92,20 +91,20 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str, processes: Proce
         "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
         "checkpoint_id": weights_id,
     }
-    with processes.together():
-        stamp = build_env_stamp(config, command, device, facts, processes)
-    with processes.together(), processes.main_first():
+    with failing_together():
+        stamp = build_env_stamp(config, command, device, facts)
+    with failing_together(), main_first():
         prepare_images(config, (split,), (subset.split,))
 
     paths = RunPaths(Path(config.output_dir), config.name)
-    with own_run(paths, stamp, subset.split, processes) as run:
-        with processes.together():
-            loader = eval_loader(config, subset.split, device, processes)
+    with own_run(paths, stamp, subset.split) as run:
+        with failing_together():
+            loader = eval_loader(config, subset.split, device)
         normalize = Normalizer(checkpoint.normalization, device)
-        evaluator = Evaluator(config, loader, normalize, run, processes, StopRequest())
+        evaluator = Evaluator(config, loader, normalize, run)
         evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
         metrics["checkpoint_id"] = weights_id
-        with processes.together():
+        with failing_together():
             run.log_evaluation(metrics, checkpoint.step)
             evaluator.export(evaluation, metrics)
             run.finish({"": metrics})
@@ -114,13 +113,13 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str, processes: Proce
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Argv to a finished evaluation."""
-    with joined_processes() as processes:
-        with processes.together():
+    with joined_processes():
+        with failing_together():
             config = parse_eval_args(argv, model_names())
         with named_failures(
             lambda: f"evaluating {config.checkpoint}, which is whole", lambda: less_memory(config)
         ):
-            evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}", processes)
+            evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}")
 
 
 if __name__ == "__main__":

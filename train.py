@@ -7,7 +7,6 @@ What a run reads and leaves behind: README.md. Imports that cost seconds (torch)
 functions: a wrong flag or path is refused before them.
 """
 
-import functools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from utils.config import (
 from utils.console import entrypoint, log, log_table, progress, show_training
 from utils.data_utils import RunPaths, seed_everything
 from utils.errors import InputError, named_failures
-from utils.processes import Processes, joined_processes
+from utils.processes import failing_together, joined_processes, main_first, on_main, world_size
 from utils.run_data import Data, carving_of, open_data, prepare_images
 from utils.training_state import TrainingState
 
@@ -40,15 +39,13 @@ if TYPE_CHECKING:
     from utils.session import Session
 
 
-def find_past(config: FrozenConfigDict, processes: Processes) -> "Past | None":
+def find_past(config: FrozenConfigDict) -> "Past | None":
     """What the run goes on from, the same in all processes; None for a new one."""
     if config.resume is None:
         return None
     from utils.resume import open_past
 
-    with processes.together():
-        past = open_past(config) if processes.is_main else None
-    return processes.from_main(past)
+    return on_main(open_past, config)
 
 
 def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
@@ -109,12 +106,9 @@ def train_loop(
     config: FrozenConfigDict, state: TrainingState, objective: "Objective", session: "Session"
 ) -> None:
     """Train to the end, evaluating and saving now and then and after the last step."""
-    from models.recompute import recomputed
     from utils.engine import train_step
 
     learner, meter = session.learner, session.meter
-    is_joint = config.contrastive_scope == "effective"
-    joint_forward = functools.partial(recomputed, learner.model) if is_joint else None
     if state.saved is None:
         session.saver.save(state)  # a disk that is too small is to say so now
     with progress(config.num_steps, "train", "step") as bar:
@@ -128,20 +122,7 @@ def train_loop(
                 break
             (learning_rate, *_) = learner.scheduler.get_last_lr()
             step = next(session.steps)
-            result = None
-            if step.micro_batches:
-                result = train_step(
-                    learner.shared,
-                    objective,
-                    learner.optimizer,
-                    step,
-                    session.normalize,
-                    config.max_grad_norm,
-                    joint_forward,
-                    session.processes,
-                )
-            else:  # all images are bad: nothing has a gradient, so nothing moves
-                learner.optimizer.step()
+            result = train_step(learner, objective, step, session.normalize, config.max_grad_norm)
             learner.advance()
             state.step += 1
             meter.add(result, session.steps.waited)
@@ -151,7 +132,7 @@ def train_loop(
             if meter and (is_eval_due or state.step % config.log_every == 0):
                 # The only reading of the device: a reading a step would cost more than the step.
                 scalars = {**meter.read(), "lr": learning_rate}
-                with session.processes.together():
+                with failing_together():
                     session.run.log_training(scalars, state.step)
                 state.pending = scalars if is_eval_due else {}
                 show_training(scalars, state.step, bar)
@@ -165,7 +146,6 @@ def train(
     past: "Past | None",
     state: TrainingState,
     command: str,
-    processes: Processes,
 ) -> None:
     """Check the rest, make the first writes, train, summarise."""
     from models.losses import build_objective
@@ -178,8 +158,8 @@ def train(
     from utils.session import open_session
 
     classes = data.train_split.classes
-    with processes.together():
-        device, reason = choose_device(config.device, config.prefer_mps, processes)
+    with failing_together():
+        device, reason = choose_device(config.device, config.prefer_mps, world_size())
         log.info("device %s (%s)", device, reason)
         seed_everything(config.seed)
         with refused_weights_are_input_errors(config):
@@ -187,19 +167,19 @@ def train(
             model = build_model(config, start, len(classes))
         config = resolve_model(config, start.model_config.to_dict(), start.normalization)
         tokens = num_tokens(start.model_config)
-        micro_batches = plan_micro_batches(config, tokens, device, processes.world_size)
+        micro_batches = plan_micro_batches(config, tokens, device, world_size())
         changes = check_same_run(config, data.facts(config), past.snapshot) if past else {}
     facts = {
         **data.facts(config),
         "normalization": start.normalization,
         "micro_batches": micro_batches,
     }
-    with processes.together():
-        stamp = build_env_stamp(config, command, device, facts, processes)
+    with failing_together():
+        stamp = build_env_stamp(config, command, device, facts)
     if past is not None:
         is_other = bool(changes) or computes_otherwise(past, stamp)
-        settle_best(state, RunPaths(Path(config.output_dir), config.name), is_other, processes)
-    with processes.together(), processes.main_first():
+        settle_best(state, RunPaths(Path(config.output_dir), config.name), is_other)
+    with failing_together(), main_first():
         splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
         prepare_images(config, splits, used, config.skip_bad_images)
 
@@ -218,7 +198,7 @@ def train(
         config_hash=config_hash(config),
         state_dict={},
     )
-    learner = build_learner(model.to(device), config, processes)
+    learner = build_learner(model.to(device), config)
     objective = build_objective(config, class_weights(config, data.train.split, device))
     with open_session(
         config,
@@ -229,13 +209,12 @@ def train(
         with_session(stamp, state.step, past and past.stamp),
         past,
         state,
-        processes,
         device,
     ) as session:
         train_loop(config, state, objective, session)
         if state.is_out_of_patience(config):
             log.info("ended at step %d: %d evaluations were no better", state.step, config.patience)
-        with processes.together():
+        with failing_together():
             session.run.finish(
                 state.best,
                 data_wait_fraction=session.meter.wait_fraction,
@@ -246,8 +225,8 @@ def train(
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Argv to a finished run."""
-    with joined_processes() as processes:
-        with processes.together():
+    with joined_processes():
+        with failing_together():
             config = parse_train_args(argv, patch_sizes())
             check_freeze(config, get_config(config.model_type).depth)
             data = open_data(config)
@@ -260,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
             return f"after step {state.step}, last good checkpoint: {last_good}{resume}"
 
         with named_failures(where, lambda: less_memory(config)):
-            past = find_past(config, processes)
+            past = find_past(config)
             if past is not None:
                 state = past.state()
             earlier = None if past is None else past.snapshot.config
@@ -272,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
                 len(data.train.split),
                 config.train_batch_size,
             )
-            train(config, data, past, state, f"train.py {shlex.join(argv)}", processes)
+            train(config, data, past, state, f"train.py {shlex.join(argv)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from scripts.paired import in_turn
 from utils.console import Parser, entrypoint, log, log_table
 from utils.errors import InputError
 from utils.flag_types import positive_int
-from utils.processes import joined_processes
+from utils.processes import joined_processes, world_size
 
 
 @entrypoint
@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--batch_size", type=positive_int, default=4, help="images a process")
     parser.add_argument("--rounds", type=positive_int, default=5, help="counted rounds")
     args = parser.parse_args(argv)
-    with joined_processes() as processes:
-        if not processes.several:
+    with joined_processes():
+        if world_size() == 1:
             raise InputError("one process exchanges nothing: start it with torchrun")
         import torch
         import torch.distributed as dist
@@ -47,37 +47,33 @@ def main(argv: Sequence[str]) -> None:
         from models.configs import get_config
         from models.losses import Objective
         from models.profiles import GOOGLE
+        from utils.ddp import exchange_gradients
         from utils.engine import Normalizer, train_step
+        from utils.learner import Learner
         from utils.pipeline import Batch
         from utils.steps import Step
 
         model = build_model(get_config(args.model_type, args.img_size), num_classes=102)
-        shared = processes.wrap(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        alone = Learner(model, model, optimizer, schedule, None)
+        together = Learner(model, exchange_gradients(model), optimizer, schedule, None)
         shape = (args.batch_size, 3, args.img_size, args.img_size)
         own = torch.zeros(args.batch_size, dtype=torch.int64)
         batch = Batch(torch.randint(0, 256, shape, dtype=torch.uint8), own, own, own)
         normalize = Normalizer(GOOGLE.normalization, torch.device("cpu"))
         gradients = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
 
-        def alone() -> None:
-            train_step(
-                model, Objective(), optimizer, Step([batch], [[args.batch_size]]), normalize, 1.0
-            )
-
-        def together() -> None:
-            counts = [args.batch_size] * processes.world_size
-            step = Step([batch], [counts])
-            train_step(shared, Objective(), optimizer, step, normalize, 1.0, processes=processes)
+        step = Step([batch], [[args.batch_size] * world_size()])
 
         actions = {
             "all-reduce alone": lambda: dist.all_reduce(gradients),
-            "step alone": alone,
-            "step with exchange": together,
+            "step alone": lambda: train_step(alone, Objective(), step, normalize, 1.0),
+            "step with exchange": lambda: train_step(together, Objective(), step, normalize, 1.0),
         }
         times = in_turn(actions, args.rounds)
         seconds = {name: f"{statistics.median(values):.3f} s" for name, values in times.items()}
-        what = f"{processes.world_size} processes, {args.model_type}, {args.img_size} px"
+        what = f"{world_size()} processes, {args.model_type}, {args.img_size} px"
         log_table(
             f"{what}, {args.batch_size} images each",
             {

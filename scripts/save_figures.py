@@ -26,7 +26,6 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from utils.engine import Normalizer, train_step
     from utils.learner import build_learner
     from utils.pipeline import Batch
-    from utils.processes import Processes
     from utils.rng import rng_state
     from utils.snapshot import Snapshot, Snapshots
     from utils.steps import Step
@@ -37,13 +36,13 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         patch_sizes(),
     )
     model = build_model(get_config(MODEL_TYPE, IMG_SIZE), num_classes=102)
-    learner = build_learner(model, config, Processes())
+    learner = build_learner(model, config)
     images = torch.randint(0, 256, (BATCH, 3, IMG_SIZE, IMG_SIZE), dtype=torch.uint8)
     batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH), torch.zeros(BATCH, 2))
     step, normalize = Step([batch], [[BATCH]]), Normalizer(GOOGLE.normalization, device)
 
     def train() -> None:
-        train_step(model, Objective(), learner.optimizer, step, normalize, 1.0)
+        train_step(learner, Objective(), step, normalize, 1.0)
         learner.advance()
 
     with tempfile.TemporaryDirectory() as folder:

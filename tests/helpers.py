@@ -16,7 +16,6 @@ import train as train_entrypoint
 from utils.data_utils import RunPaths
 from utils.meter import TrainMeter
 from utils.pipeline import Batch
-from utils.processes import Processes
 from utils.readers.flowers import is_layout
 from utils.samplers import Part
 from utils.steps import Step
@@ -120,7 +119,7 @@ def step_of(micro_batches: list[Batch]) -> Step:
 
 def meter_of(step: int = 0) -> TrainMeter:
     """A meter of one process, whose samples are called by their step."""
-    return TrainMeter(step, Processes(), lambda number: [f"sample_{number}"])
+    return TrainMeter(step, lambda number: [f"sample_{number}"])
 
 
 @contextmanager

@@ -12,8 +12,24 @@ import torch
 from torch import nn
 
 from models.losses import contrastive_loss
+from utils.ddp import exchange_gradients, gather_features, without_exchange
 from utils.errors import Alone, InputError, RunError
-from utils.processes import Processes, joined_processes
+from utils.processes import (
+    failing_together,
+    from_main,
+    gather_objects,
+    gather_objects_on_main,
+    gather_rows,
+    hosts,
+    is_main,
+    joined_processes,
+    main_first,
+    on_main,
+    raise_first_failure,
+    rank,
+    sum_by_rank,
+    world_size,
+)
 
 WIDTH, CLASSES, MARGIN = 5, 3, 0.2
 # Samples by process: equal, unequal either way, none here, none there.
@@ -53,76 +69,94 @@ def own_samples(counts: Sequence[int], rank: int) -> tuple[torch.Tensor, torch.T
     return inputs[mine], labels[mine]
 
 
-def exchanged(processes: Processes) -> dict:
-    rank = processes.rank
+def exchanged() -> dict:
+    own = rank()
     return {
-        "all_objects": processes.all_objects({"rank": rank, "text": "x" * (rank * 1000)}),
-        "objects_for_main": processes.objects_for_main([rank, None]),
-        "from_main": processes.from_main({"value": f"of {rank}", "none": None}),
-        "all_rows": processes.all_rows([rank, -rank, 2**40 + rank]),
-        "one_row": processes.all_rows([rank]),
-        "sum": processes.sum(torch.tensor([[rank + 1.0, 0.5], [float("nan"), -rank]])).tolist(),
-        "sum_of_counts": processes.sum(torch.tensor([rank + 1, 10])).tolist(),
+        "gather_objects": gather_objects({"rank": own, "text": "x" * (own * 1000)}),
+        "gather_objects_on_main": gather_objects_on_main([own, None]),
+        "from_main": from_main({"value": f"of {own}", "none": None}),
+        "gather_rows": gather_rows([own, -own, 2**40 + own]),
+        "one_row": gather_rows([own]),
+        "sum": sum_by_rank(torch.tensor([[own + 1.0, 0.5], [float("nan"), -own]])).tolist(),
+        "sum_of_counts": sum_by_rank(torch.tensor([own + 1, 10])).tolist(),
     }
 
 
-def failed_together(processes: Processes) -> dict:
+def failed_together() -> dict:
     """What each process gets where one or both fail."""
     got = {}
     for name, failure in FAILURES.items():
         for who in ((0,), (1,), (0, 1)):
             try:
-                with processes.together():
-                    if processes.rank in who:
+                with failing_together():
+                    if rank() in who:
                         raise failure
             except (InputError, RunError) as error:
                 own = error.__cause__ is failure
                 got[f"{name} {who}"] = [type(error).__name__, str(error), own]
     try:
-        with processes.together():
-            if processes.rank == 0:
+        with failing_together():
+            if rank() == 0:
                 raise RunError("of the first")
             raise InputError("of the second")
     except (InputError, RunError) as error:
         got["both"] = [type(error).__name__, str(error)]
-    with processes.together():
+    with failing_together():
         got["none"] = True
     try:
-        processes.raise_first(RunError("of the second") if processes.rank else None)
+        raise_first_failure(RunError("of the second") if rank() else None)
     except RunError as error:
-        got["raise_first"] = str(error)
-    processes.raise_first(None)
+        got["raise_first_failure"] = str(error)
+    raise_first_failure(None)
     return got
 
 
-def main_first(processes: Processes, folder: Path) -> dict:
+def done_on_main() -> dict:
+    """The value or the failure of a function that the first process alone calls."""
+    calls = []
+
+    def work(number: int, text: str) -> str:
+        calls.append(number)
+        if number < 0:
+            raise InputError(f"{text} {number}")
+        return f"{text} {number} of {rank()}"
+
+    value, failure = on_main(work, 3, text="value"), None
+    try:
+        on_main(work, -1, text="bad")
+    except InputError as error:
+        failure = str(error)
+    return {"value": value, "failure": failure, "calls": calls}
+
+
+def done_main_first(folder: Path) -> dict:
     """The others see what the first one made, also if it failed."""
-    with processes.main_first():
+    with main_first():
         seen = (folder / "made").exists()
-        if processes.is_main:
+        if is_main():
             (folder / "made").write_text("x", encoding="utf-8")
     failure = None
     try:
-        with processes.together(), processes.main_first():
-            if processes.is_main:
+        with failing_together(), main_first():
+            if is_main():
                 (folder / "made again").write_text("x", encoding="utf-8")
                 raise RunError("it failed")
             seen_again = (folder / "made again").exists()
     except RunError as error:
         failure = str(error)
-    return {"seen": seen, "seen_again": processes.is_main or seen_again, "failure": failure}
+    return {"seen": seen, "seen_again": is_main() or seen_again, "failure": failure}
 
 
-def gathered(processes: Processes, counts: Sequence[int]) -> dict:
+def gathered(counts: Sequence[int]) -> dict:
     """The contrastive loss of all samples, and its gradients by two ways."""
-    inputs, labels = own_samples(counts, processes.rank)
+    inputs, labels = own_samples(counts, rank())
     features = inputs.clone().requires_grad_()
-    all_features, all_labels = processes.gather(counts)(features, labels)
+    all_features, all_labels = gather_features(counts)(features, labels)
     loss = contrastive_loss(all_features, all_labels, MARGIN)
     loss.backward()
-    model = processes.wrap(layer())
+    model = exchange_gradients(layer())
     outputs = model(inputs)
-    contrastive_loss(*processes.gather(counts)(outputs, labels), MARGIN).backward()
+    contrastive_loss(*gather_features(counts)(outputs, labels), MARGIN).backward()
     return {
         "features": all_features.tolist(),
         "labels": all_labels.tolist(),
@@ -132,11 +166,11 @@ def gathered(processes: Processes, counts: Sequence[int]) -> dict:
     }
 
 
-def accumulated(processes: Processes) -> list:
+def accumulated() -> list:
     """Gradients of two backward passes of which the last is exchanged."""
-    model = processes.wrap(layer())
-    inputs, _ = own_samples((3, 3), processes.rank)
-    with processes.without_exchange(model):
+    model = exchange_gradients(layer())
+    inputs, _ = own_samples((3, 3), rank())
+    with without_exchange(model):
         model(inputs[:1]).square().sum().backward()
     model(inputs[1:]).square().sum().backward()
     return [parameter.grad.tolist() for parameter in model.parameters()]
@@ -144,16 +178,16 @@ def accumulated(processes: Processes) -> list:
 
 def main(argv: Sequence[str]) -> int:
     (folder,) = map(Path, argv)
-    with joined_processes() as processes:
+    with joined_processes():
         got = {
-            "is": [processes.world_size, processes.rank, processes.local_rank],
-            "is_main": processes.is_main,
-            "several": processes.several,
-            "exchanged": exchanged(processes),
-            "failed": failed_together(processes),
-            "main_first": main_first(processes, folder),
-            "gathered": [gathered(processes, counts) for counts in COUNTS],
-            "accumulated": accumulated(processes),
+            "is": [world_size(), rank(), is_main()],
+            "hosts": hosts(),
+            "exchanged": exchanged(),
+            "failed": failed_together(),
+            "on_main": done_on_main(),
+            "main_first": done_main_first(folder),
+            "gathered": [gathered(counts) for counts in COUNTS],
+            "accumulated": accumulated(),
         }
-    (folder / f"{processes.rank}.json").write_text(json.dumps(got), encoding="utf-8")
+    (folder / f"{rank()}.json").write_text(json.dumps(got), encoding="utf-8")
     return 0

@@ -26,6 +26,7 @@ from models.profiles import GOOGLE
 from utils import engine
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
+from utils.learner import Learner
 from utils.pipeline import eval_loader, train_loader
 from utils.presets import PRESETS
 from utils.scheduler import build_optimizer
@@ -115,22 +116,14 @@ class Trained:
             weights if kind.class_weights else None,
             1.0 if config.head == "parts" else 0.0,
         )
-        self.joint_forward = (
-            functools.partial(recompute.recomputed, self.model) if kind.is_joint else None
-        )
+        self.learner = Learner(self.model, self.model, self.optimizer, None, None, kind.is_joint)
         self.normalize = engine.Normalizer(GOOGLE.normalization, device)
         self.micro_batches = list(train_loader(loader_config(num_steps=2), split, 1, device))
         self.eval_loader = eval_loader(loader_config(), split.select(range(10)), device)
 
     def step(self) -> engine.StepResult:
         return engine.train_step(
-            self.model,
-            self.objective,
-            self.optimizer,
-            step_of(self.micro_batches),
-            self.normalize,
-            1.0,
-            self.joint_forward,
+            self.learner, self.objective, step_of(self.micro_batches), self.normalize, 1.0
         )
 
     def evaluate(self) -> engine.Evaluation:
@@ -180,7 +173,7 @@ def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_join
             kind = Kind({**head, **RANDOM}, is_joint, grad_checkpointing)
             trained = Trained(split, torch.device("mps"), kind=kind)
             if forward == "remembered":
-                trained.joint_forward = trained.model
+                trained.model.checkpointed_forward = trained.model.forward
             for _ in range(2):
                 trained.step()
             return torch.cat([p.detach().cpu().flatten() for p in trained.model.parameters()])

@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from utils.console import is_main_process
 from utils.data_flags import resolve_data_flags, resolve_data_root
 from utils.data_utils import RunPaths, check_run_name, check_writable, read_stamp
 from utils.dataset import get_spec
@@ -24,6 +23,7 @@ from utils.flags import (
     build_train_parser,
 )
 from utils.presets import PRESETS
+from utils.processes import is_main
 from utils.recipes import parse_with_recipe
 from utils.run_lock import refuse_if_locked
 
@@ -177,7 +177,7 @@ def _checked_train_config(
     paths = RunPaths(values["output_dir"], values["name"])
     if values["allow_change"] and values["resume"] is None:
         raise InputError("--allow_change means nothing without --resume")
-    if is_main_process():  # the others write nothing, and may be on another machine
+    if is_main():  # the others write nothing, and may be on another machine
         check_run_name(paths)
         refuse_if_locked(paths.lock)
         values["resume"] = _settle_resume(values["resume"], paths)
@@ -204,7 +204,7 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
 
 def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     paths = RunPaths(values["output_dir"], values["name"])
-    if is_main_process():
+    if is_main():
         check_run_name(paths)
         refuse_if_locked(paths.lock)
         if _is_unfinished(paths):

@@ -27,13 +27,9 @@ from utils.errors import (
     failure_behind,
     one_line,
 )
+from utils.processes import is_main
 
 log = logging.getLogger("fine_vit")
-
-
-def is_main_process() -> bool:
-    """Whether this process speaks for the run: the only one, or the first of torchrun's."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -127,7 +123,7 @@ def _log_to_stdout() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO if is_main_process() else logging.CRITICAL)
+    log.setLevel(logging.INFO if is_main() else logging.CRITICAL)
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         with logging_redirect_tqdm(loggers=[log]):
@@ -192,7 +188,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
                 ignore_sigterm()
                 caught, failure = error, failure_behind(error)
                 code, said = _ending(failure)
-                if is_main_process() or isinstance(failure, Alone):
+                if is_main() or isinstance(failure, Alone):
                     _say(f"error: {said}\n")
             else:
                 return 0
@@ -206,7 +202,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
 def progress(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with rate and ETA on a terminal; silent where there is none."""
-    is_shown = sys.stderr.isatty() and is_main_process()
+    is_shown = sys.stderr.isatty() and is_main()
     return tqdm(
         total=total,
         desc=what,

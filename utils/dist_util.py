@@ -15,7 +15,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_file, sha256_text
-from utils.processes import Processes
+from utils.processes import hosts, world_size
 
 REPO = Path(__file__).resolve().parent.parent
 ENV_EXPORT = REPO / "env_export.yml"
@@ -54,29 +54,25 @@ MAX_MPS_ROWS = 32_766
 # --- Device ---------------------------------------------------------------------------------------
 
 
-def choose_device(
-    requested: str,
-    prefer_mps: bool,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
-) -> tuple[torch.device, str]:
+def choose_device(requested: str, prefer_mps: bool, processes: int = 1) -> tuple[torch.device, str]:
     """The device to run on, and why, for the log.
 
     Args:
         requested: `auto`, `mps`, `cpu` or `cuda`. `auto` is MPS if preferred and available, else
             the CPU; it never takes CUDA.
         prefer_mps: `--prefer_mps`.
-        processes: that run together; several use the CPU.
+        processes: number of processes that run together; several use the CPU.
 
     Raises:
         InputError: a device was named that is not there.
     """
-    if processes.several:
+    if processes > 1:
         if requested not in ("auto", "cpu"):
             raise InputError(
-                f"--device {requested}: {processes.world_size} processes train on the CPU; use "
+                f"--device {requested}: {processes} processes train on the CPU; use "
                 "--device cpu, or one process"
             )
-        return torch.device("cpu"), f"{processes.world_size} processes"
+        return torch.device("cpu"), f"{processes} processes"
     has_mps = torch.backends.mps.is_available()
     available = {"cpu": True, "mps": has_mps, "cuda": torch.cuda.is_available()}
     if requested != "auto":
@@ -284,7 +280,6 @@ def build_env_stamp(
     command: str,
     device: torch.device,
     facts: Mapping[str, Any],
-    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> dict[str, Any]:
     """Everything needed to say later what was run (contracts, section 5).
 
@@ -293,12 +288,10 @@ def build_env_stamp(
         command: as typed.
         device: that the run uses.
         facts: what only the entrypoint knows: dataset, subsets, normalisation, checkpoint.
-        processes: that run together.
 
     Raises:
         InputError: an `env_export.yml` is there but not readable.
     """
-    hosts = processes.all_objects(platform.node())  # first: what follows may fail in one of them
     versions = installed_versions()
     values = config.to_dict()
     stamp = {
@@ -324,8 +317,8 @@ def build_env_stamp(
         "num_threads": torch.get_num_threads(),
         "cuda_version": torch.version.cuda,
         "fp16": False,
-        "processes": processes.world_size,
-        "hosts": hosts,
+        "processes": world_size(),
+        "hosts": hosts(),
         "env_hash": env_hash(versions),
         "env_check": check_env(versions),
         "tiny_train_subset_path": values.get("tiny_train_subset"),

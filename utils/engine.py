@@ -3,7 +3,7 @@
 Shapes: B batch, S samples, C classes, H heads.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from utils.ddp import Gather, gather_features, without_exchange
 from utils.errors import RunError
+from utils.interrupts import until_stop
+from utils.learner import Learner
 from utils.pipeline import Batch
 from utils.presets import Preset, crop_to_image
-from utils.processes import Gather, Processes
+from utils.processes import rank, world_size
 from utils.steps import Step
 
 # (model output, labels, shares of the classes or None, share of the samples, gather) to a scalar
 Loss = Callable[[NamedTuple, Tensor, Tensor | None, float, Gather | None], Tensor]
-Forward = Callable[[Tensor], NamedTuple]  # images to model output
 
 
 class StepResult(NamedTuple):
@@ -70,100 +72,96 @@ def _joined(outputs: Sequence[NamedTuple]) -> NamedTuple:
 
 
 def train_step(
-    model: nn.Module,
-    loss_fn: Loss,
-    optimizer: torch.optim.Optimizer,
-    step: Step,
-    normalize: Normalizer,
-    max_grad_norm: float,
-    joint_forward: Forward | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
-) -> StepResult:
-    """One optimizer step over micro-batches; nothing is read back from the device.
+    learner: Learner, objective: Loss, step: Step, normalize: Normalizer, max_grad_norm: float
+) -> StepResult | None:
+    """Make one optimizer step over micro-batches; nothing is read back from the device.
+
+    The loss is the mean over micro-batches, each weighing as many as it has samples. If the learner
+    is joint, it is the loss of all micro-batches together, whatever their number: their outputs are
+    kept, and each is computed again when its gradient arrives (Gao et al. 2021, arXiv 2101.06983,
+    section 3.2).
 
     Args:
-        model: in training mode, as `processes.wrap` gives it.
-        loss_fn: of the samples that it is given together.
-        optimizer: of the model's parameters.
-        step: its micro-batches; each weighs as many as it has samples.
+        learner: learner with its model in training mode.
+        objective: loss of the samples that it is given together.
+        step: micro-batches of the step.
         normalize: brings images to the device.
-        max_grad_norm: the gradient is clipped to this L2 norm.
-        joint_forward: the model's forward pass, remembering nothing but its output. If given, the
-            loss is over all micro-batches together, whatever their number: their outputs are
-            cached, and each is computed again when its gradient arrives (Gao et al. 2021,
-            arXiv 2101.06983, section 3.2). If None, the loss is the mean over micro-batches.
-        processes: that train together.
+        max_grad_norm: L2 norm to which the gradient is clipped.
+
+    Returns:
+        What the step reports; None if it has no sample: then nothing has a gradient and moves.
     """
-    samples = sum(map(sum, step.counts))
-    if joint_forward is not None and len(step.micro_batches) > 1:
-        loss, correct = _joint_pass(model, loss_fn, step, normalize, joint_forward, processes)
+    optimizer = learner.optimizer
+    if not step.micro_batches:
+        optimizer.step()
+        return None
+    if learner.is_joint and len(step.micro_batches) > 1:
+        loss, correct = _joint_pass(learner, objective, step, normalize)
     else:
-        loss, correct = 0.0, 0
-        last = len(step.micro_batches) - 1
-        for number, (batch, counts) in enumerate(zip(*step, strict=True)):
-            # Gradients meet once a step, in the last backward pass.
-            exchange = nullcontext() if number == last else processes.without_exchange(model)
-            with exchange:
-                output = model(normalize(batch.images))
-                own_loss, own_correct = _judge(loss_fn, output, [batch], counts, processes)
-                own_loss = own_loss / (samples / sum(counts))
-                own_loss.backward()
-            loss = loss + own_loss.detach()
-            correct = correct + own_correct
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        loss, correct = _accumulating_pass(learner, objective, step, normalize)
+    grad_norm = torch.nn.utils.clip_grad_norm_(learner.model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, correct, grad_norm, samples)
+    return StepResult(loss, correct, grad_norm, step.samples)
+
+
+def _accumulating_pass(
+    learner: Learner, objective: Loss, step: Step, normalize: Normalizer
+) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of the micro-batches; return loss and number of right samples."""
+    loss, correct = 0.0, 0
+    last = len(step.micro_batches) - 1
+    for number, (batch, counts) in enumerate(zip(*step, strict=True)):
+        # Gradients meet once a step, in the last backward pass.
+        exchange = nullcontext() if number == last else without_exchange(learner.shared)
+        with exchange:
+            output = learner.shared(normalize(batch.images))
+            own_loss, own_correct = _judge(objective, output, [batch], counts)
+            own_loss = own_loss / (step.samples / sum(counts))
+            own_loss.backward()
+        loss = loss + own_loss.detach()
+        correct = correct + own_correct
+    return loss, correct
 
 
 def _joint_pass(
-    model: nn.Module,
-    loss_fn: Loss,
-    step: Step,
-    normalize: Normalizer,
-    joint_forward: Forward,
-    processes: Processes,
+    learner: Learner, objective: Loss, step: Step, normalize: Normalizer
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the loss over all micro-batches together; loss and number of right samples.
+    """Compute the gradient of the loss of all micro-batches together; return as the above.
 
-    The last one is not computed again: its backward pass is the first, and through `model`, so that
-    the processes exchange their gradients once.
+    The last one is not computed again: its backward pass is the first, and through the shared
+    model, so that the processes exchange their gradients once.
     """
     counts = [sum(column) for column in zip(*step.counts, strict=True)]
-    mine = [each[processes.rank] for each in step.counts]
+    mine = [by_rank[rank()] for by_rank in step.counts]
     batches = [batch for batch, count in zip(step.micro_batches, mine, strict=True) if count]
     *first, last = batches or step.micro_batches[:1]
-    outputs = [joint_forward(normalize(batch.images)) for batch in first]
-    output = _joined([*outputs, model(normalize(last.images))])
-    loss, correct = _judge(loss_fn, output, [*first, last], counts, processes)
+    outputs = [learner.model.checkpointed_forward(normalize(batch.images)) for batch in first]
+    output = _joined([*outputs, learner.shared(normalize(last.images))])
+    loss, correct = _judge(objective, output, [*first, last], counts)
     loss.backward()
     return loss.detach(), correct
 
 
 def _judge(
-    loss_fn: Loss,
-    output: NamedTuple,
-    batches: Sequence[Batch],
-    counts: Sequence[int],
-    processes: Processes,
+    objective: Loss, output: NamedTuple, batches: Sequence[Batch], counts: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the samples that the processes have together, and how many are right here.
+    """Return the loss of the samples of all processes, and how many are right in this process.
 
     Args:
-        loss_fn: of the samples.
-        output: of this process's.
-        batches: that they are in.
-        counts: samples by process; if there are none here, `output` is that of a blank image.
-        processes: that train together.
+        objective: loss of the samples.
+        output: model output for this process's samples.
+        batches: batches of these samples.
+        counts: samples by rank; if there are none here, `output` is that of a blank image.
     """
     device = output.logits.device
     labels = torch.cat([batch.labels for batch in batches]).to(device)
     targets = None
     if batches[0].targets is not None:
         targets = torch.cat([batch.targets for batch in batches]).to(device)
-    own = counts[processes.rank]
-    share = own * processes.world_size / sum(counts)
-    loss = loss_fn(output, labels, targets, share, processes.gather(counts))
+    own = counts[rank()]
+    share = own * world_size() / sum(counts)
+    loss = objective(output, labels, targets, share, gather_features(counts))
     right = (output.logits.detach().argmax(dim=1) == labels)[:own]
     return loss, right.sum()
 
@@ -176,11 +174,11 @@ def evaluate(
     preset: Preset,
     flips: bool = False,
     bar: tqdm | None = None,
-    watched: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> Evaluation | None:
     """Logits and selected parts of the samples that the loader yields; None if there are none.
 
-    The model is put into eval mode and back into the mode it was in.
+    It ends early when the run is asked to stop. The model is put into eval mode and back into the
+    mode it was in.
 
     Args:
         model: on the device of `normalize`.
@@ -190,7 +188,6 @@ def evaluate(
         flips: whether logits are the mean over each image and its mirror image; parts are the
             image's own.
         bar: counts samples.
-        watched: passes batches on, and may end early.
 
     Raises:
         RunError: an image cannot be decoded.
@@ -198,7 +195,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     logits, parts, labels, positions, sizes = [], [], [], [], []
-    for batch in watched(loader):
+    for batch in until_stop(loader):
         images = normalize(batch.images)
         output = model(images)
         batch_logits = output.logits

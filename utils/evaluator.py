@@ -11,10 +11,16 @@ from utils.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
 from utils.console import progress
 from utils.data_utils import checkpoint_paths
 from utils.engine import Evaluation, Normalizer, evaluate, whole_evaluation
-from utils.interrupts import Stopped, StopRequest
+from utils.interrupts import Stopped, stop_signal
 from utils.metrics import summarize
 from utils.presets import PRESETS
-from utils.processes import Processes
+from utils.processes import (
+    failing_together,
+    from_main,
+    gather_objects_on_main,
+    gather_rows,
+    is_main,
+)
 from utils.run import Run
 from utils.training_state import TrainingState
 
@@ -27,8 +33,6 @@ class Evaluator:
     loader: DataLoader
     normalize: Normalizer
     run: Run
-    processes: Processes
-    request: StopRequest
 
     def __call__(
         self, model: nn.Module, step: int, selected_on: str
@@ -47,9 +51,9 @@ class Evaluator:
             RunError: an image cannot be decoded, or a logit is not finite.
             Stopped: a process was asked to stop.
         """
-        config, processes = self.config, self.processes
+        config = self.config
         with (
-            processes.together(),
+            failing_together(),
             progress(len(self.loader.dataset), "eval", "img") as bar,
         ):
             own = evaluate(
@@ -59,15 +63,14 @@ class Evaluator:
                 PRESETS[config.preset],
                 config.tta == "flip",
                 bar,
-                self.request.watched,
             )
-        stop = max(signum for (signum,) in processes.all_rows([self.request.signum]))
+        stop = max(signum for (signum,) in gather_rows([stop_signal()]))
         if stop:
             raise Stopped(stop)
         evaluation, metrics = None, {}
-        evaluations = processes.objects_for_main(own)
-        with processes.together():
-            if processes.is_main:
+        evaluations = gather_objects_on_main(own)
+        with failing_together():
+            if is_main():
                 evaluation = whole_evaluation(evaluations, len(self.loader.dataset))
                 metrics = {
                     "split": config.eval_split,
@@ -76,7 +79,7 @@ class Evaluator:
                     "tta": config.tta,
                     **summarize(evaluation.logits, evaluation.labels),
                 }
-        return evaluation, processes.from_main(metrics)
+        return evaluation, from_main(metrics)
 
     def export(self, evaluation: Evaluation, metrics: dict[str, Any], variant: str = "") -> None:
         """Write predictions, metrics and per-class table of a variant of the weights."""
@@ -104,7 +107,7 @@ class BestKeeper:
             for variant, model in self.models.items()
         }
         is_better = False
-        with evaluator.processes.together():
+        with failing_together():
             for variant, (evaluation, metrics) in results.items():
                 evaluator.run.log_evaluation(metrics, state.step, variant, state.logged)
                 best = state.best.get(variant)

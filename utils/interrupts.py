@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM in training: the first asks to stop, the second stops. Imports no torch."""
+"""Let Ctrl-C and SIGTERM stop training: the first asks, the second ends it at once.
+
+Python keeps one handler of a signal for the whole process, so whether somebody asked is kept once,
+too. Imports no torch.
+"""
 
 import os
 import signal
@@ -6,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
 
@@ -23,19 +28,39 @@ class Stopped(Exception):
         self.signum = signum
 
 
+@dataclass
+class _Asked:
+    """The signal that asked the run to stop."""
+
+    signum: int = 0  # 0: nobody asked
+    since: float = 0.0  # seconds of the monotonic clock
+
+    def reset(self) -> None:
+        """Forget it."""
+        self.signum, self.since = 0, 0.0
+
+
+_asked = _Asked()
+
+
+def stop_signal() -> int:
+    """Return the signal that asked the run to stop, or 0 if nobody asked."""
+    return _asked.signum
+
+
 def stop_by(signum: int) -> BaseException:
-    """What ends a run at once that was asked to stop by this signal."""
+    """Return the exception that ends a run after this signal has asked it to stop."""
     return KeyboardInterrupt() if signum == signal.SIGINT else Terminated()
 
 
 def started(items: Iterable[T]) -> Iterator[T]:
-    """`iter(items)`; processes that it starts ignore Ctrl-C from their first moment on.
+    """Return `iter(items)`; processes that it starts ignore Ctrl-C from their first moment on.
 
-    A terminal sends it to them too; they are the main process's to end.
+    A terminal sends it to them, too, and the main process is to end them.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(items)
-    # Blocked, not ignored: one that comes just now is not lost.
+    # Blocked and not ignored: a Ctrl-C of this very moment is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return iter(items)
@@ -43,81 +68,77 @@ def started(items: Iterable[T]) -> Iterator[T]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class StopRequest:
-    """Whether the run was asked to stop, and by which signal."""
-
-    def __init__(self) -> None:
-        self.signum = 0  # none yet
-        self.since = 0.0
-
-    def receive(self, signum: int, frame: object = None) -> None:
-        """Handle a signal.
-
-        Raises:
-            KeyboardInterrupt: the run was asked before (SIGINT).
-            Terminated: the run was asked before (SIGTERM).
-        """
-        # torchrun passes on what it gets, and what ends a service sends it to all its processes.
-        is_echo = (
-            "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.since < ECHO_SECONDS
-        )
-        if self.signum and not is_echo:
-            raise stop_by(signum)
-        if not self.signum:
-            self.signum, self.since = signum, time.monotonic()
-            # Not through a logger or `sys.stdout`: they may have been at work just now.
-            # Nobody may be reading any more: Ctrl-C ends `| tee` too.
-            with suppress(OSError):
-                os.write(1, b"stopping after this step; a second signal stops at once\n")
-
-    def watched(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items` until the run is asked to stop."""
-        batches = started(items)
-        while not self.signum:
-            try:
-                item = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if self.signum and is_lost_loader(error):
-                    return  # it was told to end as well
-                raise
-            yield item
-
-    def quiet_about_children(self) -> Callable[[int, FrameType | None], object]:
-        """Torch's handler of SIGCHLD, silent once the run is asked to stop.
-
-        It raises wherever the main process is when a loader dies. What ends a machine or a service
-        sends SIGTERM to all processes of a run; the step that is under way is to be finished then,
-        and who asks for the next batch hears of the loss.
-        """
-        before = signal.getsignal(signal.SIGCHLD)
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            if not self.signum and callable(before):
-                before(signum, frame)
-
-        return handle
+def until_stop(items: Iterable[T]) -> Iterator[T]:
+    """Yield `items` until the run is asked to stop."""
+    batches = started(items)
+    while not _asked.signum:
+        try:
+            item = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if _asked.signum and is_lost_loader(error):
+                return  # the loader was told to end as well
+            raise
+        yield item
 
 
 @contextmanager
-def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
-    """Take Ctrl-C and SIGTERM as requests as long as the block lasts; `request` gets them.
+def stop_requests() -> Iterator[None]:
+    """Take Ctrl-C and SIGTERM as requests to stop for the length of the block.
 
-    Loaders are to be started before: torch begins to watch over them then.
+    Loaders are to be started before the block: torch begins to watch over them then. In another
+    thread than the main one nothing is taken, since signals arrive in the main thread.
     """
-    request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
-        yield request  # signals are the main thread's affair
+        yield
         return
     handlers = {
-        signal.SIGCHLD: request.quiet_about_children(),
-        signal.SIGINT: request.receive,
-        signal.SIGTERM: request.receive,
+        signal.SIGCHLD: _quiet_about_children(),
+        signal.SIGINT: _receive,
+        signal.SIGTERM: _receive,
     }
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
-        yield request
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        _asked.reset()
+
+
+def _receive(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal that asks the run to stop.
+
+    Raises:
+        KeyboardInterrupt: SIGINT, after the run was asked before.
+        Terminated: SIGTERM, after the run was asked before.
+    """
+    # torchrun passes on what it gets, and what ends a service sends it to all its processes.
+    is_echo = "TORCHELASTIC_RUN_ID" in os.environ and (
+        time.monotonic() - _asked.since < ECHO_SECONDS
+    )
+    if _asked.signum and not is_echo:
+        raise stop_by(signum)
+    if not _asked.signum:
+        _asked.signum, _asked.since = signum, time.monotonic()
+        # Not through a logger or `sys.stdout`: they may have been at work just now.
+        # Nobody may be reading any more: Ctrl-C ends `| tee`, too.
+        with suppress(OSError):
+            os.write(1, b"stopping after this step; a second signal stops at once\n")
+
+
+def _quiet_about_children() -> Callable[[int, FrameType | None], object]:
+    """Return torch's handler of SIGCHLD, made silent once the run is asked to stop.
+
+    torch's handler raises wherever the main process is when a loader dies. What ends a machine or a
+    service sends SIGTERM to all processes of a run; the step at work is to be finished then, and
+    whoever asks for the next batch hears of the loss.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if not _asked.signum and callable(before):
+            before(signum, frame)
+
+    return handle

@@ -1,4 +1,4 @@
-"""What training steps report, summed until it is read: loss, accuracy, speed, waiting."""
+"""Sum what training steps report until it is read: loss, accuracy, speed, waiting."""
 
 import math
 import time
@@ -9,11 +9,11 @@ import torch
 
 from utils.engine import StepResult
 from utils.errors import RunError
-from utils.processes import Processes
+from utils.processes import sum_by_rank, world_size
 
 
 class Settled(NamedTuple):
-    """One step as numbers of this process's memory, over all processes."""
+    """One step of all processes, as plain numbers."""
 
     step: int
     loss: float
@@ -24,18 +24,14 @@ class Settled(NamedTuple):
 class TrainMeter:
     """Sums over the steps since the last reading; the device is read only when asked."""
 
-    def __init__(
-        self, step: int, processes: Processes, ids_of: Callable[[int], Sequence[str]]
-    ) -> None:
+    def __init__(self, step: int, ids_of: Callable[[int], Sequence[str]]) -> None:
         """Start counting.
 
         Args:
-            step: optimizer steps that are done.
-            processes: that train together.
-            ids_of: the ids of the samples of a step.
+            step: number of optimizer steps done.
+            ids_of: function from a step to the ids of its samples.
         """
         self.step = step
-        self.processes = processes
         self.ids_of = ids_of
         self.total_seconds = self.total_waited = 0.0  # of all readings
         self.restart()
@@ -44,20 +40,20 @@ class TrainMeter:
         """Forget what was added, and start the clock again."""
         self.results: list[tuple[int, StepResult]] = []  # on the device
         self.settled: list[Settled] = []
-        self.carried = 0  # of `settled`, from before this process
+        self.carried = 0  # how many of `settled` an earlier session counted
         self.waited = 0.0
         self.started = time.perf_counter()
 
     def __bool__(self) -> bool:
-        """Whether there is something to read."""
+        """Return whether there is something to read."""
         return bool(self.results or self.settled)
 
     def add(self, result: StepResult | None, waited: float) -> None:
         """Count one more step.
 
         Args:
-            result: None if every image of the step was bad.
-            waited: seconds that the step waited for its images.
+            result: result of the step; None if every image was bad.
+            waited: seconds of waiting for the images of the step.
         """
         self.step += 1
         if result is not None:
@@ -66,14 +62,14 @@ class TrainMeter:
 
     @property
     def wait_fraction(self) -> float:
-        """Of the seconds of all readings, the share that was waiting for images."""
+        """Share of the seconds of all readings that training waited for images."""
         return self.total_waited / self.total_seconds if self.total_seconds else 0.0
 
     def settle(self) -> None:
-        """Read the device once for all steps that were added.
+        """Turn all steps that were added into plain numbers: read the device once.
 
         Raises:
-            RunError: a loss or a gradient is not finite; names the first such step and its samples.
+            RunError: a loss or a gradient is not finite; names the first such step, its samples.
         """
         if not self.results:
             return
@@ -84,8 +80,7 @@ class TrainMeter:
                 for _, result in self.results
             ]
         )
-        rows = self.processes.sum(columns).tolist()
-        world_size = self.processes.world_size
+        rows = sum_by_rank(columns).tolist()
         for (step, result), (loss, correct, norm) in zip(self.results, rows, strict=True):
             for what, value in (("loss", loss), ("gradient", norm)):
                 if not math.isfinite(value):
@@ -93,16 +88,16 @@ class TrainMeter:
                         f"the {what} of step {step} is {value}; its samples: "
                         f"{', '.join(self.ids_of(step))}; try a lower --learning_rate"
                     )
-            self.settled.append(Settled(step, loss / world_size, correct, result.samples))
+            self.settled.append(Settled(step, loss / world_size(), correct, result.samples))
         self.results = []
 
     def read(self) -> dict[str, float]:
-        """Mean loss, accuracy, images per second and wait fraction since the last reading.
+        """Return mean loss, accuracy, images per second and wait fraction since the last reading.
 
         There must be something to read.
 
         Raises:
-            RunError: as `settle`.
+            RunError: a loss or a gradient is not finite.
         """
         self.settle()
         images = sum(step.samples for step in self.settled)
@@ -120,15 +115,17 @@ class TrainMeter:
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps that are in no reading yet, as plain data.
+        """Return the steps that are in no reading yet, as plain data.
+
+        It exchanges: all processes call it together.
 
         Raises:
-            RunError: as `settle`.
+            RunError: a loss or a gradient is not finite.
         """
         self.settle()
         return {"settled": [list(step) for step in self.settled]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the steps of `state`; times start anew."""
+        """Continue with the steps of `state`; times start anew."""
         self.settled = [Settled(*step) for step in state["settled"]]
         self.carried = len(self.settled)

@@ -17,7 +17,7 @@ from utils.cache import open_cache
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError
 from utils.presets import PRESETS, Augmentation
-from utils.processes import Processes
+from utils.processes import rank, world_size
 from utils.samplers import EvalBatches, Part, TrainBatches
 from utils.splits import Split
 from utils.transforms import EvalView, Mixing, TrainView
@@ -221,9 +221,8 @@ def train_loader(
     micro_batches: int,
     device: torch.device,
     start_step: int = 0,
-    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
 ) -> DataLoader:
-    """Build a loader of a run's micro-batches in shuffled order, each of them full.
+    """Build a loader of this process's part of the micro-batches of a run, in shuffled order.
 
     Args:
         config: config of the run.
@@ -231,7 +230,6 @@ def train_loader(
         micro_batches: number of micro-batches of an optimizer step.
         device: device of the model.
         start_step: number of optimizer steps already done.
-        processes: that train together; each gets its part of every micro-batch.
 
     Raises:
         RunError: as `open_images`.
@@ -252,18 +250,13 @@ def train_loader(
         config.seed,
         range(start_step * step_size, config.num_steps * step_size),
         step_size // micro_batches,
-        processes.rank,
-        processes.world_size,
+        rank(),
+        world_size(),
     )
     return make_loader(dataset, batches, config.num_workers, device)
 
 
-def eval_loader(
-    config: FrozenConfigDict,
-    split: Split,
-    device: torch.device,
-    processes: Processes = Processes(),  # noqa: B008 - frozen: one process
-) -> DataLoader:
+def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
     """Build a loader of whole batches in split order, of which each process gets some.
 
     Every sample is in one batch; the last may be smaller.
@@ -274,5 +267,5 @@ def eval_loader(
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     dataset = ImageDataset(split, images, view, config.img_size, seed=0)
-    batches = EvalBatches(len(split), config.eval_batch_size, processes.rank, processes.world_size)
+    batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

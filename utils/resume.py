@@ -12,7 +12,7 @@ from utils.data_utils import RunPaths, checkpoint_paths, read_stamp
 from utils.dist_util import experiment_of
 from utils.errors import InputError
 from utils.flags import CHANGEABLE, CHANGES_WITH, LAST
-from utils.processes import Processes
+from utils.processes import on_main
 from utils.snapshot import Snapshot, load_newest, load_snapshot
 from utils.training_state import TrainingState
 
@@ -128,12 +128,9 @@ def computes_otherwise(past: Past, stamp: Mapping[str, Any]) -> bool:
     return any(before.get(key) != stamp[key] for key in keys)
 
 
-def settle_best(
-    state: TrainingState, paths: RunPaths, is_changed: bool, processes: Processes
-) -> None:
+def settle_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> None:
     """Forget a best evaluation of `state` whose checkpoint is not there any more, and say so."""
-    lost = _lost_best(state, paths, is_changed) if processes.is_main else []
-    for variant in processes.from_main(lost):
+    for variant in on_main(_lost_best, state, paths, is_changed):
         del state.best[variant]
         state.evaluated = 0  # so that there is one, though all steps may be done
         state.since_best = 0  # nor does patience end the run before

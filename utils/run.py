@@ -10,7 +10,7 @@ from utils.dataset import write_labelmap
 from utils.engine import Evaluation
 from utils.export import export_evaluation
 from utils.files import remove_unfinished, write_json
-from utils.processes import Processes
+from utils.processes import failing_together, is_main
 from utils.run_lock import run_lock
 from utils.scalars import Scalars
 from utils.splits import Split
@@ -30,7 +30,6 @@ class Run:
         paths: RunPaths,
         stamp: Mapping[str, Any],
         split: Split,
-        writes: bool = True,
         logged_until: int | None = None,
     ) -> None:
         """Make the first writes.
@@ -39,15 +38,14 @@ class Run:
             paths: where.
             stamp: from `build_env_stamp`.
             split: that is evaluated.
-            writes: whether this process is the one that writes.
             logged_until: the last step whose scalars stay, of the run of this name that goes on.
                 None: it is a new one, and a previous one of the same name is moved aside.
         """
         self.paths = paths
         self.split = split
         self.stamp = dict(stamp)
-        self.writes = writes
-        if not writes:
+        self.writes = is_main()
+        if not self.writes:
             return
         if logged_until is None:
             kept = keep_previous_run(paths)
@@ -151,7 +149,6 @@ def own_run(
     paths: RunPaths,
     stamp: Mapping[str, Any],
     split: Split,
-    processes: Processes,
     logged_until: int | None = None,
     before: Callable[[], None] = lambda: None,
 ) -> Iterator[Run]:
@@ -161,7 +158,6 @@ def own_run(
         paths: where.
         stamp: from `build_env_stamp`.
         split: that is evaluated.
-        processes: that run together, of which one writes.
         logged_until: as in `Run`.
         before: called by the process that writes, once no other does, before its first writes.
 
@@ -170,9 +166,9 @@ def own_run(
         RunError: something cannot be written.
     """
     with ExitStack() as held:
-        with processes.together():
-            if processes.is_main:
+        with failing_together():
+            if is_main():
                 held.enter_context(run_lock(paths.lock, paths.name))
                 before()
-            run = Run(paths, stamp, split, processes.is_main, logged_until)
+            run = Run(paths, stamp, split, logged_until)
         yield run

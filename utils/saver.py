@@ -8,7 +8,13 @@ from ml_collections import FrozenConfigDict
 
 from utils.learner import Learner
 from utils.meter import TrainMeter
-from utils.processes import Processes
+from utils.processes import (
+    failing_together,
+    gather_objects_on_main,
+    is_main,
+    rank,
+    world_size,
+)
 from utils.rng import rng_state, set_rng_state
 from utils.run import Run
 from utils.snapshot import Snapshot, Snapshots
@@ -30,7 +36,6 @@ class Saver:
     skipped: Skipped
     num_samples: int  # of an epoch
     device: torch.device
-    processes: Processes
 
     def save(self, state: TrainingState) -> None:
         """Write the state, in the process that writes; the others pass their part on.
@@ -39,10 +44,10 @@ class Saver:
             RunError: it cannot be written, or a loss that was not read yet is not finite.
         """
         meter = self.meter.state_dict()
-        generators = self.processes.objects_for_main(rng_state(self.device))
+        generators = gather_objects_on_main(rng_state(self.device))
         seen = state.step * self.config.train_batch_size
-        with self.processes.together():
-            if self.processes.is_main:
+        with failing_together():
+            if is_main():
                 self.run.flush()
                 self.snapshots.save(
                     Snapshot(
@@ -70,5 +75,5 @@ class Saver:
         snapshot.learner.clear()  # gigabytes that nobody needs any more
         self.meter.load_state_dict(snapshot.meter)
         # Another number of processes draws other numbers; those of the model's start will do.
-        if len(snapshot.rng) == self.processes.world_size:
-            set_rng_state(snapshot.rng[self.processes.rank], self.device)
+        if len(snapshot.rng) == world_size():
+            set_rng_state(snapshot.rng[rank()], self.device)

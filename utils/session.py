@@ -13,14 +13,15 @@ from ml_collections import FrozenConfigDict
 from utils.checkpoint import Checkpoint
 from utils.console import log
 from utils.data_utils import RunPaths, derive_seed
+from utils.ddp import warm_up_exchange
 from utils.dist_util import experiment_of
 from utils.engine import Normalizer
 from utils.evaluator import BestKeeper, Evaluator
-from utils.interrupts import Stopped, StopRequest, stop_by, stop_requests
+from utils.interrupts import Stopped, stop_by, stop_requests
 from utils.learner import Learner
 from utils.meter import TrainMeter
 from utils.pipeline import eval_loader, train_loader
-from utils.processes import Processes
+from utils.processes import failing_together, rank, world_size
 from utils.resume import Past
 from utils.run import Run, own_run
 from utils.run_data import Data
@@ -43,7 +44,6 @@ class Session:
     keep_best: BestKeeper
     saver: Saver
     skipped: Skipped
-    processes: Processes
 
 
 @contextmanager
@@ -56,7 +56,6 @@ def open_session(
     stamp: dict[str, Any],
     past: Past | None,
     state: TrainingState,
-    processes: Processes,
     device: torch.device,
 ) -> Iterator[Session]:
     """Make the first writes, and wire what trains, for the length of the block.
@@ -72,7 +71,6 @@ def open_session(
         stamp: of the run.
         past: that it goes on from, or None.
         state: how far it is.
-        processes: that train together.
         device: that each of them uses.
 
     Raises:
@@ -93,16 +91,13 @@ def open_session(
         if past is not None and past.is_chosen:
             snapshots.save(past.snapshot)
 
-    request = StopRequest()
-    with own_run(paths, stamp, evaluated, processes, logged_until, make_newest) as run:
-        with processes.together():
-            train_batches = train_loader(
-                config, train, micro_batches, device, state.step, processes
-            )
-            eval_batches = eval_loader(config, evaluated, device, processes)
+    with own_run(paths, stamp, evaluated, logged_until, make_newest) as run:
+        with failing_together():
+            train_batches = train_loader(config, train, micro_batches, device, state.step)
+            eval_batches = eval_loader(config, evaluated, device)
             experiment = experiment_of(config)
         ids_of = functools.partial(ids_of_step, train, config.seed, config.train_batch_size)
-        meter = TrainMeter(state.step, processes, ids_of)
+        meter = TrainMeter(state.step, ids_of)
         saver = Saver(
             config,
             experiment,
@@ -114,33 +109,31 @@ def open_session(
             skipped,
             len(train),
             device,
-            processes,
         )
         learner.model.train()
-        if processes.several:
+        if world_size() > 1:
             blank = torch.zeros(1, 3, config.img_size, config.img_size, device=device)
-            processes.settle_exchange(learner.shared, blank)
+            warm_up_exchange(learner.shared, blank)
             # Dropout is to differ from process to process.
-            torch.manual_seed(derive_seed(config.seed, "process", processes.rank))
+            torch.manual_seed(derive_seed(config.seed, "process", rank()))
         if past is not None:
             saver.restore(past.snapshot)
-        with processes.together():
+        with failing_together():
             run.log_training(state.pending, state.step)
-        evaluator = Evaluator(config, eval_batches, normalize, run, processes, request)
+        evaluator = Evaluator(config, eval_batches, normalize, run)
         session = Session(
             run,
             learner,
-            Steps(train_batches, micro_batches, skipped, processes, request),
+            Steps(train_batches, micro_batches, skipped),
             normalize,
             meter,
             BestKeeper(evaluator, learner.variants(), checkpoint),
             saver,
             skipped,
-            processes,
         )
         try:
             # Not before: building a cache is to end at the first signal.
-            with stop_requests(request):
+            with stop_requests():
                 try:
                     yield session
                 except Stopped as stopped:

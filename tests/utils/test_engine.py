@@ -1,7 +1,8 @@
 """utils/engine.py: one training step, one evaluation, by the real `testing` model."""
 
 import copy
-import functools
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from models.build import build_model
 from models.configs import get_config
 from models.losses import Objective
 from models.profiles import GOOGLE
-from models.recompute import recomputed
 from utils.engine import Evaluation, Normalizer, evaluate, train_step, whole_evaluation
 from utils.errors import RunError
+from utils.interrupts import stop_requests, stop_signal
+from utils.learner import Learner
 from utils.pipeline import Batch, eval_loader
 from utils.presets import PRESETS, crop_to_image
 
@@ -53,9 +55,15 @@ def loader_of(split, batch_size: int = 3) -> DataLoader:
     return eval_loader(loader_config(eval_batch_size=batch_size, img_size=SIZE), split, CPU)
 
 
-def step(model, micro_batches, lr=0.1, max_grad_norm=1e9, momentum=0.0):
+def learner_of(model, lr=0.1, momentum=0.0, is_joint=False) -> Learner:
+    """A learner without schedule and averaged weights."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
-    return train_step(model, LOSS, optimizer, step_of(micro_batches), NORMALIZE, max_grad_norm)
+    return Learner(model, model, optimizer, None, None, is_joint)
+
+
+def step(model, micro_batches, lr=0.1, max_grad_norm=1e9, momentum=0.0):
+    learner = learner_of(model, lr, momentum)
+    return train_step(learner, LOSS, step_of(micro_batches), NORMALIZE, max_grad_norm)
 
 
 def flat(model) -> torch.Tensor:
@@ -133,13 +141,14 @@ class TestTrainStep:
         step(model, [batch_of(4)])
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    def test_without_a_sample_moves_nothing(self, model):
+        before = flat(model)
+        assert step(model, [], momentum=0.9) is None
+        assert torch.equal(flat(model), before)
+
     def test_learns(self, model):
-        batch = batch_of(8)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        losses = [
-            float(train_step(model, LOSS, optimizer, step_of([batch]), NORMALIZE, 1.0).loss)
-            for _ in range(20)
-        ]
+        learner, only = learner_of(model, lr=0.05), step_of([batch_of(8)])
+        losses = [float(train_step(learner, LOSS, only, NORMALIZE, 1.0).loss) for _ in range(20)]
         assert losses[-1] < losses[0] / 2
 
 
@@ -154,25 +163,24 @@ def selecting_model(**fields):
     return model
 
 
-def gradients_of(model, objective, micro_batches, joint_forward=None, seed=0):
-    """The loss and the gradient of every parameter, as the optimizer meets them."""
+def gradients_of(model, objective, micro_batches, joint=None, seed=0):
+    """The loss and the gradient of every parameter, as the optimizer meets them.
+
+    `joint` is None (the mean over micro-batches), "recomputed" as in training, or "remembered".
+    """
     model = copy.deepcopy(model)
-    if joint_forward is recomputed:
-        joint_forward = functools.partial(recomputed, model)
-    elif joint_forward == "remembered":
-        joint_forward = model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if joint == "remembered":
+        model.checkpointed_forward = model.forward
+    learner = learner_of(model, is_joint=joint is not None)
     met = {}
 
     def note(*_):
         met.update({name: p.grad.clone() for name, p in model.named_parameters()})
 
-    optimizer.register_step_pre_hook(note)
+    learner.optimizer.register_step_pre_hook(note)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        result = train_step(
-            model, objective, optimizer, step_of(micro_batches), NORMALIZE, 1e9, joint_forward
-        )
+        result = train_step(learner, objective, step_of(micro_batches), NORMALIZE, 1e9)
     return result, met
 
 
@@ -203,7 +211,7 @@ class TestJointStep:
     def test_does_not_depend_on_the_number_of_micro_batches(self, count, objective):
         model, batch = selecting_model(), batch_of(8)
         whole, expected = gradients_of(model, objective, [batch])
-        joint, given = gradients_of(model, objective, cut(batch, count), recomputed)
+        joint, given = gradients_of(model, objective, cut(batch, count), "recomputed")
         assert float(joint.loss) == pytest.approx(float(whole.loss), rel=1e-5)
         assert int(joint.correct) == int(whole.correct)
         assert joint.loss.shape == joint.correct.shape == ()
@@ -222,7 +230,7 @@ class TestJointStep:
     def test_of_a_mean_over_samples_is_the_accumulated_one(self, count):
         model, batch, objective = selecting_model(), batch_of(8), Objective(0.1, WEIGHTS)
         micro, expected = gradients_of(model, objective, cut(batch, count))
-        joint, given = gradients_of(model, objective, cut(batch, count), recomputed)
+        joint, given = gradients_of(model, objective, cut(batch, count), "recomputed")
         assert float(joint.loss) == pytest.approx(float(micro.loss), rel=1e-6)
         assert largest_difference(given, expected) < 1e-5
 
@@ -232,7 +240,7 @@ class TestJointStep:
         model, micro_batches = selecting_model(**fields), cut(batch_of(8), 4)
         model.grad_checkpointing = grad_checkpointing
         objective = OBJECTIVES["all"]
-        joint, given = gradients_of(model, objective, micro_batches, recomputed)
+        joint, given = gradients_of(model, objective, micro_batches, "recomputed")
         model.grad_checkpointing = False
         kept, expected = gradients_of(model, objective, micro_batches, "remembered")
         assert float(joint.loss) == float(kept.loss)
@@ -244,20 +252,20 @@ class TestJointStep:
         """Else what the next step draws would depend on how memory is saved."""
         model, micro_batches = selecting_model(dropout=0.3), cut(batch_of(8), 4)
         states = []
-        for forward in (functools.partial(recomputed, model), model):
-            torch.manual_seed(0)
+        for joint in ("recomputed", "remembered"):
             twin = copy.deepcopy(model)
-            optimizer = torch.optim.SGD(twin.parameters(), lr=0.0)
-            train_step(
-                model, OBJECTIVES["all"], optimizer, step_of(micro_batches), NORMALIZE, 1.0, forward
-            )
+            if joint == "remembered":
+                twin.checkpointed_forward = twin.forward
+            learner = learner_of(twin, is_joint=True)
+            torch.manual_seed(0)
+            train_step(learner, OBJECTIVES["all"], step_of(micro_batches), NORMALIZE, 1.0)
             states.append(torch.get_rng_state())
         assert torch.equal(*states)
 
     def test_remembers_one_piece(self):
         """The last, whose backward pass is the first; the others are computed again one by one."""
 
-        def remembered(micro_batches, joint_forward) -> int:
+        def remembered(micro_batches, joint) -> int:
             saved = {}  # by address; held, so that no address is used twice
 
             def pack(tensor):
@@ -268,11 +276,11 @@ class TestJointStep:
 
             model = selecting_model()
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                gradients_of(model, OBJECTIVES["contrast"], micro_batches, joint_forward)
+                gradients_of(model, OBJECTIVES["contrast"], micro_batches, joint)
             return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
         batch = batch_of(8)
-        joint = remembered(cut(batch, 4), recomputed)
+        joint = remembered(cut(batch, 4), "recomputed")
         kept = remembered(cut(batch, 4), "remembered")
         whole = remembered([batch], None)
         images = NORMALIZE(batch.images).nbytes
@@ -284,16 +292,9 @@ class TestJointStep:
     def test_clips_and_leaves_no_gradient_behind(self):
         model = selecting_model()
         before = flat(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train_step(
-            model,
-            OBJECTIVES["contrast"],
-            optimizer,
-            step_of(cut(batch_of(8), 4)),
-            NORMALIZE,
-            0.1,
-            functools.partial(recomputed, model),
-        )
+        learner = learner_of(model, lr=1.0, is_joint=True)
+        only = step_of(cut(batch_of(8), 4))
+        train_step(learner, OBJECTIVES["contrast"], only, NORMALIZE, 0.1)
         assert (flat(model) - before).norm().item() == pytest.approx(0.1, rel=2e-2)
         assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -367,10 +368,14 @@ class TestEvaluate:
         loader.batch_sampler.firsts = range(0)
         assert evaluate(model, loader, NORMALIZE, VIT) is None
 
-    def test_ends_where_it_is_told_to(self, model, split):
-        evaluation = evaluate(
-            model, loader_of(split), NORMALIZE, VIT, watched=lambda batches: [next(iter(batches))]
-        )
+    def test_ends_after_the_batch_in_which_the_run_is_asked_to_stop(self, model, split):
+        class Bar:
+            def update(self, n):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with stop_requests():
+            evaluation = evaluate(model, loader_of(split), NORMALIZE, VIT, bar=Bar())
+            assert stop_signal() == signal.SIGTERM
         assert evaluation.positions.tolist() == [0, 1, 2]
 
 

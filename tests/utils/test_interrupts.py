@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from utils import interrupts
 from utils.errors import Terminated
-from utils.interrupts import ECHO_SECONDS, Stopped, StopRequest, started, stop_by, stop_requests
+from utils.interrupts import Stopped, started, stop_by, stop_requests, stop_signal, until_stop
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 NOTE = "stopping after this step; a second signal stops at once\n"
@@ -19,10 +20,11 @@ def handlers() -> tuple:
 
 
 @pytest.fixture(autouse=True)
-def _handlers_stay() -> Iterator[None]:
+def _nothing_stays() -> Iterator[None]:
     before = handlers()
     yield
     assert handlers() == before
+    assert stop_signal() == 0
 
 
 @pytest.fixture(autouse=True)
@@ -38,27 +40,27 @@ def _under_torchrun(monkeypatch):
 class TestFirst:
     @pytest.mark.parametrize("signum", [INT, TERM])
     def test_only_asks_and_says_so(self, signum, capfd):
-        with stop_requests() as request:
-            assert request.signum == 0
+        with stop_requests():
+            assert stop_signal() == 0
             signal.raise_signal(signum)
-            assert request.signum == signum
+            assert stop_signal() == signum
         assert capfd.readouterr() == (NOTE, "")
 
     @pytest.mark.parametrize("signum", [INT, TERM])
     def test_is_asked_for_in_the_middle_of_any_call(self, signum):
         """By another process, as far as this one can tell."""
-        with stop_requests() as request:
+        with stop_requests():
             os.kill(os.getpid(), signum)
             assert sum(range(1000)) == 499_500
-            assert request.signum == signum
+            assert stop_signal() == signum
 
     def test_of_one_block_is_forgotten_by_the_next(self):
-        with stop_requests() as request:
+        with stop_requests():
             signal.raise_signal(INT)
-        with stop_requests() as other:
-            assert (request.signum, other.signum) == (INT, 0)
+        with stop_requests():
+            assert stop_signal() == 0
             signal.raise_signal(TERM)
-            assert (request.signum, other.signum) == (INT, TERM)
+            assert stop_signal() == TERM
 
     def test_asks_though_nobody_reads_what_it_says(self):
         """Ctrl-C ends `| tee` too."""
@@ -67,9 +69,9 @@ class TestFirst:
         stdout = os.dup(1)
         try:
             os.dup2(writer, 1)
-            with stop_requests() as request:
+            with stop_requests():
                 signal.raise_signal(INT)
-                assert request.signum == INT
+                assert stop_signal() == INT
         finally:
             os.dup2(stdout, 1)
             os.close(stdout)
@@ -80,11 +82,11 @@ class TestSecond:
     @pytest.mark.parametrize("first", [INT, TERM])
     @pytest.mark.parametrize(("second", "stop"), [(INT, KeyboardInterrupt), (TERM, Terminated)])
     def test_stops_at_once_by_its_own_kind(self, first, second, stop, capfd):
-        with stop_requests() as request:
+        with stop_requests():
             signal.raise_signal(first)
             with pytest.raises(stop, match=r"^$"):
                 signal.raise_signal(second)
-            assert request.signum == first
+            assert stop_signal() == first
             with pytest.raises(stop, match=r"^$"):
                 signal.raise_signal(second)  # and so does any other
         assert capfd.readouterr().out == NOTE  # said once
@@ -105,54 +107,47 @@ class TestUnderTorchrun:
     """It passes on what it gets, and what ends a service sends it to all processes."""
 
     @pytest.mark.parametrize("first", [INT, TERM])
-    def test_the_first_asks(self, first, capfd):
-        with stop_requests() as request:
-            signal.raise_signal(first)
-            assert request.signum == first
-        assert capfd.readouterr().out == NOTE
-
-    @pytest.mark.parametrize("first", [INT, TERM])
     @pytest.mark.parametrize("echo", [INT, TERM])
-    def test_more_at_once_are_echoes(self, first, echo, capfd):
-        with stop_requests() as request:
+    def test_the_first_asks_and_more_at_once_are_echoes(self, first, echo, capfd):
+        with stop_requests():
             signal.raise_signal(first)
             for _ in range(3):
                 signal.raise_signal(echo)
-            assert request.signum == first
+            assert stop_signal() == first
         assert capfd.readouterr().out == NOTE
 
     @pytest.mark.parametrize("first", [INT, TERM])
     @pytest.mark.parametrize(("second", "stop"), [(INT, KeyboardInterrupt), (TERM, Terminated)])
-    def test_another_later_stops(self, first, second, stop):
-        with stop_requests() as request:
+    def test_another_later_stops(self, first, second, stop, monkeypatch):
+        with stop_requests():
             signal.raise_signal(first)
-            request.since -= ECHO_SECONDS
+            monkeypatch.setattr(interrupts, "ECHO_SECONDS", 0.0)  # as if they were over
             with pytest.raises(stop, match=r"^$"):
                 signal.raise_signal(second)
 
 
-class TestWatched:
-    def test_passes_all_on_without_a_request(self):
-        assert list(StopRequest().watched(range(5))) == [0, 1, 2, 3, 4]
+class TestUntilStop:
+    def test_passes_all_on_if_nobody_asks(self):
+        assert list(until_stop(range(5))) == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("asked_at", [0, 2, 4])
     def test_ends_at_the_item_after_the_request(self, asked_at):
-        with stop_requests() as request:
+        with stop_requests():
             seen = []
-            for item in request.watched(range(5)):
+            for item in until_stop(range(5)):
                 seen.append(item)
                 if item == asked_at:
                     signal.raise_signal(TERM)
         assert seen == list(range(asked_at + 1))
 
     def test_gives_nothing_after_a_request(self):
-        request = StopRequest()
-        request.receive(INT)
-        assert list(request.watched(range(5))) == []
+        with stop_requests():
+            signal.raise_signal(INT)
+            assert list(until_stop(range(5))) == []
 
     def test_lets_a_second_signal_through(self):
-        with stop_requests() as request, pytest.raises(KeyboardInterrupt, match=r"^$"):  # noqa: PT012
-            for _ in request.watched(range(5)):
+        with stop_requests(), pytest.raises(KeyboardInterrupt, match=r"^$"):  # noqa: PT012
+            for _ in until_stop(range(5)):
                 signal.raise_signal(INT)
                 signal.raise_signal(INT)
 
@@ -166,13 +161,13 @@ class TestStarting:
         class Loader:
             def __iter__(self) -> Iterator[int]:
                 signal.pthread_kill(threading.get_ident(), INT)
-                seen.append(request.signum)
+                seen.append(stop_signal())
                 return iter([1, 2])
 
         seen: list[int] = []
-        with stop_requests() as request:
+        with stop_requests():
             items = started(Loader())
-            assert (seen, request.signum) == ([0], INT)
+            assert (seen, stop_signal()) == ([0], INT)
         assert list(items) == [1, 2]
         assert INT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
@@ -206,33 +201,20 @@ class TestLostLoaders:
         with pytest.raises(RuntimeError, match="is killed by signal"):
             signal.raise_signal(signal.SIGCHLD)
 
-    @pytest.mark.parametrize("asked", [0, TERM])
-    def test_end_what_is_watched_if_they_were_told_to(self, asked):
-        def batches(request: StopRequest) -> Iterator[int]:
-            yield 1
-            if asked:
-                request.receive(asked)
-            raise RuntimeError(self.LOST)
+    def batches(self, is_asked: bool, message: str) -> Iterator[int]:
+        yield 1
+        if is_asked:
+            signal.raise_signal(TERM)
+        raise RuntimeError(message)
 
-        request, seen = StopRequest(), []
-        watched = request.watched(batches(request))
-        if not asked:
-            assert next(watched) == 1
-            with pytest.raises(RuntimeError, match="is killed by signal"):
-                next(watched)
-            return
-        seen.extend(watched)
-        assert seen == [1]
+    def test_end_the_items_if_they_were_told_to_end(self):
+        with stop_requests():
+            assert list(until_stop(self.batches(True, self.LOST))) == [1]
 
-    def test_hide_no_other_failure(self):
-        def batches() -> Iterator[int]:
-            request.receive(TERM)
-            raise RuntimeError("a defect")
-            yield
-
-        request = StopRequest()
-        with pytest.raises(RuntimeError, match="a defect"):
-            list(request.watched(batches()))
+    @pytest.mark.parametrize(("is_asked", "message"), [(False, LOST), (True, "a defect")])
+    def test_hide_no_other_failure(self, is_asked, message):
+        with stop_requests(), pytest.raises(RuntimeError, match=message.split("(")[0]):
+            list(until_stop(self.batches(is_asked, message)))
 
 
 class TestHandlers:
@@ -249,20 +231,12 @@ class TestHandlers:
         finally:
             signal.signal(TERM, before)
 
-    def test_are_those_of_the_innermost_block(self):
-        with stop_requests() as outer:
-            with stop_requests() as inner:
-                signal.raise_signal(INT)
-                assert (outer.signum, inner.signum) == (0, INT)
-            signal.raise_signal(TERM)
-            assert (outer.signum, inner.signum) == (TERM, INT)
-
     def test_are_left_alone_by_other_threads(self):
         before, seen = handlers(), []
 
         def work() -> None:
-            with stop_requests() as request:
-                seen.append((handlers() == before, request.signum, list(request.watched([1, 2]))))
+            with stop_requests():
+                seen.append((handlers() == before, stop_signal(), list(until_stop([1, 2]))))
 
         thread = threading.Thread(target=work)
         thread.start()

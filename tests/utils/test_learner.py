@@ -13,7 +13,6 @@ from models.build import build_model
 from models.configs import get_config
 from models.vit import Backbone
 from utils.learner import Learner, build_ema, build_learner
-from utils.processes import Processes
 from utils.scheduler import lr_factor
 from utils.sealed import load_archive, save_archive
 
@@ -44,6 +43,7 @@ def config(**changes: object) -> FrozenConfigDict:
         "num_steps": 10,
         "layer_decay": None,
         "ema_decay": None,
+        "contrastive_scope": "micro",
     }
     assert changes.keys() <= values.keys()
     return FrozenConfigDict({**values, **changes})
@@ -61,7 +61,7 @@ def small_model(seed: int) -> Backbone:
 
 def learner_of(seed: int = 1, **changes: object) -> Learner:
     """A learner of a small model, by the flags that are given."""
-    return build_learner(small_model(seed), config(**changes), Processes())
+    return build_learner(small_model(seed), config(**changes))
 
 
 def train(learner: Learner, begin: int, end: int) -> None:
@@ -284,7 +284,7 @@ def test_a_frozen_backbone_goes_on_too(tmp_path):
         model = small_model(seed)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("head"))
-        return build_learner(model, config(ema_decay=0.5), Processes())
+        return build_learner(model, config(ema_decay=0.5))
 
     whole, first = frozen(1), frozen(1)
     train(whole, 0, 4)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from utils.engine import StepResult
 from utils.errors import RunError
 from utils.meter import Settled, TrainMeter
-from utils.processes import Processes
 
 WAITED = 0.25  # seconds; a clock that has run for no time at all would be none
 NAN, INF = float("nan"), float("inf")
@@ -24,7 +23,7 @@ def ids_of(step: int) -> list[str]:
 
 
 def meter_of(step: int = 0) -> TrainMeter:
-    return TrainMeter(step, Processes(), ids_of)
+    return TrainMeter(step, ids_of)
 
 
 def result(loss: float, correct: int = 0, samples: int = 4, norm: float = 1.0) -> StepResult:

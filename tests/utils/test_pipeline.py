@@ -13,7 +13,6 @@ from PIL import Image
 
 from utils.data_utils import seed_everything
 from utils.errors import RunError, one_line
-from utils.interrupts import StopRequest
 from utils.pipeline import (
     Batch,
     ImageDataset,
@@ -23,7 +22,6 @@ from utils.pipeline import (
     train_loader,
 )
 from utils.presets import PRESETS, Augmentation
-from utils.processes import Processes
 from utils.steps import Skipped, Steps
 from utils.transforms import EvalView, TrainView
 
@@ -83,7 +81,7 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
 
 
 def steps_of(loader, micro_batches: int, skipped: Skipped) -> Steps:
-    return Steps(loader, micro_batches, skipped, Processes(), StopRequest())
+    return Steps(loader, micro_batches, skipped)
 
 
 class TestImageDataset:

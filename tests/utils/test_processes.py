@@ -1,7 +1,8 @@
-"""utils/processes.py: of one process everything is what it was; two exchange and fail together."""
+"""utils/processes.py, utils/ddp.py: one process keeps what it has; two exchange, fail together."""
 
 import json
 import math
+import platform
 import re
 import subprocess
 import sys
@@ -13,10 +14,24 @@ from helpers import REPO
 from process_checks import COUNTS, FAILURES, MARGIN, layer, own_samples, samples
 
 from models.losses import contrastive_loss
+from utils.ddp import exchange_gradients, gather_features, without_exchange
 from utils.errors import Alone, RunError
-from utils.processes import Processes, joined_processes
-
-ONE = Processes()
+from utils.processes import (
+    failing_together,
+    from_main,
+    gather_objects,
+    gather_objects_on_main,
+    gather_rows,
+    hosts,
+    is_main,
+    joined_processes,
+    main_first,
+    on_main,
+    raise_first_failure,
+    rank,
+    sum_by_rank,
+    world_size,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +43,35 @@ def two(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
-class TestOne:
+class TestOneProcess:
     def test_is_the_main_one_and_alone(self):
-        assert (ONE.world_size, ONE.rank, ONE.local_rank) == (1, 0, 0)
-        assert ONE.is_main
-        assert not ONE.several
+        assert (world_size(), rank(), is_main()) == (1, 0, True)
+        assert hosts() == [platform.node()]
 
     def test_exchanges_nothing(self):
         value = {"a": [1, 2]}
-        assert ONE.from_main(value) is value
-        for values in (ONE.all_objects(value), ONE.objects_for_main(value)):
+        assert from_main(value) is value
+        for values in (gather_objects(value), gather_objects_on_main(value)):
             assert len(values) == 1
             assert values[0] is value
-        assert ONE.all_rows([3, 4]) == [[3, 4]]
+        assert gather_rows([3, 4]) == [[3, 4]]
         numbers = torch.ones(2)
-        assert ONE.sum(numbers) is numbers
-        assert ONE.gather([5]) is None
+        assert sum_by_rank(numbers) is numbers
+        assert gather_features([5]) is None
 
     def test_trains_the_model_itself(self):
         model = layer()
-        assert ONE.wrap(model) is model
-        with ONE.without_exchange(model):
+        assert exchange_gradients(model) is model
+        with without_exchange(model):
             model(torch.ones(1, 5)).sum().backward()
         assert model.weight.grad is not None
 
     @pytest.mark.parametrize("failure", [*FAILURES.values(), KeyError("x"), KeyboardInterrupt("x")])
     def test_fails_with_the_error_itself(self, failure):
-        with pytest.raises(type(failure), match=re.escape(str(failure))) as caught, ONE.together():
+        with (
+            pytest.raises(type(failure), match=re.escape(str(failure))) as caught,
+            failing_together(),
+        ):
             raise failure
         assert caught.value is failure
         assert caught.value.__cause__ is None
@@ -62,25 +79,22 @@ class TestOne:
     def test_raises_its_own_failure(self):
         failure = RunError("mine")
         with pytest.raises(RunError, match=r"^mine$") as caught:
-            ONE.raise_first(failure)
+            raise_first_failure(failure)
         assert caught.value is failure
-        ONE.raise_first(None)
+        raise_first_failure(None)
 
-    def test_is_first(self):
-        done = []
-        with ONE.together(), ONE.main_first():
-            done.append(1)
-        with pytest.raises(RunError, match=r"^x$"), ONE.main_first():
+    def test_does_the_work_of_the_main_one(self):
+        assert on_main(divmod, 7, 2) == (3, 1)
+        with pytest.raises(RunError, match=r"^x$"), main_first():
             raise RunError("x")
-        assert done == [1]
 
     @pytest.mark.parametrize("size", [None, "1"])
     def test_joins_nobody(self, monkeypatch, size):
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         if size is not None:
             monkeypatch.setenv("WORLD_SIZE", size)
-        with joined_processes() as processes:
-            assert processes == ONE
+        with joined_processes():
+            assert world_size() == 1
             assert not torch.distributed.is_initialized()
 
     def test_imports_nothing_of_torch(self):
@@ -103,19 +117,21 @@ class TestOne:
 
 class TestExchange:
     def test_knows_who_is_who(self, two):
-        assert [each["is"] for each in two] == [[2, 0, 0], [2, 1, 1]]
-        assert [each["is_main"] for each in two] == [True, False]
-        assert [each["several"] for each in two] == [True, True]
+        assert [each["is"] for each in two] == [[2, 0, True], [2, 1, False]]
+        assert [each["hosts"] for each in two] == [[platform.node()] * 2] * 2
 
     def test_brings_everything_to_all_by_rank(self, two):
         for got in (each["exchanged"] for each in two):
-            assert got["all_objects"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "x" * 1000}]
-            assert got["all_rows"] == [[0, 0, 2**40], [1, -1, 2**40 + 1]]
+            assert got["gather_objects"] == [
+                {"rank": 0, "text": ""},
+                {"rank": 1, "text": "x" * 1000},
+            ]
+            assert got["gather_rows"] == [[0, 0, 2**40], [1, -1, 2**40 + 1]]
             assert got["one_row"] == [[0], [1]]
             assert got["from_main"] == {"value": "of 0", "none": None}
 
     def test_brings_objects_to_main_alone(self, two):
-        assert [each["exchanged"]["objects_for_main"] for each in two] == [
+        assert [each["exchanged"]["gather_objects_on_main"] for each in two] == [
             [[0, None], [1, None]],
             [],
         ]
@@ -143,8 +159,8 @@ class TestFailingTogether:
         ],
     )
     def test_is_one_message_in_both(self, two, name, kind, message, who):
-        for rank, each in enumerate(two):
-            assert each["failed"][f"{name} {who}"] == [kind, message, rank in who]
+        for number, each in enumerate(two):
+            assert each["failed"][f"{name} {who}"] == [kind, message, number in who]
 
     def test_takes_the_first_of_several(self, two):
         assert [each["failed"]["both"] for each in two] == [["RunError", "of the first"]] * 2
@@ -153,7 +169,13 @@ class TestFailingTogether:
         assert [each["failed"]["none"] for each in two] == [True, True]
 
     def test_can_be_asked_for(self, two):
-        assert [each["failed"]["raise_first"] for each in two] == ["of the second"] * 2
+        assert [each["failed"]["raise_first_failure"] for each in two] == ["of the second"] * 2
+
+
+def test_what_the_main_process_did_reaches_both(two):
+    got = [each["on_main"] for each in two]
+    assert [(each["value"], each["failure"]) for each in got] == [("value 3 of 0", "bad -1")] * 2
+    assert [each["calls"] for each in got] == [[3, -1], []]
 
 
 def test_main_is_first_however_it_ends(two):
@@ -185,13 +207,13 @@ class TestGather:
         inputs.requires_grad_()
         contrastive_loss(inputs, labels, MARGIN).backward()
         begin = 0
-        for rank, count in enumerate(counts):
-            got = torch.tensor(two[rank]["gathered"][number]["gradient"])
+        for own, count in enumerate(counts):
+            got = torch.tensor(two[own]["gathered"][number]["gradient"])
             if count:
                 expected = 2 * inputs.grad[begin : begin + count]
                 assert torch.allclose(got, expected, atol=1e-6)
             else:
-                assert torch.equal(got, torch.zeros(own_samples(counts, rank)[0].shape))
+                assert torch.equal(got, torch.zeros(own_samples(counts, own)[0].shape))
             begin += count
 
     def test_gives_the_weights_the_gradient_of_one_process(self, two, number):
@@ -208,8 +230,8 @@ class TestGather:
 
 def test_gradients_of_several_passes_are_exchanged_once(two):
     model = layer()
-    for rank in range(2):
-        (model(own_samples((3, 3), rank)[0]).square().sum() / 2).backward()
+    for own in range(2):
+        (model(own_samples((3, 3), own)[0]).square().sum() / 2).backward()
     for each in two:
         for got, parameter in zip(each["accumulated"], model.parameters(), strict=True):
             assert torch.allclose(torch.tensor(got), parameter.grad, atol=1e-5)

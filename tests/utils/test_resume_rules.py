@@ -23,7 +23,6 @@ from utils.dist_util import experiment_of
 from utils.errors import InputError
 from utils.files import write_json
 from utils.flags import CHANGEABLE
-from utils.processes import Processes
 from utils.resume import Past, check_same_run, differences, open_past, settle_best
 from utils.sealed import load_archive, save_archive
 from utils.snapshot import Snapshot, Snapshots, load_snapshot
@@ -38,7 +37,6 @@ DATA = {
     "tiny_infer_subset": {"name": "synthetic_tiny", "sha256": "1" * 64, "count": 4},
 }
 METRICS = {"accuracy": 0.5, "loss": 1.25, "step": 4, "split": "val", "checkpoint_id": "a" * 12}
-ONE = Processes()
 FLAT = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
     st.none()
@@ -370,7 +368,7 @@ class TestSettleBest:
             state = TrainingState(step=6, evaluated=6, best=named, since_best=5)
             caplog.clear()
             with caplog.at_level("WARNING", logger="fine_vit"):
-                settle_best(state, paths, is_changed, ONE)
+                settle_best(state, paths, is_changed)
             # What is evaluated anew has patience anew.
             is_lost = len(state.best) < len(best)
             assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))
