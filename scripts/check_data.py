@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from scripts.contact_sheet import contact_sheet, save_picture
-from scripts.data_report import full_lines, make_report, summary_lines
-from scripts.image_scan import Files, Scan, collect, scan
+from scripts.data_check.contact_sheet import contact_sheet, save_picture
+from scripts.data_check.report import full_lines, make_report, summary_lines
+from scripts.data_check.scan import Files, Scan, collect, scan
 from utils.console import Parser, entrypoint, log
 from utils.data_utils import check_writable
 from utils.dataset import dataset_names, get_spec, open_split

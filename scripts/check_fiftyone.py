@@ -33,9 +33,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.shared.fiftyone_rows import CheckFailed, check_rows, load_errors
 from utils.console import Parser, entrypoint
 from utils.errors import InputError, RunError, one_line
-from utils.fiftyone_rows import CheckFailed, check_rows, load_errors
 from utils.files import write_json
 
 HOST = "127.0.0.1"

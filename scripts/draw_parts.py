@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageDraw, ImageOps
 
-from scripts.contact_sheet import paste_tiles, save_picture
+from scripts.data_check.contact_sheet import paste_tiles, save_picture
 from utils.console import Parser, entrypoint, log
 from utils.errors import InputError
 from utils.flag_types import positive_int

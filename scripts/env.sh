@@ -32,7 +32,7 @@ else
   fi
 fi
 
-if ! "$PYTHON" scripts/check_pins.py "$REQUIREMENTS"; then
+if ! "$PYTHON" scripts/dev/check_pins.py "$REQUIREMENTS"; then
   echo "installing $REQUIREMENTS into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
   # pip compiles to bytecode on one core (93 s of CPU for requirements-dev.txt); compileall takes all.
   # It fails where a package carries a file in another Python's syntax; so does pip, silently. Left

@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 CONTEXT = multiprocessing.get_context("forkserver")
 # Read when the first process starts: what anybody's processes import.
 CONTEXT.set_forkserver_preload(
-    ["torch", "torchvision", "torch.utils.tensorboard", "train", "eval", "scripts.image_scan"]
+    ["torch", "torchvision", "torch.utils.tensorboard", "train", "eval", "scripts.data_check.scan"]
 )
 
 

@@ -20,14 +20,14 @@ ELSEWHERE = {
     "scripts/test.sh": "the first line of .ci/run, with flags",
     'pytest -m "smoke_train or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     'pytest -m "smoke_eval or smoke" -q': "scripts/test.sh runs them all; test_project_files",
-    "python scripts/benchmark.py model --json figures.json --plot growth.png --check": (
+    "python scripts/dev/benchmark.py model --json figures.json --plot growth.png --check": (
         "12 minutes: by hand, and test_benchmark"
     ),
-    "python scripts/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
-    "python scripts/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",
-    "python scripts/soak.py kills --kills 40": "half an hour; test_soak has a short version",
-    "python scripts/soak.py damage --ways 200": "test_soak has a short version",
-    "python scripts/soak.py disk": "test_soak has a short version",
+    "python scripts/dev/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
+    "python scripts/dev/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",
+    "python scripts/dev/soak.py kills --kills 40": "half an hour; test_soak has a short version",
+    "python scripts/dev/soak.py damage --ways 200": "test_soak has a short version",
+    "python scripts/dev/soak.py disk": "test_soak has a short version",
     "shasum -a 256 env_export.yml": "macOS's name of sha256sum",
     "python scripts/check_fiftyone.py --predictions output/flower_mps/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"

@@ -8,11 +8,9 @@ import pytest
 import yaml
 from helpers import REPO
 
+from scripts.dev.check_pins import main as check_pins
+from scripts.dev.check_pins import read_pins
 from utils.data_utils import RunPaths, retention_note
-
-sys.path.insert(0, str(REPO / "scripts"))
-from check_pins import main as check_pins
-from check_pins import read_pins
 
 
 def test_environment_yml_takes_its_pins_from_requirements_txt():
@@ -79,7 +77,7 @@ def test_gitignore_keeps_outputs_and_checkpoints_out():
 
 def test_openapi_is_what_the_parsers_say():
     done = subprocess.run(
-        [sys.executable, "scripts/make_openapi.py", "--check"],
+        [sys.executable, "scripts/dev/make_openapi.py", "--check"],
         cwd=REPO,
         capture_output=True,
         text=True,

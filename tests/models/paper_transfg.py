@@ -1,7 +1,7 @@
 """TransFG and ViT-pytorch as their papers and public code compute them, written plainly.
 
-The reference of the parity tests and of `scripts/benchmark.py`: weights under the names of TACJu's
-and jeonsworld's state dicts, every layer's attention maps kept, full N x N products inside
+The reference of the parity tests and of `scripts/dev/benchmark.py`: weights under the names of
+TACJu's and jeonsworld's state dicts, every layer's attention maps kept, full N x N products inside
 autograd, parts gathered by index. Shapes: B batch, N tokens, H heads, D width.
 """
 

@@ -17,7 +17,7 @@ from utils.dataset import get_spec
 from utils.errors import InputError, RunError
 from utils.readers import synthetic
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[3]
 ENV = {"OMP_NUM_THREADS": "1", **os.environ}  # more threads are slower for so small a model
 STEP_LINE = re.compile(r"step (\d+)/")
 # Scalars that say how long something took: no two runs agree.

@@ -1,10 +1,10 @@
 """Measure what the project promises, in pairs: A B A B ..., medians of the ratios A / B.
 
-    python scripts/benchmark.py startup --check
-    python scripts/benchmark.py block --model_type ViT-Ti_16 --img_size 224
-    python scripts/benchmark.py model --json figures.json --check
-    python scripts/benchmark.py data --json figures.json --check
-    python scripts/benchmark.py save --pairs 3 --check
+    python scripts/dev/benchmark.py startup --check
+    python scripts/dev/benchmark.py block --model_type ViT-Ti_16 --img_size 224
+    python scripts/dev/benchmark.py model --json figures.json --check
+    python scripts/dev/benchmark.py data --json figures.json --check
+    python scripts/dev/benchmark.py save --pairs 3 --check
 
 `--check` exits 1 if a promise is missed, `--json FILE` writes the figures.
 """
@@ -23,18 +23,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.data_figures import add_data_flags, measure_data
-from scripts.model_figures import add_model_flags, measure_model
-from scripts.paired import in_pairs
-from scripts.save_figures import measure_save
+from scripts.dev.benchmarks.data import add_data_flags, measure_data
+from scripts.dev.benchmarks.model import add_model_flags, measure_model
+from scripts.dev.benchmarks.save import measure_save
+from scripts.dev.benchmarks.timing import in_pairs
 from utils.console import Parser, entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
 from utils.flag_types import fraction, positive_int
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 IMPORTS = "import torch, torchvision, torch.utils.tensorboard"
 SMOKE_TRAINING = shlex.split(
     "--dataset synthetic --model_type testing --img_size 64 --num_steps 10 --eval_every 5 "

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.soak_runs import (
+from scripts.dev.soak_tests.runs import (
     ALL_THAT_IS_RANDOM,
     all_left,
     check_same,

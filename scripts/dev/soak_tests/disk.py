@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from scripts.soak_runs import (
+from scripts.dev.soak_tests.runs import (
     ALL_THAT_IS_RANDOM,
     ENV,
     REPO,
@@ -24,7 +24,7 @@ from scripts.soak_runs import (
     states,
     weights_left,
 )
-from scripts.soak_watch import broken_json, has_whole_state
+from scripts.dev.soak_tests.watch import broken_json, has_whole_state
 from utils.console import log
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import InputError, RunError
@@ -52,7 +52,7 @@ class Server:
         """Talk to it.
 
         Args:
-            process: of scripts/soak_fault.py.
+            process: of scripts/dev/soak_tests/full_disk.py.
             folder: for what the runs say.
         """
         self.process = process
@@ -77,7 +77,7 @@ class Server:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RunError("scripts/soak_fault.py ended; see what it wrote above")
+            raise RunError("scripts/dev/soak_tests/full_disk.py ended; see what it wrote above")
         report = path.with_suffix(".json")
         facts = json.loads(report.read_text("utf-8")) if report.exists() else {}
         errors = path.with_suffix(".err").read_text("utf-8", errors="replace")
@@ -88,7 +88,7 @@ class Server:
 def served(folder: Path) -> Iterator[Server]:
     """A server for the length of the block."""
     folder.mkdir()
-    command = [sys.executable, str(REPO / "scripts" / "soak_fault.py")]
+    command = [sys.executable, str(REPO / "scripts/dev/soak_tests/full_disk.py")]
     with subprocess.Popen(
         command, cwd=REPO, env=ENV, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

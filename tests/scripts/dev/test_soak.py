@@ -11,7 +11,9 @@ import pytest
 import torch
 from helpers import REPO, read_json
 
-from scripts import soak, soak_damage, soak_disk, soak_kills, soak_runs, soak_watch
+from scripts.dev import soak
+from scripts.dev.soak_tests import damage, disk, kills, runs
+from scripts.dev.soak_tests import watch as watch_module
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import RunError
 from utils.sealed import save_archive
@@ -33,15 +35,15 @@ class TestKills:
         assert "kills: nothing was lost" in capsys.readouterr().out
 
     def test_a_run_that_ends_by_itself_was_not_killed(self):
-        pace = soak_kills.Pace(start=60.0, step=60.0)
+        pace = kills.Pace(start=60.0, step=60.0)
         for seed in range(3):  # in its beginning and later
-            with soak_runs.session(["--help"]) as run:
-                assert soak_kills.kill_at_random(run, pace, random.Random(seed)) is None
+            with runs.session(["--help"]) as run:
+                assert kills.kill_at_random(run, pace, random.Random(seed)) is None
                 assert run.code() == 0
 
     def test_a_run_that_fails_is_said(self):
         with pytest.raises(RunError, match=r"--name x ended with code 2: error: .*--nothing"):
-            soak_runs.run_to_its_end(["--name", "x", "--nothing"])
+            runs.run_to_its_end(["--name", "x", "--nothing"])
 
 
 class TestWatch:
@@ -51,7 +53,7 @@ class TestWatch:
         return RunPaths(tmp_path, "run")
 
     def test_a_whole_run_is_fine(self, copied):
-        with soak_watch.watched(copied) as watch:
+        with watch_module.watched(copied) as watch:
             watch.look()
         assert watch.had_state
         assert watch.files_read > 3
@@ -62,7 +64,7 @@ class TestWatch:
         path.write_bytes(path.read_bytes()[:-9])
         with (
             pytest.raises(RunError, match=rf"{path.name} cannot be parsed"),
-            soak_watch.watched(copied),
+            watch_module.watched(copied),
         ):
             pass
 
@@ -72,12 +74,12 @@ class TestWatch:
         path.write_bytes(copied.checkpoint.read_bytes()[:-9])
         with (
             pytest.raises(RunError, match=rf"{path.name} is not whole"),
-            soak_watch.watched(copied),
+            watch_module.watched(copied),
         ):
             pass
 
     def test_states_that_are_lost_are_noticed(self, copied):
-        watch = soak_watch.Watch(copied)
+        watch = watch_module.Watch(copied)
         watch.look()
         watch.check()
         shutil.rmtree(copied.last.parent)
@@ -88,9 +90,9 @@ class TestWatch:
     def test_one_whole_state_is_enough(self, copied):
         shutil.copy(copied.last, copied.older(1))
         copied.last.write_bytes(b"half")
-        assert soak_watch.has_whole_state(copied)
+        assert watch_module.has_whole_state(copied)
         copied.older(1).write_bytes(b"")
-        assert not soak_watch.has_whole_state(copied)
+        assert not watch_module.has_whole_state(copied)
 
 
 class TestCompare:
@@ -100,41 +102,41 @@ class TestCompare:
             "scalar eval/loss": [(2, 0.5)],
             "x": b"",
         }
-        soak_runs.check_same(left, finished_run, dict(left))
+        runs.check_same(left, finished_run, dict(left))
         other = {**left, "model": {"weight": torch.tensor([1e-45])}, "scalar eval/loss": []}
         with pytest.raises(RunError, match=r"left: model, scalar eval/loss differ$"):
-            soak_runs.check_same(left, finished_run, other)
+            runs.check_same(left, finished_run, other)
         with pytest.raises(RunError, match=r"left: x differs$"):
-            soak_runs.check_same(left, finished_run, {k: left[k] for k in left if k != "x"})
+            runs.check_same(left, finished_run, {k: left[k] for k in left if k != "x"})
         with pytest.raises(RunError, match=r"left: y differs$"):
-            soak_runs.check_same(left, finished_run, {**left, "y": 1})
+            runs.check_same(left, finished_run, {**left, "y": 1})
 
     def test_what_is_missing_is_named(self, finished_run, tmp_path):
         with pytest.raises(RunError, match=r"ckpt_ema\.bin is missing"):
-            soak_runs.weights_left(finished_run)  # it averaged no weights
+            runs.weights_left(finished_run)  # it averaged no weights
         with pytest.raises(RunError, match=r"last\.bin cannot be read"):
-            soak_runs.all_left(RunPaths(tmp_path, "no"))
+            runs.all_left(RunPaths(tmp_path, "no"))
 
     def test_what_is_left_behind_is_named(self, finished_run, tmp_path):
-        soak_runs.check_nothing_unfinished(finished_run)
+        runs.check_nothing_unfinished(finished_run)
         left = tmp_path / "run" / "checkpoints" / ".last.bin.1.tmp"
         left.parent.mkdir(parents=True)
         left.touch()
         with pytest.raises(RunError, match=r"\.last\.bin\.1\.tmp was left behind"):
-            soak_runs.check_nothing_unfinished(RunPaths(tmp_path, "run"))
+            runs.check_nothing_unfinished(RunPaths(tmp_path, "run"))
 
 
 class TestDamage:
     def test_damage_is_noticed_and_the_state_before_is_used(self, drawn, tmp_path, capsys):
         figures = soaked(tmp_path, "damage", "--ways", 12, "--resumes", 1, "--data_root", drawn)
-        assert [figures[kind] for kind in soak_damage.KINDS] == [4, 4, 4]
+        assert [figures[kind] for kind in damage.KINDS] == [4, 4, 4]
         assert "--resume ended as an undisturbed run" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("kind", soak_damage.KINDS)
+    @pytest.mark.parametrize("kind", damage.KINDS)
     def test_damage_is_damage(self, kind):
         data = bytes(6000) + random.Random(0).randbytes(6000) + bytes(6000)
         for number in range(50):
-            damaged = soak_damage.KINDS[kind](data, random.Random(number))
+            damaged = damage.KINDS[kind](data, random.Random(number))
             assert damaged != data
             assert len(damaged) <= len(data)
 
@@ -144,13 +146,13 @@ class TestDamage:
         first = torch.load(paths.last, weights_only=True)
         save_archive(paths.older(1), {**first, "run_id": "before"})
         with pytest.raises(RunError, match=r"way 1: not noticed, .*last\.bin was loaded"):
-            soak_damage.check_is_noticed(paths, "way 1")
+            damage.check_is_noticed(paths, "way 1")
 
 
 EVERY_CALL = """
 import builtins, json, os, sys
 from pathlib import Path
-from scripts.soak_fault import FullDisk
+from scripts.dev.soak_tests.full_disk import FullDisk
 
 folder, fail_from = Path(sys.argv[1]), int(sys.argv[2]) or None
 disk = FullDisk(folder, fail_from)
@@ -194,12 +196,12 @@ class TestDisk:
 
     def test_the_first_and_the_last_write_of_a_file_are_chosen(self):
         operations = ["mkdir a", *["write b"] * 9, "fsync .", "write c", "write d", "write d"]
-        assert soak_disk.chosen_writes(operations, 1) == list(range(1, 15))
-        chosen = soak_disk.chosen_writes(operations, 4)
+        assert disk.chosen_writes(operations, 1) == list(range(1, 15))
+        chosen = disk.chosen_writes(operations, 4)
         assert chosen == [1, 2, 6, 10, 11, 12, 13, 14]
-        assert soak_disk.spread(chosen, 3) == [1, 10, 14]
-        assert soak_disk.spread(chosen, 1) == [1]
-        assert soak_disk.spread(chosen, 99) == soak_disk.spread(chosen, None) == chosen
+        assert disk.spread(chosen, 3) == [1, 10, 14]
+        assert disk.spread(chosen, 1) == [1]
+        assert disk.spread(chosen, 99) == disk.spread(chosen, None) == chosen
 
     @pytest.mark.parametrize(
         ("code", "errors", "trouble"),
@@ -207,25 +209,23 @@ class TestDisk:
             (0, "", "exit code 0, neither 1 nor 2"),
             (-9, "", "exit code -9, neither 1 nor 2"),
             (1, "", "not one error line"),
-            (1, f"Traceback\nerror: {soak_disk.NO_SPACE}\n", "not one error line"),
+            (1, f"Traceback\nerror: {disk.NO_SPACE}\n", "not one error line"),
             (1, "error: no\n", "not one error line"),
         ],
     )
     def test_another_ending_is_a_broken_promise(self, code, errors, trouble):
-        good = soak_disk.Ended(
-            1, f"error: [Errno errno.ENOSPC] {soak_disk.NO_SPACE}\n", 3, "write x"
-        )
-        soak_disk.check_ending(good, "here")
+        good = disk.Ended(1, f"error: [Errno errno.ENOSPC] {disk.NO_SPACE}\n", 3, "write x")
+        disk.check_ending(good, "here")
         with pytest.raises(RunError, match=f"here: {trouble}"):
-            soak_disk.check_ending(good._replace(code=code, errors=errors), "here")
+            disk.check_ending(good._replace(code=code, errors=errors), "here")
 
     def test_a_damaged_checkpoint_is_a_broken_promise(self, finished_run, tmp_path):
         shutil.copytree(finished_run.run, tmp_path / "run")
         paths = RunPaths(tmp_path, "run")
-        soak_disk.check_what_lies_there(paths, "here")
+        disk.check_what_lies_there(paths, "here")
         paths.checkpoint.write_bytes(paths.checkpoint.read_bytes()[:-1])
         with pytest.raises(RunError, match=r"here: checkpoint .*ckpt\.bin is truncated"):
-            soak_disk.check_what_lies_there(paths, "here")
+            disk.check_what_lies_there(paths, "here")
 
     def test_every_kind_of_write_is_counted_and_refused(self, tmp_path):
         """In processes of their own, since a disk stays full."""

@@ -1,6 +1,6 @@
 """How long processes exchange gradients beside how long they compute. Run it where you would train:
 
-    torchrun --nproc_per_node=2 scripts/measure_exchange.py --model_type ViT-B_16 --batch_size 4
+    torchrun --nproc_per_node=2 scripts/dev/benchmarks/exchange.py --batch_size 4
 
 Prints, as the median over rounds: the bytes of the gradients, an all-reduce of them alone, a
 training step of this process alone, and the same step with the exchange, all in turn.
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # torchrun starts the file, not a module of the repo
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from models.configs import model_names
-from scripts.paired import in_turn
+from scripts.dev.benchmarks.timing import in_turn
 from utils.console import Parser, entrypoint, log, log_table
 from utils.errors import InputError
 from utils.flag_types import positive_int

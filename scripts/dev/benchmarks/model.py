@@ -1,6 +1,6 @@
 """What `benchmark.py model` measures. Needs requirements-dev.txt.
 
-Time and memory of our models beside those of `scripts/contenders.py`.
+Time and memory of our models beside those of `scripts/dev/benchmarks/contenders.py`.
 """
 
 import argparse
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.contenders import EVAL, TRAIN, Contender, Contenders
-from scripts.paired import in_turn, peak_bytes, ratio_of
+from scripts.dev.benchmarks.contenders import EVAL, TRAIN, Contender, Contenders
+from scripts.dev.benchmarks.timing import in_turn, peak_bytes, ratio_of
 from utils.console import log
 from utils.errors import InputError
 

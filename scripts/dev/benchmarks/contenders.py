@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.paired import Action
+from scripts.dev.benchmarks.timing import Action
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[3]
 CLASSES = 102
 MODEL_TYPE = "ViT-B_16"  # ours; the libraries' are built with as many blocks
 LIBRARIES_DEPTH = 12

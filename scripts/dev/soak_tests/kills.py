@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.soak_runs import (
+from scripts.dev.soak_tests.runs import (
     ALL_THAT_IS_RANDOM,
     Session,
     all_left,
@@ -17,7 +17,7 @@ from scripts.soak_runs import (
     session,
     states,
 )
-from scripts.soak_watch import Watch, watched
+from scripts.dev.soak_tests.watch import Watch, watched
 from utils.console import log
 from utils.data_utils import RunPaths
 from utils.errors import RunError

@@ -1,8 +1,8 @@
 """See that nothing is lost: kill a training, damage its states, fill its disk.
 
-    python scripts/soak.py kills --kills 40
-    python scripts/soak.py damage --ways 200
-    python scripts/soak.py disk
+    python scripts/dev/soak.py kills --kills 40
+    python scripts/dev/soak.py damage --ways 200
+    python scripts/dev/soak.py disk
 
 Each trains for real. Exits 0 if every promise held, 1 with one line at the first that did not, and
 then keeps the runs.
@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from models.configs import patch_sizes
-from scripts.soak_damage import KINDS, soak_damage
-from scripts.soak_disk import soak_disk
-from scripts.soak_kills import soak_kills
+from scripts.dev.soak_tests.damage import KINDS, soak_damage
+from scripts.dev.soak_tests.disk import soak_disk
+from scripts.dev.soak_tests.kills import soak_kills
 from utils.console import Parser, entrypoint, log_table
 from utils.data_utils import check_writable
 from utils.errors import InputError, RunError

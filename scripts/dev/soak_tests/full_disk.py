@@ -1,6 +1,6 @@
 """A disk that gets full at the k-th write, and a server that runs train.py on one, each in a fork.
 
-    python scripts/soak_fault.py
+    python scripts/dev/soak_tests/full_disk.py
 
 reads requests from stdin, one JSON object a line, and answers each with the exit code of train.py.
 The imports, which take seconds, are made once.
@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import models
 import utils

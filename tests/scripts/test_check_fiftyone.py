@@ -20,7 +20,7 @@ from PIL import Image
 
 from utils.data_utils import RunPaths
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 WAIT = 240  # seconds; more than the check gives itself, so only a broken one takes so long
 needs_fiftyone = pytest.mark.skipif(
     importlib.util.find_spec("fiftyone") is None,
@@ -258,7 +258,7 @@ def check_rows(tmp_path_factory):
         patch.setenv("FIFTYONE_DO_NOT_TRACK", "true")
         patch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:1/")  # nobody there
         pytest.importorskip("fiftyone", reason="FiftyOne is not installed")
-        from utils.fiftyone_rows import check_rows
+        from scripts.shared.fiftyone_rows import check_rows
 
         yield check_rows
 

@@ -28,8 +28,11 @@ from layouts_birds import write_cub
 from layouts_web import write_inat
 from PIL import Image, ImageEnhance, ImageFont
 
-from scripts import check_data, contact_sheet, data_report, duplicates, image_scan
-from scripts.image_scan import collect, is_union
+from scripts import check_data
+from scripts.data_check import contact_sheet, duplicates
+from scripts.data_check import report as data_report
+from scripts.data_check import scan as image_scan
+from scripts.data_check.scan import collect, is_union
 from utils.dataset import get_spec, open_split
 from utils.errors import RunError
 from utils.files import write_json

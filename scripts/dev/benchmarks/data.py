@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.paired import Action, in_turn, ratio_of
-from scripts.pil_pipelines import PilImages, pil_transforms
+from scripts.dev.benchmarks.pil_pipelines import PilImages, pil_transforms
+from scripts.dev.benchmarks.timing import Action, in_turn, ratio_of
 from utils.errors import InputError
 from utils.flag_types import positive_int
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from utils.splits import Split
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[3]
 # The two promises of specs/003-datasets-and-input/spec.md.
 MIN_SPEEDUP = 2.0  # times as many images a second as the PIL pipeline
 MAX_WAIT_FRACTION = 0.01  # of the training time

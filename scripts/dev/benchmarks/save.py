@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.paired import in_turn
+from scripts.dev.benchmarks.timing import in_turn
 from utils.flags import DEFAULT_SAVE_EVERY
 
 MODEL_TYPE, BATCH, IMG_SIZE = "ViT-B_16", 16, 224

@@ -6,8 +6,20 @@ import subprocess
 import pytest
 import torch
 
-from scripts import benchmark, contenders, data_figures, model_figures, save_figures
-from scripts.paired import in_turn, peak_bytes, ratio_of
+from scripts.dev import benchmark
+from scripts.dev.benchmarks import (
+    contenders,
+)
+from scripts.dev.benchmarks import (
+    data as data_figures,
+)
+from scripts.dev.benchmarks import (
+    model as model_figures,
+)
+from scripts.dev.benchmarks import (
+    save as save_figures,
+)
+from scripts.dev.benchmarks.timing import in_turn, peak_bytes, ratio_of
 from utils.dataset import get_spec, open_split
 
 

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from scripts import get_flowers
-from utils import download
+from scripts.shared import download
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 ARCHIVE = get_flowers.ARCHIVE
 IMAGES = ["image_00001.jpg", "image_00002.jpg", "image_00003.jpg"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scripts.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
+from scripts.data_check.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
 from utils.console import progress
 from utils.errors import RunError
 from utils.images import describe

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.duplicates import Pair, exact_groups, near_pairs
-from scripts.image_scan import Files, Scan
+from scripts.data_check.duplicates import Pair, exact_groups, near_pairs
+from scripts.data_check.scan import Files, Scan
 from utils.splits import Split
 
 SHOWN = 5  # findings of a kind in the text; the JSON has all

@@ -1,6 +1,6 @@
 """Exit 0 if every pin of a requirements file is installed at its version, 1 if not.
 
-    python scripts/check_pins.py requirements.txt
+    python scripts/dev/check_pins.py requirements.txt
 
 Standard library only: it runs before anything is installed.
 """
