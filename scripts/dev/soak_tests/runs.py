@@ -1,164 +1,171 @@
-"""What the soak tests share: runs of train.py to start, watch and stop, and what is left of one."""
+"""Train in processes that can be killed, and compare what two runs left."""
 
+import json
 import logging
+import multiprocessing
 import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from scripts.dev.soak_tests.full_disk import FullDisk
 from utils.data_utils import EMA, RunPaths, checkpoint_paths, read_stamp
 from utils.dataset import get_spec
 from utils.errors import InputError, RunError
 from utils.readers import synthetic
 
 REPO = Path(__file__).resolve().parents[3]
-ENV = {"OMP_NUM_THREADS": "1", **os.environ}  # more threads are slower for so small a model
-STEP_LINE = re.compile(r"step (\d+)/")
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = ["torch", "torchvision", "torch.utils.tensorboard", "scipy.io", "train"]
+MAX_SECONDS = 300  # a run on a tiny model that takes longer hangs
+PAUSE = 0.01  # seconds between two looks at a run's output
 # Scalars that say how long something took: no two runs agree.
 TIMINGS = ("train/images_per_second", "data/wait_fraction")
-# Dropout, augmentation with a mix of images, averaged weights: all that draws random numbers.
-ALL_THAT_IS_RANDOM = (
-    "--dropout",
-    "0.1",
-    "--preset",
-    "strong",
-    "--ema_decay",
-    "0.9",
-    "--device",
-    "cpu",
+# A tiny model with all that draws random numbers or averages: dropout, mixed images, EMA weights.
+TINY_RUN = shlex.split(
+    "--model_type testing --img_size 32 --train_batch_size 8 --eval_batch_size 16 --device cpu "
+    "--dropout 0.1 --preset strong --ema_decay 0.9"
 )
 
 
-def data_flags(data_root: Path | None, folder: Path) -> list[str]:
-    """The flowers to train on: real ones if they are there, else drawn into `folder`.
+def tiny_flags(data_root: Path | None, folder: Path) -> list[str]:
+    """The flags of a tiny run on the real flowers if available, else on ones drawn into `folder`.
 
     Args:
-        data_root: as for train.py; None: $DATA_ROOT, if it is set.
-        folder: that is ours.
+        data_root: Flowers-102 or its parent; None: $DATA_ROOT, if it is set.
+        folder: existing folder of the soak test.
 
     Raises:
-        InputError: `data_root`, or $DATA_ROOT, is no place of the flowers.
+        InputError: `data_root` or $DATA_ROOT does not hold the flowers.
     """
-    named = data_root or (Path(os.environ["DATA_ROOT"]) if os.environ.get("DATA_ROOT") else None)
-    if named is None:
-        synthetic.draw(folder / "drawn")
-        return ["--dataset", "synthetic", "--data_root", str(folder / "drawn")]
-    spec = get_spec("flower102")
-    root = spec.find_root(spec, named)
-    return ["--dataset", "flower102", "--data_root", str(root.resolve())]
+    named = data_root or os.environ.get("DATA_ROOT")
+    if named:
+        spec = get_spec("flower102")
+        dataset, root = "flower102", spec.find_root(spec, Path(named)).resolve()
+    else:
+        dataset, root = "synthetic", folder / "drawn"
+        synthetic.draw(root)
+    data = ["--dataset", dataset, "--data_root", str(root)]
+    return [*data, *TINY_RUN, "--tiny_infer_subset", f"{dataset}_tiny"]
 
 
-class Session:
-    """A process of train.py in a session of its own, and the lines that it writes."""
+def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
+    """Run train.py in this forked process, with its output and a report of its writes in files."""
+    import torch
 
-    def __init__(self, flags: list[str]) -> None:
-        """Start it.
+    import train
+
+    for descriptor, ending in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(output.with_suffix(ending), os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(REPO)
+    # Loaders start as in a process that a user starts, not in the server of these forks.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    torch.set_num_threads(1)  # more threads are slower for so small a model
+    if disk is not None:
+        disk.install()
+    code = train.main(flags)
+    if disk is not None:
+        with disk.unlimited():
+            report = {"operations": disk.operations, "failed": disk.failed}
+            output.with_suffix(".json").write_text(json.dumps(report), "utf-8")
+    raise SystemExit(code)
+
+
+class Training:
+    """A process of train.py, forked from one that has imported torch."""
+
+    def __init__(self, flags: list[str], output: Path, disk: FullDisk | None = None) -> None:
+        """Start the process.
 
         Args:
-            flags: of train.py.
+            flags: command line of train.py.
+            output: path without an ending; .out, .err and, with a disk, .json are written there.
+            disk: disk that gets full; None: the real one.
         """
-        self.process = subprocess.Popen(
-            [sys.executable, "train.py", *flags],
-            cwd=REPO,
-            env=ENV,
-            text=True,
-            errors="replace",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self.step = 0  # the last one that it named; 0: none yet
-        self.ended = False
-        self._news = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        CONTEXT.set_forkserver_preload(PRELOAD)
+        for ending in (".out", ".err"):
+            output.with_suffix(ending).write_bytes(b"")
+        self.output = output
+        self.process: BaseProcess = CONTEXT.Process(target=_train, args=(flags, output, disk))
+        self.process.start()
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                if match := STEP_LINE.match(line):
-                    self.step = int(match[1])
-                self._news.notify_all()
-        with self._news:
-            self.ended = True
-            self._news.notify_all()
+    def lines(self) -> list[str]:
+        """The lines on stdout so far."""
+        return self.output.with_suffix(".out").read_text("utf-8", errors="replace").splitlines()
 
-    def wait_for(self, is_so: Callable[[], object], seconds: float | None = None) -> bool:
-        """Wait until `is_so()`, the process has ended, or `seconds` are over; whether it ended."""
-        with self._news:
-            self._news.wait_for(lambda: self.ended or is_so(), seconds)
-            return self.ended
-
-    def kill(self) -> None:
-        """End it with SIGKILL; its loaders, which have left its group, end seconds later."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._reader.join()
-
-    def code(self) -> int:
-        """Wait for its end; the exit code."""
-        self._reader.join()
-        return self.process.wait()
+    def errors(self) -> list[str]:
+        """The lines on stderr so far."""
+        return self.output.with_suffix(".err").read_text("utf-8", errors="replace").splitlines()
 
     def last_words(self) -> str:
-        """The last line that it wrote."""
-        return self.lines[-1] if self.lines else "nothing"
+        """The end of stderr, or of stdout where stderr is empty, on one line."""
+        return " | ".join((self.errors() or self.lines() or ["nothing"])[-3:])
+
+    def wait_for_lines(self, count: int) -> None:
+        """Wait until `count` lines are on stdout, or the process has ended."""
+        while self.process.is_alive() and len(self.lines()) < count:
+            time.sleep(PAUSE)
+
+    def code(self) -> int:
+        """Wait for the end and return the exit code.
+
+        Raises:
+            RunError: the process hangs.
+        """
+        self.process.join(MAX_SECONDS)
+        if self.process.exitcode is None:
+            raise RunError(f"a run has not ended after {MAX_SECONDS} s: {self.last_words()}")
+        return self.process.exitcode
 
 
 @contextmanager
-def session(flags: list[str]) -> Iterator[Session]:
-    """A process of train.py that does not outlive the block."""
-    started = Session(flags)
+def training(flags: list[str], output: Path, disk: FullDisk | None = None) -> Iterator[Training]:
+    """Start a `Training` that is killed with SIGKILL if the block leaves it running."""
+    started = Training(flags, output, disk)
     try:
         yield started
     finally:
-        if started.process.poll() is None:
-            started.kill()
-        started.process.stdout.close()
+        started.process.kill()
+        started.process.join()
 
 
-def run_to_its_end(flags: list[str]) -> Session:
-    """Run train.py.
+def run_to_its_end(flags: list[str], output: Path) -> list[str]:
+    """Run train.py and return its lines on stdout.
 
     Raises:
-        RunError: it failed; names its last line.
+        RunError: train.py failed; names its last line.
     """
-    with session(flags) as started:
-        if started.code() != 0:
-            raise RunError(
-                f"train.py --name {flags[flags.index('--name') + 1]} ended with code "
-                f"{started.code()}: {started.last_words()}"
-            )
-    return started
+    with training(flags, output) as run:
+        if (code := run.code()) != 0:
+            raise RunError(f"train.py {' '.join(flags)} ended with code {code}: {run.last_words()}")
+        return run.lines()
 
 
-def states(paths: RunPaths) -> list[Path]:
-    """The states of a run that are there, newest first; torch is imported only now."""
-    from utils import snapshot
+def resume_flags(paths: RunPaths) -> list[str]:
+    """`--resume` if the run has a snapshot; without one it starts anew."""
+    from utils.snapshot import states
 
-    return snapshot.states(paths)
+    return ["--resume"] if states(paths) else []
 
 
 def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plain data of any shape
     """Whether tensors and plain data have the same bits."""
     from torch import Tensor, equal
 
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Mapping):
         same_keys = list(first) == list(second)
         return same_keys and all(is_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+    if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(is_same, first, second))
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
+    if isinstance(first, Tensor):
         return first.dtype == second.dtype and equal(first, second)
-    return type(first) is type(second) and first == second
+    return first == second
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -175,82 +182,44 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def weights_left(paths: RunPaths) -> dict[str, Any]:
-    """The last state and the checkpoints of a finished run, by what they are.
+def results_of(paths: RunPaths) -> dict[str, Any]:
+    """What a finished run left and two runs of the same flags must agree on, by name.
 
     Raises:
-        RunError: one is missing or damaged.
-    """
-    from utils.snapshot import load_snapshot
-
-    try:
-        snapshot = load_snapshot(paths.last)
-    except InputError as error:
-        raise RunError(str(error)) from error
-    # `saved` names the save before, and a run that was stopped had one more.
-    training = {key: value for key, value in snapshot.training.items() if key != "saved"}
-    left = {
-        **{f"{part} in last.bin": state for part, state in snapshot.learner.items()},
-        "generators in last.bin": snapshot.rng,
-        "meter in last.bin": snapshot.meter,
-        "progress in last.bin": [training, snapshot.position, snapshot.skipped],
-    }
-    for variant in ("", EMA):
-        path = checkpoint_paths(paths, variant).checkpoint
-        if not path.exists():
-            raise RunError(f"{path} is missing")
-        left[path.name] = path.read_bytes()
-    return left
-
-
-def all_left(paths: RunPaths) -> dict[str, Any]:
-    """All that two runs of the same flags must agree on, by what it is.
-
-    Raises:
-        RunError: something is missing or damaged.
+        RunError: something is missing or damaged, or an unfinished file was left behind.
     """
     from utils.export import predictions_digest
+    from utils.files import UNFINISHED
+    from utils.snapshot import load_snapshot
 
-    left, stamp = weights_left(paths), read_stamp(paths)
-    for variant in ("", EMA):
-        of = checkpoint_paths(paths, variant)
-        missing = [p for p in (of.metrics, of.per_class, of.predictions) if not p.exists()]
-        if missing:
-            raise RunError(f"{missing[0]} is missing")
-        left |= {path.name: path.read_bytes() for path in (of.metrics, of.per_class)}
-        key = "_".join(filter(None, (variant, "predictions_digest")))
-        digest = predictions_digest(of.predictions)
-        if stamp.get(key) != digest:
-            raise RunError(f"{of.predictions} is not what {key} in {paths.env_stamp} is of")
-        left[of.predictions.name] = digest
-    left["status"] = stamp.get("status")
-    scalars = read_scalars(paths.tensorboard)
-    return left | {f"scalar {tag}": values for tag, values in scalars.items()}
+    unfinished = [*paths.run.rglob(f"*{UNFINISHED}"), *filter(Path.exists, [paths.lock])]
+    if unfinished:
+        raise RunError(f"{unfinished[0]} was left behind")
+    try:
+        snapshot = load_snapshot(paths.last)
+        # The time of the save before differs: a run that was stopped has saved once more.
+        training = {key: value for key, value in snapshot.training.items() if key != "saved"}
+        compared = (snapshot.learner, snapshot.rng, snapshot.meter, snapshot.position, training)
+        results: dict[str, Any] = {"last.bin": [*compared, snapshot.skipped]}
+        for variant in ("", EMA):
+            of = checkpoint_paths(paths, variant)
+            for path in (of.checkpoint, of.metrics, of.per_class):
+                results[path.name] = path.read_bytes()
+            results[of.predictions.name] = predictions_digest(of.predictions)
+    except (InputError, OSError) as error:
+        raise RunError(f"{paths.run} is not whole: {error}") from error
+    stamp = read_stamp(paths)
+    keys = ("status", "predictions_digest", f"{EMA}_predictions_digest")
+    return results | {f"{key} in the stamp": stamp.get(key) for key in keys}
 
 
-def check_same(expected: Mapping[str, Any], paths: RunPaths, left: Mapping[str, Any]) -> None:
-    """Compare what a run left with what it was to leave.
+def check_same(expected: Mapping[str, Any], results: Mapping[str, Any], where: str) -> None:
+    """Compare the results of a run with those of an undisturbed one.
 
     Raises:
         RunError: names what differs.
     """
-    keys = [*expected, *(key for key in left if key not in expected)]
-    wrong = [k for k in keys if k not in left or not is_same(expected.get(k), left[k])]
+    keys = [*expected, *(key for key in results if key not in expected)]
+    wrong = [k for k in keys if k not in results or not is_same(expected.get(k), results[k])]
     if wrong:
-        raise RunError(
-            f"{paths.run} is not what an undisturbed run left: {', '.join(wrong)} "
-            f"{'differs' if len(wrong) == 1 else 'differ'}"
-        )
-
-
-def check_nothing_unfinished(paths: RunPaths) -> None:
-    """See that a finished run left no half-written file behind.
-
-    Raises:
-        RunError: it did.
-    """
-    from utils.files import UNFINISHED
-
-    left = [*paths.run.rglob(f"*{UNFINISHED}"), *filter(Path.exists, [paths.lock])]
-    if left:
-        raise RunError(f"{left[0]} was left behind")
+        raise RunError(f"{where}: differs from an undisturbed run in {', '.join(wrong)}")
