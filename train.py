@@ -54,7 +54,7 @@ def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
     Raises:
         InputError: the weights cannot be used.
     """
-    from models.pretrained import open_pretrained, own_pretrained
+    from models.pretrained.weights import open_pretrained, own_pretrained
     from models.start import plan_start
     from utils.checkpoint import is_checkpoint, load_checkpoint
 
@@ -82,8 +82,8 @@ def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
 @contextmanager
 def refused_weights_are_input_errors(config: FrozenConfigDict) -> Iterator[None]:
     """`models` knows no command line: what it cannot use becomes one line that names the flag."""
-    from models.profiles import ProfileError
-    from models.weight_files import WeightsError
+    from models.pretrained.formats import WeightsError
+    from models.pretrained.profiles import ProfileError
 
     try:
         yield

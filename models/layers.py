@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from models.recompute import recomputed
+from models.activation_checkpointing import recomputed
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from models.build import build_model, freeze
 from models.configs import get_config
-from models.pretrained import Pretrained, adapt_config
-from models.profiles import GOOGLE, PROFILES
-from models.transplant import LoadReport, load_pretrained
+from models.pretrained.load import LoadReport, load_pretrained
+from models.pretrained.profiles import GOOGLE, PROFILES
+from models.pretrained.weights import Pretrained, adapt_config
 from models.vit import Backbone
 
 

@@ -16,9 +16,9 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from models.activation_checkpointing import recomputed
 from models.configs import patch_centers
 from models.layers import Block, QueriesKeys
-from models.recompute import recomputed
 from models.vit import Backbone, ViTOutput
 
 # Bound of the transient attention weights, bytes: one slice of queries of one block, for all heads

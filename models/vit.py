@@ -10,6 +10,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
+from models.activation_checkpointing import recomputed
 from models.configs import grid_side, num_prefix_tokens
 from models.layers import (
     AttentionPool,
@@ -18,7 +19,6 @@ from models.layers import (
     init_patch_projection,
     init_weights,
 )
-from models.recompute import recomputed
 
 POOLS = ("token", "avg", "map")
 

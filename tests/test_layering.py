@@ -17,7 +17,7 @@ LIGHT = [
     "train.py",
     "eval.py",
     "models/configs.py",
-    "models/profiles.py",
+    "models/pretrained/profiles.py",
     "utils/config.py",
     "utils/flags.py",
     "utils/console.py",
@@ -81,6 +81,6 @@ def test_light_modules_import_nothing_heavy(name):
     assert not roots(imports(REPO / name, top_level_only=True)) & HEAVY
 
 
-@pytest.mark.parametrize("package", ["models", "utils", "utils/readers"])
+@pytest.mark.parametrize("package", ["models", "models/pretrained", "utils", "utils/readers"])
 def test_package_inits_are_empty(package):
     assert (REPO / package / "__init__.py").read_bytes() == b""

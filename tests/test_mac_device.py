@@ -18,11 +18,11 @@ from helpers import TINY_TRAIN, evaluate, loader_config, meter_of, read_json, st
 from ml_collections import FrozenConfigDict
 from pretended_mps import CPU, MPS, MpsTensor, PretendedMps, attention_as_on_mps, pretended_mps
 
-from models import recompute
+from models import activation_checkpointing
 from models.build import build_model, freeze
 from models.configs import get_config
 from models.losses import Objective
-from models.profiles import GOOGLE
+from models.pretrained.profiles import GOOGLE
 from utils import engine
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
@@ -182,7 +182,9 @@ def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_join
     kinds = [(True, is_joint)] + ([(False, True)] if is_joint else [])
     for grad_checkpointing, joint in kinds:
         assert torch.equal(weights(grad_checkpointing, joint), expected)
-    monkeypatch.setattr(recompute, "_replay_mps", lambda: (nullcontext(), nullcontext()))
+    monkeypatch.setattr(
+        activation_checkpointing, "_replay_mps", lambda: (nullcontext(), nullcontext())
+    )
     assert not torch.equal(weights(True, is_joint), expected)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from models.build import build_model
 from models.configs import get_config
-from models.profiles import PROFILES
+from models.pretrained.profiles import PROFILES
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec
 from utils.readers import synthetic

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.layouts import LAYOUTS, Named, to_our_names
-from models.weight_files import WeightsError
+from models.pretrained.formats import WeightsError
+from models.pretrained.layouts import LAYOUTS, Named, to_our_names
 
 SETTINGS = settings(max_examples=50, deadline=None)
 

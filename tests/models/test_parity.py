@@ -42,11 +42,11 @@ from transformers import (
 )
 
 from models.configs import grid_side, patch_centers
-from models.pretrained import Pretrained, adapt_config, open_pretrained, own_pretrained
-from models.profiles import CLIP, CLIP_QUICKGELU, GOOGLE, IMAGENET, SIGLIP
-from models.transplant import HEAD_KEYS, LoadReport, load_pretrained, resample_positions
+from models.pretrained.formats import WeightsError
+from models.pretrained.load import HEAD_KEYS, LoadReport, load_pretrained, resample_positions
+from models.pretrained.profiles import CLIP, CLIP_QUICKGELU, GOOGLE, IMAGENET, SIGLIP
+from models.pretrained.weights import Pretrained, adapt_config, open_pretrained, own_pretrained
 from models.vit import Backbone
-from models.weight_files import WeightsError
 
 CLASSES = 5
 SIDES = {14: (42, 56), 16: (48, 64)}  # two image sides for each patch side: 3 x 3 and 4 x 4 patches

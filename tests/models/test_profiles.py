@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from small_models import random_model, small_config
 
 from models.layers import ACTIVATIONS
-from models.layouts import LAYOUTS
-from models.pretrained import Pretrained, open_pretrained
-from models.profiles import (
+from models.pretrained.layouts import LAYOUTS
+from models.pretrained.profiles import (
     AUTO,
     CLIP,
     CLIP_QUICKGELU,
@@ -29,6 +28,7 @@ from models.profiles import (
     default_profile,
     read_sidecar,
 )
+from models.pretrained.weights import Pretrained, open_pretrained
 
 REPO = Path(__file__).resolve().parents[2]
 SETTINGS = settings(max_examples=200, deadline=None)
@@ -125,7 +125,7 @@ def test_every_layout_has_a_default_that_can_be_built(layout):
 
 
 def test_profiles_cost_no_torch():
-    code = "import sys; from models.profiles import PROFILES; sys.exit('torch' in sys.modules)"
+    code = "import sys, models.pretrained.profiles; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, model_names, num_tokens, patch_sizes
-from models.profiles import GOOGLE
+from models.pretrained.profiles import GOOGLE
 from utils.config import (
     parse_eval_args,
     parse_train_args,

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from models.build import build_model
 from models.configs import get_config
 from models.losses import Objective
-from models.profiles import GOOGLE
+from models.pretrained.profiles import GOOGLE
 from utils.engine import Evaluation, Normalizer, evaluate, train_step, whole_evaluation
 from utils.errors import RunError
 from utils.interrupts import stop_requests, stop_signal

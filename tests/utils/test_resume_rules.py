@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, patch_sizes
-from models.profiles import GOOGLE
+from models.pretrained.profiles import GOOGLE
 from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.config import parse_train_args, resolve_length, resolve_model
 from utils.data_utils import RunPaths, checkpoint_paths

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         from models.build import build_model
         from models.configs import get_config
         from models.losses import Objective
-        from models.profiles import GOOGLE
+        from models.pretrained.profiles import GOOGLE
         from utils.ddp import exchange_gradients
         from utils.engine import Normalizer, train_step
         from utils.learner import Learner

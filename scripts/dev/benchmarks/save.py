@@ -20,7 +20,7 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from models.build import build_model
     from models.configs import get_config, patch_sizes
     from models.losses import Objective
-    from models.profiles import GOOGLE
+    from models.pretrained.profiles import GOOGLE
     from utils.config import parse_train_args
     from utils.data_utils import RunPaths
     from utils.engine import Normalizer, train_step

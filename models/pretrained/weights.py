@@ -1,7 +1,7 @@
 """What a weight file holds, and which of our models it fits.
 
 `open_pretrained` reads a file and says what it is, `adapt_config` gives the config of our model
-that these weights fit, and `models.transplant` copies them into it.
+that these weights fit, and `models.pretrained.load` copies them into it.
 """
 
 import math
@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.configs import complete_config, types_of_size
-from models.layouts import Named, to_our_names
-from models.profiles import (
+from models.pretrained.formats import WeightsError, read_weight_file
+from models.pretrained.layouts import Named, to_our_names
+from models.pretrained.profiles import (
     AUTO,
     PROFILES,
     Profile,
@@ -24,7 +25,6 @@ from models.profiles import (
     default_profile,
     read_sidecar,
 )
-from models.weight_files import WeightsError, read_weight_file
 
 
 class Pretrained(NamedTuple):

@@ -11,7 +11,7 @@ from pretended_mps import pretended_mps
 from small_models import SEEDS, kept_bytes
 from torch import Tensor, nn
 
-from models.recompute import _replay_mps, recomputed
+from models.activation_checkpointing import _replay_mps, recomputed
 
 
 def layers_of(depth: int, dropout: float = 0.0, width: int = 16) -> nn.Sequential:
@@ -104,7 +104,7 @@ def test_it_is_computed_again_in_the_backward_pass():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_it_is_just_called(mode, monkeypatch):
-    monkeypatch.setattr("models.recompute.checkpoint", None)
+    monkeypatch.setattr("models.activation_checkpointing.checkpoint", None)
     function, x = Counter(layers_of(1)), input_of()
     with mode():
         output = recomputed(function, x)

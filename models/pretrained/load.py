@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.pretrained import Pretrained
+from models.pretrained.formats import WeightsError
+from models.pretrained.weights import Pretrained
 from models.transfg import TransFG
 from models.vit import Backbone
-from models.weight_files import WeightsError
 
 HEAD_KEYS = ("head.bias", "head.weight")
 POS_RESAMPLE = ("bicubic", "bilinear")

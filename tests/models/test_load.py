@@ -14,10 +14,10 @@ from small_models import SEEDS, random_images, random_model, small_config, small
 from torch import Tensor
 
 from models.configs import SIZE_FIELDS, get_config
-from models.pretrained import Pretrained, adapt_config, open_pretrained, own_pretrained
-from models.transplant import HEAD_KEYS, PART_INIT, POS_RESAMPLE, LoadReport, load_pretrained
+from models.pretrained.formats import WeightsError
+from models.pretrained.load import HEAD_KEYS, PART_INIT, POS_RESAMPLE, LoadReport, load_pretrained
+from models.pretrained.weights import Pretrained, adapt_config, open_pretrained, own_pretrained
 from models.vit import Backbone
-from models.weight_files import WeightsError
 
 SETTINGS = settings(max_examples=40, deadline=None)
 NORMALIZATION = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}

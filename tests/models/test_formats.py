@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from models.weight_files import PREFIXES, WRAPPERS, WeightsError, read_weight_file
+from models.pretrained.formats import PREFIXES, WRAPPERS, WeightsError, read_weight_file
 
 SETTINGS = settings(max_examples=200, deadline=None)
 

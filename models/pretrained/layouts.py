@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.weight_files import WeightsError
+from models.pretrained.formats import WeightsError
 
 _LEAF = r"(?P<leaf>weight|bias)"
 _I = r"(?P<i>\d+)"
