@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import FrozenConfigDict
 
-from models.configs import complete_config, model_names
+from models.configs import model_names
 from utils.config import (
     less_memory,
     parse_eval_args,
@@ -29,25 +29,23 @@ from utils.processes import failing_together, joined_processes, main_first, worl
 from utils.run_data import open_subset, prepare_images
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from models.vit import Backbone
     from utils.checkpoint import Checkpoint
 
 
-def rebuild_model(checkpoint: "Checkpoint", path: str) -> "nn.Module":
-    """The model of a checkpoint with its weights, on the CPU."""
-    from models.build import build_model
+def load_model(checkpoint: "Checkpoint", path: str) -> "Backbone":
+    """Build the model of a checkpoint with its weights, on the CPU.
+
+    Raises:
+        InputError: the checkpoint's weights are not of the model that it describes.
+    """
+    from models.build import rebuild_model
+    from models.pretrained.formats import WeightsError
 
     try:
-        model = build_model(complete_config(checkpoint.model_config), len(checkpoint.classes))
-        model.load_state_dict(checkpoint.state_dict)
-    # What a config without a field, or weights of another model, raise.
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"checkpoint {path} does not hold the weights of the model it describes; "
-            "name a run's checkpoints/ckpt.bin"
-        ) from error
-    return model
+        return rebuild_model(checkpoint.model_config, checkpoint.classes, checkpoint.state_dict)
+    except WeightsError as error:
+        raise InputError(f"checkpoint {path} {error}; name a run's ckpt.bin") from error
 
 
 def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]) -> None:
@@ -77,7 +75,7 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
         split, subset = open_subset(config, "eval")
         check_classes(checkpoint, split.dataset, split.classes)
         seed_everything(config.seed)
-        model = rebuild_model(checkpoint, config.checkpoint).to(device)
+        model = load_model(checkpoint, config.checkpoint).to(device)
     weights_id = checkpoint_id(checkpoint.state_dict)
     selected_on = checkpoint.metrics.get("split")
     facts = {

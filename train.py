@@ -9,8 +9,7 @@ functions: a wrong flag or path is refused before them.
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +31,9 @@ from utils.run_data import Data, carving_of, open_data, prepare_images
 from utils.training_state import TrainingState
 
 if TYPE_CHECKING:
+    from models.build import ModelPlan
     from models.losses import Objective
-    from models.start import Start
+    from models.pretrained.weights import Pretrained
     from models.vit import Backbone
     from utils.resume import Past
     from utils.session import Session
@@ -48,58 +48,57 @@ def find_past(config: FrozenConfigDict) -> "Past | None":
     return on_main(open_past, config)
 
 
-def plan_model(config: FrozenConfigDict, classes: Sequence[str]) -> "Start":
-    """What the flags and the weights say of the model, which is not built yet.
+def starting_weights(config: FrozenConfigDict) -> "Pretrained | None":
+    """Read the weights of `--pretrained`; None without the flag.
 
     Raises:
-        InputError: the weights cannot be used.
+        InputError: the file is damaged, or contradicts another flag.
+        WeightsError: the weights cannot be used.
+        ProfileError: a file beside the weights cannot be used.
     """
     from models.pretrained.weights import open_pretrained, own_pretrained
-    from models.start import plan_start
     from utils.checkpoint import is_checkpoint, load_checkpoint
 
     if config.pretrained is None:
         if config.resume is None:
             log.warning("warning: no --pretrained: starting from random weights")
-        return plan_start(config, None)
-    path, keep_head = Path(config.pretrained), False
-    if is_checkpoint(path):
-        if config.pretrained_profile != "auto":
-            raise InputError(
-                f"--pretrained_profile {config.pretrained_profile}: {path} says itself how it was "
-                "trained; use --pretrained_profile auto"
-            )
-        own = load_checkpoint(path)
-        weights = own_pretrained(own.state_dict, own.model_config, own.normalization)
-        keep_head = own.classes == list(classes)
-    else:
+        return None
+    path = Path(config.pretrained)
+    if not is_checkpoint(path):
         weights = open_pretrained(path, config.pretrained_profile)
-    if weights.assumed:
-        log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-    return plan_start(config, weights, keep_head)
+        if weights.assumed:
+            log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
+        return weights
+    if config.pretrained_profile != "auto":
+        raise InputError(
+            f"--pretrained_profile {config.pretrained_profile}: {path} says itself how it was "
+            "trained; use --pretrained_profile auto"
+        )
+    own = load_checkpoint(path)
+    return own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
 
 
-@contextmanager
-def refused_weights_are_input_errors(config: FrozenConfigDict) -> Iterator[None]:
-    """`models` knows no command line: what it cannot use becomes one line that names the flag."""
+def build_planned_model(
+    config: FrozenConfigDict, classes: Sequence[str]
+) -> "tuple[ModelPlan, Backbone]":
+    """Plan the model that flags and weights ask for, and build it on the CPU.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    from models.build import plan_model
     from models.pretrained.formats import WeightsError
     from models.pretrained.profiles import ProfileError
 
     try:
-        yield
+        plan = plan_model(config, starting_weights(config), classes)
+        model, report = plan.build()
     except (WeightsError, ProfileError, OSError) as error:
         raise InputError(f"--pretrained {config.pretrained}: {error}") from error
-
-
-def build_model(config: FrozenConfigDict, start: "Start", num_classes: int) -> "Backbone":
-    """The model with its weights, on the CPU; logs what was loaded."""
-    from models.start import build_start
-
-    model, report = build_start(config, start, num_classes)
     if report is not None:
-        title = f"pretrained {config.pretrained}: layout {start.weights.layout}"
-        log_table(title, {**report.summary(), "notes": "; ".join(start.weights.notes) or "none"})
-    return model
+        title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
+        log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
+    return plan, model
 
 
 def train_loop(
@@ -150,7 +149,6 @@ def train(
     """Check the rest, make the first writes, train, summarise."""
     from models.losses import build_objective
     from utils.checkpoint import Checkpoint
-    from utils.class_weights import class_weights
     from utils.dist_util import build_env_stamp, choose_device, config_hash, with_session
     from utils.learner import build_learner
     from utils.micro_batches import plan_micro_batches
@@ -162,16 +160,14 @@ def train(
         device, reason = choose_device(config.device, config.prefer_mps, world_size())
         log.info("device %s (%s)", device, reason)
         seed_everything(config.seed)
-        with refused_weights_are_input_errors(config):
-            start = plan_model(config, classes)
-            model = build_model(config, start, len(classes))
-        config = resolve_model(config, start.model_config.to_dict(), start.normalization)
-        tokens = num_tokens(start.model_config)
+        plan, model = build_planned_model(config, classes)
+        config = resolve_model(config, plan.config.to_dict(), plan.normalization)
+        tokens = num_tokens(plan.config)
         micro_batches = plan_micro_batches(config, tokens, device, world_size())
         changes = check_same_run(config, data.facts(config), past.snapshot) if past else {}
     facts = {
         **data.facts(config),
-        "normalization": start.normalization,
+        "normalization": plan.normalization,
         "micro_batches": micro_batches,
     }
     with failing_together():
@@ -186,20 +182,20 @@ def train(
     carving = carving_of(config)
     checkpoint = Checkpoint(
         model_type=config.model_type,
-        model_config=start.model_config.to_dict(),
+        model_config=plan.config.to_dict(),
         dataset=config.dataset,
         classes=list(classes),
         img_size=config.img_size,
         preset=config.preset,
         carving={} if carving is None else carving._asdict(),
-        normalization=start.normalization,
+        normalization=plan.normalization,
         step=0,
         metrics={},
         config_hash=config_hash(config),
         state_dict={},
     )
     learner = build_learner(model.to(device), config)
-    objective = build_objective(config, class_weights(config, data.train.split, device))
+    objective = build_objective(config, data.train.split.labels, len(classes), device)
     with open_session(
         config,
         data,

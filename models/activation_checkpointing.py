@@ -1,6 +1,6 @@
 """Trade compute for memory: keep a function's inputs, compute it again in the backward pass.
 
-Chen et al. 2016 (arXiv 1604.06174).
+Chen et al. 2016 (arXiv 1604.06174), known as activation or gradient checkpointing.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class _MpsRandomState:
-    """Run with the MPS generator in `state`, and put it back as it was. Can be entered again."""
+    """Run with the MPS generator in `state` and restore it afterwards; may be entered again."""
 
     def __init__(self, state: torch.Tensor) -> None:
         self.state = state
@@ -21,19 +21,19 @@ class _MpsRandomState:
         self.before = torch.mps.get_rng_state()
         torch.mps.set_rng_state(self.state)
 
-    def __exit__(self, *error: object) -> None:  # torch ends a recomputation early by raising
+    def __exit__(self, *error: object) -> None:  # torch ends a second computation by raising
         torch.mps.set_rng_state(self.before)
 
 
 def _replay_mps() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Contexts for the first and the second computation: both draw the same on MPS."""
+    """Return contexts for the first and the second computation, so that both draw the same."""
     return nullcontext(), _MpsRandomState(torch.mps.get_rng_state())
 
 
-def recomputed(function: Callable[..., Any], *inputs: torch.Tensor) -> Any:  # noqa: ANN401
-    """`function(*inputs)`, of which only inputs and outputs are kept for the backward pass.
+def checkpointed(function: Callable[..., Any], *inputs: torch.Tensor) -> Any:  # noqa: ANN401
+    """Return `function(*inputs)`, keeping only inputs and outputs for the backward pass.
 
-    What it draws at random is drawn again the same. May be nested.
+    The second computation draws the same random numbers as the first. Calls may be nested.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)

@@ -1,21 +1,27 @@
-"""From a config to a model."""
+"""Build models: from a config, from flags and weights, and from a checkpoint."""
 
-from ml_collections import ConfigDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from models.configs import HEADS
+from ml_collections import ConfigDict, FrozenConfigDict
+from torch import Tensor
+
+from models.configs import HEADS, complete_config, get_config
+from models.pretrained.formats import WeightsError
+from models.pretrained.load import LoadReport, load_pretrained
+from models.pretrained.profiles import GOOGLE, PROFILES
+from models.pretrained.weights import Pretrained, adapt_config
 from models.transfg import TransFG
 from models.vit import Backbone, VisionTransformer
 
 
 def build_model(config: ConfigDict, num_classes: int) -> Backbone:
-    """A freshly initialised float32 model on the CPU; same torch seed, same weights.
-
-    Built on the CPU whatever the device, so that a seed means the same weights everywhere.
+    """Build a model with initial float32 weights on the CPU: equal seeds give equal weights.
 
     Raises:
-        ValueError: image size no multiple of the patch, width no multiple of the heads, unknown
-            head, pool or activation, a part of the model that another needs is missing, or fewer
-            than one class.
+        ValueError: fewer than one class, an unknown head, pool or activation, an image size that is
+            not a multiple of the patch, a width that is not a multiple of the heads, or a missing
+            component that another one needs.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
@@ -25,16 +31,38 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone:
     return model(config, num_classes)
 
 
-def freeze(model: Backbone, what: str) -> None:
-    """Exclude a part of `model` from training.
+def rebuild_model(
+    model_config: Mapping[str, Any], classes: Sequence[str], state_dict: Mapping[str, Tensor]
+) -> Backbone:
+    """Build the model of a checkpoint with its weights, on the CPU.
 
     Args:
-        model: all of it trainable.
-        what: "none"; "backbone": all but what follows it (the head, with part selection the part
-            block too); a number N: the embeddings and the first N blocks.
+        model_config: model config as the checkpoint holds it.
+        classes: class names of the head.
+        state_dict: weights by name.
 
     Raises:
-        ValueError: none of these, or more blocks than there are.
+        WeightsError: the config is not of a model, or the weights are of another one.
+    """
+    try:
+        model = build_model(complete_config(model_config), len(classes))
+        model.load_state_dict(state_dict)
+    # What a field of a wrong type or value, and weights of another model, raise.
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError("does not hold the weights of the model it describes") from error
+    return model
+
+
+def freeze(model: Backbone, what: str) -> None:
+    """Exclude some parameters of `model` from training.
+
+    Args:
+        model: model whose parameters are all trainable.
+        what: "none"; "backbone": all but the head, with part selection also but the part block and
+            its norm; a number N: the embeddings and the first N blocks.
+
+    Raises:
+        ValueError: `what` is none of these, or the model has fewer blocks.
     """
     if what == "none":
         return
@@ -45,3 +73,67 @@ def freeze(model: Backbone, what: str) -> None:
             model.is_backbone(name) if what == "backbone" else (model.layer_of(name) <= int(what))
         )
         parameter.requires_grad_(not is_frozen)
+
+
+class ModelPlan(NamedTuple):
+    """The model that flags and weights ask for, decided and checked before it is built."""
+
+    config: ConfigDict  # model config
+    normalization: dict[str, Any]  # mean and std per RGB channel
+    num_classes: int
+    weights: Pretrained | None  # None: random initial weights
+    keep_head: bool  # whether the weights' classes are the run's, in the same order
+    flags: FrozenConfigDict  # the run's config
+
+    def build(self) -> tuple[Backbone, LoadReport | None]:
+        """Build the model with its weights, on the CPU.
+
+        Returns:
+            The model, and what became of each of the weights (None without weights).
+
+        Raises:
+            WeightsError: weights are missing or have another shape.
+        """
+        model = build_model(self.config, self.num_classes)
+        model.grad_checkpointing = self.flags.grad_checkpointing
+        freeze(model, self.flags.freeze)
+        if self.weights is None:
+            return model, None
+        report = load_pretrained(
+            model,
+            self.weights,
+            self.keep_head,
+            self.flags.pos_resample,
+            self.flags.part_init or "pretrained",
+        )
+        return model, report
+
+
+def plan_model(
+    flags: FrozenConfigDict, weights: Pretrained | None, classes: Sequence[str]
+) -> ModelPlan:
+    """Decide which model `flags` and `weights` ask for.
+
+    Args:
+        flags: the run's config.
+        weights: weights to start from; None: random ones, with the normalisation of the profile
+            that the flags name, or else Google's.
+        classes: class names of the dataset in index order.
+
+    Raises:
+        WeightsError: the weights are of another size, or lack what the head needs.
+    """
+    config = get_config(
+        flags.model_type,
+        flags.img_size,
+        head=flags.head,
+        patch_stride=flags.slide_step,
+        dropout=flags.dropout,
+        drop_path=flags.drop_path,
+    )
+    if weights is None:
+        profile, keep_head = PROFILES.get(flags.pretrained_profile, GOOGLE), False
+    else:
+        config, profile = adapt_config(config, weights), weights.profile
+        keep_head = weights.classes == tuple(classes)
+    return ModelPlan(config, profile.normalization, len(classes), weights, keep_head, flags)

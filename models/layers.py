@@ -1,7 +1,9 @@
-"""The parts of a Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1).
+"""Define the layers of a Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+Section and equation numbers are that paper's where no other is named.
 
 Shapes: B batch, N tokens, Q query tokens (the first Q of N), H heads, D width, S image side.
-Submodules carry timm's names, so that state dicts of that zoo fit without renaming.
+Submodules have timm's names, so that timm's state dicts fit without renaming.
 """
 
 from collections.abc import Callable
@@ -13,16 +15,16 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from models.activation_checkpointing import recomputed
+from models.activation_checkpointing import checkpointed
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), OpenAI CLIP's approximation of GELU (Hendrycks & Gimpel 2016)."""
+    """Return x * sigmoid(1.702 x), the GELU of OpenAI's CLIP (Hendrycks & Gimpel 2016)."""
     return x * torch.sigmoid(1.702 * x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    """Return GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -34,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into square patches, overlapping if the stride says so, and projects each."""
+    """Cut an image into square patches, overlapping if the stride is smaller, and project each."""
 
     def __init__(self, config: ConfigDict) -> None:
         super().__init__()
@@ -49,21 +51,21 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) images to (B, N, D) patch tokens in row-major order."""
+        """Turn (B, 3, S, S) images into (B, N, D) patch tokens in row-major order."""
         if images.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(f"images are {tuple(images.shape[-2:])}, built for {self.img_size}")
         return self.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
 class QueriesKeys(NamedTuple):
-    """What attention weights are made of: (B, H, N, D/H) each."""
+    """Queries and keys of an attention, (B, H, N, D/H) each."""
 
     queries: Tensor
     keys: Tensor
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, N, D) to (B, H, N, D/H)."""
+    """Reshape (B, N, D) to (B, H, N, D/H)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
@@ -72,7 +74,7 @@ class Attention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
@@ -80,15 +82,20 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, Q, D/H) queries over (B, H, N, D/H) keys and values to (B, Q, D)."""
+        """Attend from (B, H, Q, D/H) queries to (B, H, N, D/H) keys and values; (B, Q, D)."""
         # No dropout inside: SDPA raises on MPS for dropout_p > 0 (PR #184126).
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, H, Q, D/H)
         return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))  # (B, Q, D)
 
     def forward(self, x: Tensor, query_tokens: int | None = None) -> Tensor:
-        """(B, N, D) to (B, Q, D): what the first `query_tokens` tokens attend to; None: all N.
+        """Attend from the first `query_tokens` tokens (None: all N) to all tokens.
 
-        Keys and values are always computed for all N tokens.
+        Args:
+            x: tokens, (B, N, D).
+            query_tokens: number of tokens Q that attend.
+
+        Returns:
+            (B, Q, D).
         """
         if query_tokens is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, D) each
@@ -102,19 +109,19 @@ class Attention(nn.Module):
         return self._attend(*(_split_heads(x, self.num_heads) for x in (q, k, v)))
 
     def _queries_keys(self, x: Tensor, weight: Tensor, bias: Tensor) -> QueriesKeys:
-        """(B, N, D) times the first two thirds of `qkv`, heads apart."""
-        # In memory of their own: the values must not live as long as they do.
+        """Project (B, N, D) by the first two thirds of `qkv`."""
+        # Not views of one tensor with the values, which must not live as long as these.
         q, k = F.linear(x, weight, bias).chunk(2, dim=-1)
         return QueriesKeys(_split_heads(q, self.num_heads), _split_heads(k, self.num_heads))
 
     def queries_keys(self, x: Tensor) -> QueriesKeys:
-        """What the attention weights of all tokens (B, N, D) are made of."""
+        """Return the queries and keys of all tokens (B, N, D)."""
         d = x.shape[-1]
         return self._queries_keys(x, self.qkv.weight[: 2 * d], self.qkv.bias[: 2 * d])
 
     def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
-        """The same for all tokens, (B, N, D) to (B, N, D), and its queries and keys."""
-        # One split of the weights and not a slice for each: its gradient is one concatenation.
+        """Attend from all tokens, (B, N, D) to (B, N, D), and return the queries and keys too."""
+        # One split of the weights and not two slices: its gradient is one concatenation.
         d = x.shape[-1]
         weight_qk, weight_v = self.qkv.weight.split((2 * d, d))
         bias_qk, bias_v = self.qkv.bias.split((2 * d, d))
@@ -125,7 +132,7 @@ class Attention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens (Zhai et al. 2022, arXiv 2106.04560, section 3.3)."""
+    """Pool all tokens by one learned query (Zhai et al. 2022, arXiv 2106.04560, section 3.3)."""
 
     def __init__(self, config: ConfigDict) -> None:
         super().__init__()
@@ -140,7 +147,7 @@ class AttentionPool(nn.Module):
         nn.init.trunc_normal_(self.latent, std=d**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, D)."""
+        """Pool (B, N, D) tokens to (B, D)."""
         q = self.q(self.latent.expand(x.shape[0], -1, -1))  # (B, 1, D)
         k, v = self.kv(x).chunk(2, dim=-1)  # (B, N, D) each
         q, k, v = (_split_heads(part, self.num_heads) for part in (q, k, v))
@@ -150,7 +157,7 @@ class AttentionPool(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between (section 3.1, equation 3)."""
+    """Two linear layers with an activation between (section 3.1, equation 3), for each token."""
 
     def __init__(
         self, embed_dim: int, mlp_dim: int, activation: str = "gelu", dropout: float = 0.0
@@ -164,26 +171,26 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        # Of the two widest tensors only the first is remembered: the activation is computed again.
-        # A quarter of a block's memory; no time that could be measured (research.md of 002), since
-        # fc2 is not computed again.
-        return recomputed(self._activate_and_project, self.fc1(x))
+        """Map (B, N, D) to (B, N, D)."""
+        # Of the two widest tensors only the first is kept: the activation is computed again. That
+        # saves a quarter of a block's memory at no time that could be measured (research.md of
+        # 002), since fc2 is not computed again.
+        return checkpointed(self._activate_and_project, self.fc1(x))
 
     def _activate_and_project(self, hidden: Tensor) -> Tensor:
-        """(B, N, mlp_dim) to (B, N, D)."""
+        """Map (B, N, mlp_dim) to (B, N, D)."""
         return self.drop(self.fc2(self.drop(self.act(hidden))))
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel (Touvron et al. 2021, arXiv 2103.17239, equation 4)."""
+    """A learned factor for each channel (Touvron et al. 2021, arXiv 2103.17239, equation 4)."""
 
     def __init__(self, embed_dim: int, initial: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((embed_dim,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
+        """Scale (B, N, D) tokens."""
         return x * self.gamma
 
 
@@ -199,28 +206,36 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d, eps=eps)
         self.mlp = Mlp(d, config.mlp_dim, config.activation, config.dropout)
         self.ls2 = nn.Identity() if scale is None else LayerScale(d, scale)
-        # Huang et al. 2016 (arXiv 1603.09382): a residual branch is dropped for whole samples.
+        # Stochastic depth (Huang et al. 2016, arXiv 1603.09382): drops a branch for whole samples.
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
 
     def _add_attended(self, x: Tensor, attended: Tensor) -> Tensor:
-        """(B, Q, D) tokens and what they attend to, to the middle of the block."""
+        """Add the attention's output to its (B, Q, D) tokens (equation 2)."""
         return x + self.drop_path(self.ls1(attended))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        """(B, Q, D) tokens in the middle of the block to its output."""
+        """Add the MLP's output to its (B, Q, D) tokens (equation 3)."""
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
     def forward(self, x: Tensor, query_tokens: int | None = None) -> Tensor:
-        """(B, N, D) to (B, Q, D): the first `query_tokens` tokens after the block; None: all N."""
+        """Return the first `query_tokens` tokens (None: all N) after the block.
+
+        Args:
+            x: tokens, (B, N, D).
+            query_tokens: number of tokens Q to compute.
+
+        Returns:
+            (B, Q, D).
+        """
         attended = self.attn(self.norm1(x), query_tokens)
         return self._add_mlp(self._add_attended(x[:, :query_tokens], attended))
 
     def queries_keys(self, x: Tensor) -> QueriesKeys:
-        """Queries and keys of the block's attention over tokens (B, N, D), and nothing else."""
+        """Return only the queries and keys of the block's attention over tokens (B, N, D)."""
         return self.attn.queries_keys(self.norm1(x))
 
     def with_queries_keys(self, x: Tensor) -> tuple[Tensor, QueriesKeys]:
-        """The same for all tokens, and its queries and keys, without gradient."""
+        """Return all tokens (B, N, D) after the block, and queries and keys without gradient."""
         attended, queries_keys = self.attn.with_queries_keys(self.norm1(x))
         x = self._add_attended(x, attended)
         del attended  # the MLP is where a block needs the most memory
@@ -230,8 +245,8 @@ class Block(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Initialise linear layers as Google's ViT does: Xavier uniform, MLP biases N(0, 1e-6).
 
-    Source: google-research/vision_transformer, `models_vit.py`. The projections stacked in `qkv`
-    and `kv` are drawn as the D x D matrices they are.
+    Source: google-research/vision_transformer, `models_vit.py`. Each D x D projection that is
+    stacked in `qkv` and `kv` is drawn by itself.
     """
     if isinstance(module, Attention | AttentionPool):
         linears = [child for child in module.children() if isinstance(child, nn.Linear)]

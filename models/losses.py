@@ -1,4 +1,4 @@
-"""Losses over a model's output; the model itself knows none.
+"""Compute the losses of a model's output, and the class weights in them.
 
 Shapes: B batch, C classes, D width.
 """
@@ -6,27 +6,29 @@ Shapes: B batch, C classes, D width.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 
 from models.vit import ViTOutput
 
-# (features (n, D), labels (n,)) of this process to those of all processes, with gradients
+# From features (n, D) and labels (n,) of this process to those of all processes, with gradients.
 Gather = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def classification_loss(
     output: ViTOutput, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy of `output.logits` (B, C) against `labels`, a scalar in nats.
+    """Return the mean cross-entropy of `output.logits` (B, C) against `labels`, a scalar in nats.
 
     Args:
-        output: of a model's forward pass.
-        labels: (B,) int64 class indices, or (B, C) float shares of the classes of mixed images.
+        output: output of a forward pass.
+        labels: class indices, (B,) int64, or shares of the classes in mixed images, (B, C) float.
         smoothing: label smoothing in [0, 1) (Szegedy et al. 2016, section 7).
-        class_weights: (C,) factors of the classes' losses. Divided by B and not by the weights'
-            sum, so that the mean over a batch is the mean over its micro-batches.
+        class_weights: factors of the classes' losses, (C,). The sum is divided by B and not by the
+            sum of weights, so that the mean over micro-batches is the mean over their batch.
     """
     if class_weights is None:
         return F.cross_entropy(output.logits, labels, label_smoothing=smoothing)
@@ -37,15 +39,15 @@ def classification_loss(
 
 
 def contrastive_loss(features: Tensor, labels: Tensor, margin: float = 0.4) -> Tensor:
-    """TransFG's contrastive loss (arXiv 2103.07976, equation 8), a scalar.
+    """Return TransFG's contrastive loss (arXiv 2103.07976, equation 8), a scalar.
 
-    Mean over all B x B pairs: 1 - cos for the same class, max(0, cos - margin) for different ones.
-    It sees only the samples that it is given together.
+    It is the mean over all B x B pairs of samples: 1 - cos for the same class, and
+    max(0, cos - margin) for different classes.
 
     Args:
-        features: (B, D), of any length but zero.
-        labels: (B,) class indices, int64.
-        margin: similarity up to which different classes cost nothing.
+        features: features of any length but zero, (B, D).
+        labels: class indices, (B,) int64.
+        margin: cosine up to which different classes cost nothing.
     """
     unit = F.normalize(features)
     cosine = unit @ unit.T  # (B, B)
@@ -56,11 +58,11 @@ def contrastive_loss(features: Tensor, labels: Tensor, margin: float = 0.4) -> T
 
 
 class Objective(NamedTuple):
-    """What training minimises: (model output, labels, shares of mixed images) to a scalar."""
+    """The loss that training minimises."""
 
     smoothing: float = 0.0
     class_weights: Tensor | None = None  # (C,)
-    contrastive_weight: float = 0.0  # 0: cross-entropy alone
+    contrastive_weight: float = 0.0  # 0: only cross-entropy
     margin: float = 0.4
 
     def __call__(
@@ -71,17 +73,18 @@ class Objective(NamedTuple):
         share: float = 1.0,
         gather: Gather | None = None,
     ) -> Tensor:
-        """Cross-entropy, and with a weight above 0 the contrastive loss of the features.
+        """Return cross-entropy, plus the weighted contrastive loss of the features, a scalar.
 
-        The mean of what W processes get, each for its samples, is the loss of all samples.
+        The mean of the results of W processes, each for its samples, is the loss of all samples.
 
         Args:
-            output: of a model's forward pass.
-            labels: (B,) int64.
-            targets: (B, C) shares of the classes, where images are mixed; then they count.
-            share: W times the share that this process has of the samples of all.
-            gather: brings the samples of all processes together, which the contrastive loss
-                compares; None for one process.
+            output: output of a forward pass.
+            labels: class indices, (B,) int64.
+            targets: shares of the classes in mixed images, (B, C), which replace the labels in the
+                cross-entropy; None: images are not mixed.
+            share: W times this process's share of all samples.
+            gather: gathers features and labels of all processes for the contrastive loss; None:
+                there is one process.
         """
         wanted = labels if targets is None else targets
         loss = share * classification_loss(output, wanted, self.smoothing, self.class_weights)
@@ -94,15 +97,39 @@ class Objective(NamedTuple):
         return loss
 
 
-def build_objective(config: FrozenConfigDict, class_weights: Tensor | None) -> Objective:
-    """What a training run minimises, by its flags.
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
+    """Return weights by the inverse of the classes' counts; their mean over `labels` is 1.
+
+    Classes without samples get 1: they are not a target, but label smoothing gives them a share.
 
     Args:
-        config: of the run.
-        class_weights: (C,) on the model's device, or None.
+        labels: class indices of the training samples, (samples,).
+        num_classes: number of classes C.
+
+    Returns:
+        (C,) float32 on the CPU.
     """
-    if config.head == "token":
-        return Objective(config.smoothing_value, class_weights)
+    counts = np.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    weights = len(labels) / (present.sum() * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(present, weights, 1.0).astype(np.float32))
+
+
+def build_objective(
+    config: FrozenConfigDict, labels: np.ndarray, num_classes: int, device: torch.device
+) -> Objective:
+    """Build what a training run minimises, by its flags.
+
+    Args:
+        config: the run's config.
+        labels: class indices of the training samples, (samples,).
+        num_classes: number of classes.
+        device: device of the model.
+    """
+    class_weights = None
+    if config.class_weights == "balanced":
+        class_weights = balanced_class_weights(labels, num_classes).to(device)
+    contrast = (config.contrastive_weight, config.contrastive_margin)
     return Objective(
-        config.smoothing_value, class_weights, config.contrastive_weight, config.contrastive_margin
+        config.smoothing_value, class_weights, *(contrast if config.head == "parts" else ())
     )

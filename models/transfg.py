@@ -1,13 +1,13 @@
-"""TransFG: a ViT whose last block sees only the patches that attention picked.
+"""Define TransFG: a ViT whose last block sees only the patches that attention selected.
 
 He et al., AAAI 2022 (arXiv 2103.07976), section 3.2. Shapes: B batch, N tokens (class token,
 registers, P patches), H heads, D width, C classes, S image side in pixels.
 
-The paper multiplies the attention matrices of all blocks but the part block, A_{L-2} ... A_0, and
-reads the class token's row of the product. Only that row is computed here, as a chain of a row
-vector and matrices from the last block down, each matrix in slices: no N x N matrix is kept, and no
-product of two is formed. The paper's code does the full product inside autograd, though no gradient
-passes an argmax.
+The paper selects by attention rollout: it multiplies the attention matrices of all blocks but the
+part block, A_{L-2} ... A_0, and reads the class token's row of the product. Only that row is
+computed here, as a chain of a row vector and matrices from the last block down, each matrix in
+slices, so that no N x N matrix is kept and no two are multiplied. The paper's code computes the
+full product inside autograd, though no gradient passes an argmax.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models.activation_checkpointing import recomputed
+from models.activation_checkpointing import checkpointed
 from models.configs import patch_centers
 from models.layers import Block, QueriesKeys
 from models.vit import Backbone, ViTOutput
 
-# Bound of the transient attention weights, bytes: one slice of queries of one block, for all heads
-# and samples of the batch (at least one query). It exists twice, before and after the softmax. On
+# Bound in bytes of the transient attention weights: one slice of queries (at least one) of one
+# block, for all heads and samples of the batch. They exist twice, before and after the softmax. On
 # the CPU what fits the cache is fastest (research.md); an accelerator wants few large kernels.
 MAX_SLICE_BYTES = {"cpu": 6 * 2**20}
 MAX_SLICE_BYTES_ELSEWHERE = 64 * 2**20
@@ -31,10 +31,10 @@ MAX_SLICE_BYTES_ELSEWHERE = 64 * 2**20
 def _row_times_attention(
     row: Tensor, queries: Tensor, keys: Tensor, max_slice_bytes: int
 ) -> Tensor:
-    """(B*H, 1, N) times the attention matrix of (B*H, N, D/H) queries and keys: (B*H, 1, N)."""
+    """Multiply a (B*H, 1, N) row by the attention matrix of (B*H, N, D/H) queries and keys."""
     num_tokens = keys.shape[1]
     step = min(num_tokens, max(1, max_slice_bytes // (row.numel() * row.element_size())))
-    # Memory is taken once a block: fresh pages for every slice would cost as much as the softmax.
+    # Memory is allocated once a block: new pages for each slice would cost as much as the softmax.
     scores, weights = (queries.new_empty(len(keys) * step * num_tokens) for _ in range(2))
     product = torch.zeros_like(row)
     scaled, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(1, 2)
@@ -51,22 +51,24 @@ def _row_times_attention(
 
 
 @torch.no_grad()
-def class_token_row(layers: Iterable[QueriesKeys], max_slice_bytes: int | None = None) -> Tensor:
-    """The class token's row of A_{L-2} ... A_0, the product of attention matrices.
+def class_token_rollout(
+    layers: Iterable[QueriesKeys], max_slice_bytes: int | None = None
+) -> Tensor:
+    """Compute the class token's row of the attention rollout A_{L-2} ... A_0.
 
     Args:
         layers: queries and keys of the blocks, last block first; (B, H, N, D/H) each.
-        max_slice_bytes: bound of the attention weights that exist at a time, twice; None: the
-            device's.
+        max_slice_bytes: bound in bytes of the attention weights that exist at a time, twice; None:
+            the device's.
 
     Returns:
-        (B, H, N), rows summing to 1: how much of each token reaches the class token.
+        (B, H, N), rows summing to 1: the share of each token in what reaches the class token.
     """
     row = None
     for layer in layers:
         samples = layer.queries.shape[0]
         queries, keys = (part.flatten(0, 1) for part in layer)  # (B*H, N, D/H)
-        if row is None:  # the last block: of its matrix, only the class token's row
+        if row is None:  # of the last block's matrix only the class token's row is needed
             scores = torch.bmm(queries[:, :1], keys.transpose(1, 2)) * keys.shape[-1] ** -0.5
             row = scores.softmax(dim=-1)  # (B*H, 1, N)
             if max_slice_bytes is None:
@@ -77,7 +79,7 @@ def class_token_row(layers: Iterable[QueriesKeys], max_slice_bytes: int | None =
 
 
 class TransFG(Backbone):
-    """A ViT with part selection. `blocks` are all but the last; that one is `part_block`."""
+    """A ViT with part selection; `blocks` are all blocks but the last, which is `part_block`."""
 
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         if config.depth < 2:
@@ -88,28 +90,28 @@ class TransFG(Backbone):
         self.part_block = Block(config, config.drop_path)
         self.part_norm = self._norm(config)
         self.head = nn.Linear(config.embed_dim, num_classes)
-        # Where the patches are; no weight, so it is not saved.
+        # Not a weight, so it is not saved.
         centers = torch.from_numpy(patch_centers(config))  # (P, 2)
         self.register_buffer("patch_centers", centers, persistent=False)
         self._init_weights()
 
     def layer_of(self, parameter: str) -> int:
-        """How far from the input a parameter lies; the part block is the last block."""
+        """Return the layer of a parameter as `Backbone` does; the part block is the last block."""
         is_part_block = parameter.startswith("part_block.")
         return self.depth if is_part_block else super().layer_of(parameter)
 
     def is_backbone(self, parameter: str) -> bool:
-        """Whether `--freeze backbone` leaves it: all but the part block, its norm and the head."""
+        """Return whether `--freeze backbone` freezes a parameter: all before the part block."""
         return not parameter.startswith(("part_block.", "part_norm.", "head."))
 
     def _through_blocks(self, x: Tensor) -> tuple[Tensor, Iterator[QueriesKeys]]:
-        """(B, N, D) to (B, N, D), and the blocks' queries and keys, last block first."""
+        """Pass (B, N, D) tokens through the blocks; return their queries and keys, last first."""
         if self.grad_checkpointing:
-            # What a block is computed from again is kept anyway: its input.
+            # A block's input is kept anyway; queries and keys are computed from it once more.
             inputs = []
             for block in self.blocks:
                 inputs.append((block, x))
-                x, _ = recomputed(block.with_queries_keys, x)
+                x, _ = checkpointed(block.with_queries_keys, x)
             return x, (block.queries_keys(tokens) for block, tokens in reversed(inputs))
         layers = []
         for block in self.blocks:
@@ -118,13 +120,13 @@ class TransFG(Backbone):
         return x, reversed(layers)
 
     def forward(self, images: Tensor) -> ViTOutput:
-        """(B, 3, S, S) normalised float32 images to logits, features and selected parts."""
+        """Classify (B, 3, S, S) normalised float32 images: logits, features and selected parts."""
         x, layers = self._through_blocks(self._tokens(images))  # (B, N, D)
-        row = class_token_row(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
+        row = class_token_rollout(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
         del layers  # before the part block and the backward pass need memory
         # One-hot rows times x and not x.gather: gather's backward adds with atomics on MPS, in any
-        # order (pytorch #161029), and this is deterministic on every device. By comparing and not
-        # by F.one_hot, which scatters, and on the CPU reads its input to check the range.
+        # order (pytorch #161029); this is deterministic on every device. Comparing and not
+        # F.one_hot, which scatters and on the CPU reads its input to check the range.
         patches = torch.arange(row.shape[-1], device=row.device)
         chosen = (row.argmax(dim=-1, keepdim=True) == patches).to(x.dtype)  # (B, H, P)
         parts = chosen @ x[:, self.num_prefix_tokens :]  # (B, H, D)

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
+"""Define the backbone and the plain Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
 Shapes: B batch, N tokens (class token, registers, patches), D width, C classes, H heads, S image
 side in pixels.
@@ -10,7 +10,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models.activation_checkpointing import recomputed
+from models.activation_checkpointing import checkpointed
 from models.configs import grid_side, num_prefix_tokens
 from models.layers import (
     AttentionPool,
@@ -24,17 +24,17 @@ POOLS = ("token", "avg", "map")
 
 
 class ViTOutput(NamedTuple):
-    """What a forward pass returns."""
+    """The output of a forward pass."""
 
     logits: Tensor  # (B, C)
-    features: Tensor  # (B, D), what the classifier reads
-    # (B, H, 2) x and y in [0, 1] of the input square: the center of the patch that each head
-    # selected; None in a model that selects none.
+    features: Tensor  # (B, D), input of the head
+    # (B, H, 2) x and y in [0, 1] of the input square: the center of the patch that each attention
+    # head selected; None in a model without part selection.
     parts: Tensor | None = None
 
 
 class Backbone(nn.Module):
-    """Tokens and blocks of a ViT; state-dict keys are timm's (`blocks.0.attn.qkv.weight`, ...)."""
+    """Embeddings and blocks of a ViT; state-dict keys are timm's (`blocks.0.norm1.weight`, ...)."""
 
     def __init__(self, config: ConfigDict, num_blocks: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         d = config.embed_dim
         self.depth = config.depth
         self.num_prefix_tokens = num_prefix_tokens(config)
-        # Whether blocks are computed again in the backward pass instead of being remembered.
+        # Activation checkpointing: whether the backward pass computes blocks again to save memory.
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d)) if config.class_token else None
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         return nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
     def _init_weights(self) -> None:
-        """Draw all weights; the head is zero: the first loss is log(C) (section 3.2)."""
+        """Draw all weights; the head is zero, so that the first loss is log(C) (section 3.2)."""
         self.apply(init_weights)
         init_patch_projection(self.patch_embed.proj)
         nn.init.normal_(self.pos_embed, std=0.02)
@@ -75,12 +75,12 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of matrix-shaped parameters that weight decay must leave alone, as timm's."""
+        """Return the matrix-shaped parameters that weight decay must leave alone, as timm does."""
         spared = {"cls_token", "pos_embed", "reg_token", "attn_pool.latent"}
         return {name for name, _ in self.named_parameters() if name in spared}
 
     def layer_of(self, parameter: str) -> int:
-        """How far from the input a parameter lies: 0 embeddings, i block i, depth + 1 the rest."""
+        """Return the layer of a parameter: 0 embeddings, i the i-th block, depth + 1 the rest."""
         embeddings = ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")
         root, _, rest = parameter.partition(".")
         if root in embeddings:
@@ -90,11 +90,11 @@ class Backbone(nn.Module):
         return self.depth + 1
 
     def is_backbone(self, parameter: str) -> bool:
-        """Whether a parameter belongs to what `--freeze backbone` leaves as it is."""
+        """Return whether `--freeze backbone` freezes a parameter."""
         return not parameter.startswith("head.")
 
     def _tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) images to (B, N, D): class token, registers, patches with positions."""
+        """Embed (B, 3, S, S) images as (B, N, D): class token, registers, patches."""
         patches = self.patch_embed(images)
         count = patches.shape[0]
         prefix = [
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
             if token is not None
         ]
         if self.pos_class_token:
-            # Registers, if any, stand between and have no position.
+            # Registers, if any, lie between and have no position.
             positions = self.pos_embed
             prefix[0] = prefix[0] + positions[:, :1]
             patches = patches + positions[:, 1:]
@@ -116,8 +116,12 @@ class Backbone(nn.Module):
         return recomputed(self, images)
 
     def _run(self, block: Block, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D) through a block."""
-        return recomputed(block, x) if self.grad_checkpointing else block(x)
+        """Pass (B, N, D) tokens through a block."""
+        return checkpointed(block, x) if self.grad_checkpointing else block(x)
+
+    def checkpointed_forward(self, images: Tensor) -> ViTOutput:
+        """Compute `self(images)`, keeping only images and output for the backward pass."""
+        return checkpointed(self, images)
 
 
 class VisionTransformer(Backbone):
@@ -136,13 +140,13 @@ class VisionTransformer(Backbone):
         self._init_weights()
 
     def _features(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) images to the (B, D) features that the head reads."""
+        """Map (B, 3, S, S) images to the (B, D) features that the head reads."""
         x = self._tokens(images)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
         if self.pool == "token":
-            # Only the class token is read below, so the last block computes no other token's
-            # query, projection and MLP: 10/12 of a block saved, and the same numbers.
+            # The head reads only the class token, so the last block does not compute the query,
+            # projection and MLP of the others: the same numbers at 2/12 of a block.
             return self.norm(self.blocks[-1](x, query_tokens=1)[:, 0])
         x = self._run(self.blocks[-1], x)
         if self.pool == "avg":
@@ -150,6 +154,6 @@ class VisionTransformer(Backbone):
         return self.attn_pool(self.norm(x))
 
     def forward(self, images: Tensor) -> ViTOutput:
-        """(B, 3, S, S) normalised float32 images to logits (B, C) and features (B, D)."""
+        """Classify (B, 3, S, S) normalised float32 images: logits (B, C) and features (B, D)."""
         features = self._features(images)
         return ViTOutput(self.head(features), features)

@@ -27,7 +27,7 @@ from helpers import (
 from PIL import Image
 from torchvision.transforms import v2
 
-from eval import rebuild_model
+from models.build import rebuild_model
 from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.data_utils import RunPaths
 from utils.dataset import get_spec, open_split
@@ -265,7 +265,8 @@ class TestFlip:
     def test_averages_the_logits_of_both_images(self, flipped, photos, tmp_path):
         """Against the model of the checkpoint and images that torchvision cropped."""
         checkpoint = load_checkpoint(flipped.checkpoint)
-        model = rebuild_model(checkpoint, "ckpt.bin").eval()
+        model = rebuild_model(checkpoint.model_config, checkpoint.classes, checkpoint.state_dict)
+        model.eval()
         mean, std = (
             torch.tensor(checkpoint.normalization[key])[:, None, None] for key in ("mean", "std")
         )

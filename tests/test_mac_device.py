@@ -168,7 +168,7 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
 def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_joint, monkeypatch):
     """The generator is the device's own: torch alone would not put it back."""
 
-    def weights(grad_checkpointing: bool, is_joint: bool, forward: str = "recomputed"):
+    def weights(grad_checkpointing: bool, is_joint: bool, forward: str = "checkpointed"):
         with pretended_mps():
             kind = Kind({**head, **RANDOM}, is_joint, grad_checkpointing)
             trained = Trained(split, torch.device("mps"), kind=kind)
@@ -178,7 +178,7 @@ def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_join
                 trained.step()
             return torch.cat([p.detach().cpu().flatten() for p in trained.model.parameters()])
 
-    expected = weights(False, is_joint, "remembered" if is_joint else "recomputed")
+    expected = weights(False, is_joint, "remembered" if is_joint else "checkpointed")
     kinds = [(True, is_joint)] + ([(False, True)] if is_joint else [])
     for grad_checkpointing, joint in kinds:
         assert torch.equal(weights(grad_checkpointing, joint), expected)

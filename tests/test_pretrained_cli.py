@@ -545,14 +545,14 @@ class TestSidecar:
     @pytest.mark.parametrize(
         ("name", "content", "said"),
         [
-            ("config.json", "{", "config.json is no readable JSON; mend or remove it"),
-            ("config.json", "[1]", "config.json is no JSON object; mend or remove it"),
+            ("config.json", "{", "config.json is not readable as JSON; mend or remove it"),
+            ("config.json", "[1]", "config.json is not a JSON object; mend or remove it"),
             ("config.json", '{"model_type": "vit", "hidden_size": 65}', "embed_dim 65 where"),
             ("config.json", '{"model_type": "vit", "hidden_act": "relu"}', "'relu' is not one of"),
             (
                 "preprocessor_config.json",
                 '{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}',
-                "[1, 0, 1] is no mean or standard deviation",
+                "[1, 0, 1] is not a mean or standard deviation",
             ),
         ],
     )
@@ -753,13 +753,13 @@ def with_more(**tensors):
         (with_more(dist_token=torch.zeros(1, 1, 64)), "it is a distilled DeiT"),
         (
             with_more(**{"blocks.0.mlp.w12.weight": torch.zeros(2, 2)}),
-            "blocks.0.mlp.w12.weight: no part of a timm ViT",
+            "blocks.0.mlp.w12.weight: not part of a timm ViT",
         ),
         (
             with_more(**{"blocks.0.norm1.weight": torch.zeros(65)}),
             "blocks.0.norm1.weight is (65,), not (64,)",
         ),
-        (with_more(cls_token=torch.zeros(1, 1, 64, dtype=torch.int64)), "cls_token is int64"),
+        (with_more(cls_token=torch.zeros(1, 1, 64, dtype=torch.int64)), "cls_token is int64, not"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(refused, drawn, tmp_path, damage, said):
@@ -857,9 +857,7 @@ class TestDamaged:
     def test_no_state_dict(self, refuse, payload):
         buffer = io.BytesIO()
         torch.save(payload, buffer)
-        assert re.search(
-            r"it holds (a \w+, no state dict|no tensors by name)", refuse(buffer.getvalue())
-        )
+        assert re.search(r"(not a state dict|not hold tensors by name)", refuse(buffer.getvalue()))
 
     @pytest.mark.parametrize(
         "disguise", ["pickle", "torch", "old torch", "beside the weights", "npz"]

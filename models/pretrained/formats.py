@@ -1,7 +1,7 @@
-"""Weight files to tensors, without running any code they may hold.
+"""Read the tensors of weight files without running any code that a file may hold.
 
-What a file is, its first bytes say, not its name: safetensors, a zip archive of NumPy arrays
-(`.npz`), or what `torch.save` writes (a zip archive, or before torch 1.6 a bare pickle).
+The first bytes say what a file is, not its name: safetensors, a zip archive of NumPy arrays
+(`.npz`), or what `torch.save` writes (a zip archive, before torch 1.6 a bare pickle).
 """
 
 import pickle
@@ -23,9 +23,21 @@ from torch import Tensor
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
 PREFIXES = ("module.", "model.", "backbone.")
 
+# What zipfile raises for a damaged archive; RuntimeError: an encrypted entry or an unknown method.
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error)
+# What torch.load raises for archives and pickles that are not of tensors.
+_TORCH_ERRORS = (
+    *(RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError),
+    *(AssertionError, OSError, struct.error),
+)
+
 
 class WeightsError(ValueError):
-    """A weight file that cannot be used; the message is one line and names what is wrong."""
+    """Weights that cannot be used; the message is one line and says what is wrong."""
+
+
+def _damaged(what: str) -> WeightsError:
+    return WeightsError(f"it is a damaged or truncated {what}; copy it again")
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
@@ -35,18 +47,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             for key in archive.files:
                 tensors[key] = torch.from_numpy(np.array(archive[key], order="C"))
     except TypeError as error:  # torch has no such type (text, dates)
-        raise WeightsError(f"{key} holds no numbers") from error
-    # RuntimeError: an entry that zipfile cannot open (encrypted, unknown compression).
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise WeightsError("it is a damaged or truncated .npz archive; copy it again") from error
+        raise WeightsError(f"{key} does not hold numbers") from error
+    except (*_ZIP_ERRORS, KeyError) as error:
+        raise _damaged(".npz archive") from error
     return tensors
 
 
@@ -61,42 +64,28 @@ def _read_torch(path: Path) -> object:
             "it holds something other than tensors and plain data, which was not loaded; save its "
             "state dict alone"
         ) from error
-    # What torch.load raises for archives that are no pickle of tensors.
-    except (
-        RuntimeError,
-        ValueError,
-        LookupError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        OSError,
-        struct.error,
-    ) as error:
-        raise WeightsError("it is damaged, truncated or no weight file; copy it again") from error
+    except _TORCH_ERRORS as error:
+        raise WeightsError(
+            "it is damaged, truncated or not a weight file; copy it again"
+        ) from error
 
 
-def _zip_names(path: Path) -> list[str] | None:
-    """The names in a zip archive; None if it is none, or a damaged one."""
+def _read_archive(path: Path) -> object:
+    """Read a zip archive, of NumPy arrays or of torch."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError):
-        return None
-
-
-def _is_intact(path: Path) -> bool:
-    """Whether the checksums of an archive's entries are right: torch does not look at them."""
-    try:
-        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(".npy") for name in archive.namelist()):
+                return _read_npz(path)
             for entry in archive.infolist():
-                if entry.CRC:  # torch can be told to write none
+                if entry.CRC:  # torch can be told to write none, and does not look at them
                     with archive.open(entry) as file:
                         while file.read(2**20):
                             pass
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error):
-        return False
-    return True
+    except WeightsError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise _damaged("archive") from error
+    return _read_torch(path)
 
 
 def _read(path: Path) -> object:
@@ -106,39 +95,30 @@ def _read(path: Path) -> object:
         try:
             return load_file(path)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise WeightsError(
-                "it is a damaged or truncated safetensors file; copy it again"
-            ) from error
+            raise _damaged("safetensors file") from error
     if start.startswith(b"PK"):
-        names = _zip_names(path)
-        if names is None:
-            raise WeightsError("it is a damaged or truncated archive; copy it again")
-        if any(name.endswith(".npy") for name in names):
-            return _read_npz(path)
-        if not _is_intact(path):
-            raise WeightsError("it is a damaged or truncated archive; copy it again")
-        return _read_torch(path)
+        return _read_archive(path)
     if start.startswith(b"\x80"):  # a pickle
         return _read_torch(path)
     raise WeightsError("it is neither .npz, safetensors nor a PyTorch file")
 
 
 def _state_dict(payload: object) -> dict[str, Tensor]:
-    """The state dict in what a file holds, without wrappers and prefixes."""
+    """Return the state dict in what a file holds, without wrappers and prefixes."""
     while isinstance(payload, Mapping):
         inner = [payload[key] for key in WRAPPERS if isinstance(payload.get(key), Mapping)]
         if not inner:
             break
         payload = inner[0]
     if not isinstance(payload, Mapping):
-        raise WeightsError(f"it holds a {type(payload).__name__}, no state dict")
+        raise WeightsError(f"it holds a {type(payload).__name__}, not a state dict")
     tensors = {
         key: value
         for key, value in payload.items()
         if isinstance(key, str) and isinstance(value, Tensor)
     }
     if not tensors:
-        raise WeightsError("it holds no tensors by name")
+        raise WeightsError("it does not hold tensors by name")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -146,14 +126,15 @@ def _state_dict(payload: object) -> dict[str, Tensor]:
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by their names in the file, on the CPU, as they are stored.
+    """Read the tensors of a weight file by their names in the file, on the CPU, types unchanged.
 
     Raises:
-        WeightsError: not a weight file, damaged, or holding more than tensors and plain data.
-        OSError: it cannot be read.
+        WeightsError: not a weight file, a damaged one, or one that holds more than tensors and
+            plain data.
+        OSError: the file cannot be read.
     """
     tensors = _state_dict(_read(path))
     odd = [key for key, value in tensors.items() if value.layout != torch.strided or value.is_meta]
     if odd:
-        raise WeightsError(f"{odd[0]} is no plain tensor")
+        raise WeightsError(f"{odd[0]} is not a plain tensor")
     return tensors

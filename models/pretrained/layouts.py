@@ -1,7 +1,7 @@
-"""What the zoos call their tensors, and what they are called here (timm's names).
+"""Rename the tensors of other libraries' weight files to the names that our models have (timm's).
 
-A layout is recognised by the names in the file. Names in the file, not in memory: Hugging Face
-renames on loading. D width, H heads.
+A layout is recognised by the names in the file. They are not always those in memory: Hugging Face
+renames on loading. Shapes: D width, H heads.
 """
 
 import re
@@ -13,30 +13,56 @@ from torch import Tensor
 
 from models.pretrained.formats import WeightsError
 
-_LEAF = r"(?P<leaf>weight|bias)"
-_I = r"(?P<i>\d+)"
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _apart(names: str, ours: str = "attn.qkv.") -> dict[str, str]:
+    """Map the modules of query, key and value to the thirds of our stacked module."""
+    return {names.format(which): f"{ours}|{n}" for n, which in enumerate(("query", "key", "value"))}
 
 
 class Layout(NamedTuple):
-    """One zoo's naming."""
+    """How one library names its tensors."""
 
     name: str
-    marker: str  # regex of a name that this layout alone has
-    # Regex of a whole name, and ours: {i} the block, {leaf} weight or bias. A number after "|" says
-    # which third of our stacked tensor it is (query, key, value).
-    names: tuple[tuple[str, str], ...]
-    blocks: str  # regex of the start of a name in a block: an unknown one there is no ViT of ours
+    marker: str  # regex of a whole name, without prefix, that this layout alone has
+    block: str  # regex of the start of a name in a block; its group is the number of the block
+    # What is in a block, theirs to ours: modules end with the separator, tensors do not; "|" and a
+    # number say which third of ours it is.
+    in_block: Mapping[str, str]
+    outside: Mapping[str, str]  # the same outside of the blocks
+    strict: tuple[str, ...]  # starts of names: an unknown name that starts so is not of our ViTs
+    prefix: str = ""  # regex of what may stand before every name
+    separator: str = "."  # between module and leaf
+    leaves: Mapping[str, str] = _same("weight", "bias")
     # Name in the file and tensor, to the tensor in torch's arrangement.
     convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
+    def without_prefix(self, name: str) -> str:
+        """Return `name` without what may stand before it."""
+        return re.sub(f"^(?:{self.prefix})", "", name)
 
-def _in_blocks(block: str, table: Mapping[str, str], ours: str = "blocks.{i}") -> tuple:
-    """Rows of `Layout.names` for the parts of a block, theirs to ours."""
-    return tuple((f"{block}{theirs}", f"{ours}.{part}") for theirs, part in table.items())
+    def our_name(self, name: str) -> str | None:
+        """Return our name of the tensor that is `name` without prefix; None if we have none."""
+        start, table = "", self.outside
+        if block := re.match(self.block, name):
+            number, table = block[1], self.in_block
+            start = "part_block." if number is None else f"blocks.{number}."
+            name = name.removeprefix(block[0])
+        if name in table:
+            return start + table[name]
+        leaf = name.rpartition(self.separator)[2]
+        module = name.removesuffix(leaf)
+        if module not in table or leaf not in self.leaves:
+            return None
+        ours, bar, third = table[module].partition("|")
+        return f"{start}{ours}{self.leaves[leaf]}{bar}{third}"
 
 
 def _from_google(name: str, tensor: Tensor) -> Tensor:
-    """Flax's kernels to torch's: inputs last, heads merged, convolutions HWIO to OIHW."""
+    """Rearrange flax's kernels: inputs last, heads merged, convolutions HWIO to OIHW."""
     if name.endswith("kernel") and tensor.ndim > 1:
         if tensor.ndim == 4:
             return tensor.permute(3, 2, 0, 1)
@@ -47,187 +73,144 @@ def _from_google(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-_GOOGLE_BLOCK = rf"Transformer/encoderblock_{_I}/"
-_GOOGLE_MHA = "MultiHeadDotProductAttention_1"
-_QKV = ("query", "key", "value")
-
-
-def _google_names() -> tuple[tuple[str, str], ...]:
-    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-    modules = {
-        "LayerNorm_0": "norm1",
-        "LayerNorm_2": "norm2",
-        "MlpBlock_3/Dense_0": "mlp.fc1",
-        "MlpBlock_3/Dense_1": "mlp.fc2",
-        f"{_GOOGLE_MHA}/out": "attn.proj",
-    }
-    rows = [
-        (f"{_GOOGLE_BLOCK}{theirs}/{leaf}", f"blocks.{{i}}.{ours}.{our_leaf}")
-        for theirs, ours in modules.items()
-        for leaf, our_leaf in leaves.items()
-    ]
-    rows += [
-        (f"{_GOOGLE_BLOCK}{_GOOGLE_MHA}/{which}/{leaf}", f"blocks.{{i}}.attn.qkv.{our_leaf}|{n}")
-        for n, which in enumerate(_QKV)
-        for leaf, our_leaf in leaves.items()
-    ]
-    rows += [
-        (f"{theirs}/{leaf}", f"{ours}.{our_leaf}")
-        for theirs, ours in {
-            "embedding": "patch_embed.proj",
-            "Transformer/encoder_norm": "norm",
-            "head": "head",
-        }.items()
-        for leaf, our_leaf in leaves.items()
-    ]
-    rows += [("cls", "cls_token"), ("Transformer/posembed_input/pos_embedding", "pos_embed")]
-    return tuple((f"(?:opt/target/)?{theirs}", ours) for theirs, ours in rows)
-
-
+_GOOGLE_ATTENTION = "MultiHeadDotProductAttention_1"
 _GOOGLE = Layout(
     name="google",
-    marker=r"(opt/target/)?Transformer/encoderblock_\d+/.*",
-    names=_google_names(),
-    blocks=r"(opt/target/)?Transformer/encoderblock",
+    marker=r"Transformer/encoderblock_\d+/.*",
+    block=r"Transformer/encoderblock_(\d+)/",
+    in_block={
+        "LayerNorm_0/": "norm1.",
+        "LayerNorm_2/": "norm2.",
+        "MlpBlock_3/Dense_0/": "mlp.fc1.",
+        "MlpBlock_3/Dense_1/": "mlp.fc2.",
+        f"{_GOOGLE_ATTENTION}/out/": "attn.proj.",
+        **_apart(f"{_GOOGLE_ATTENTION}/{{}}/"),
+    },
+    outside={
+        "cls": "cls_token",
+        "Transformer/posembed_input/pos_embedding": "pos_embed",
+        "embedding/": "patch_embed.proj.",
+        "Transformer/encoder_norm/": "norm.",
+        "head/": "head.",
+    },
+    strict=("Transformer/encoderblock",),
+    prefix="opt/target/",
+    separator="/",
+    leaves={"kernel": "weight", "scale": "weight", "bias": "bias"},
     convert=_from_google,
 )
 
-_OURS_IN_BLOCK = {
-    rf"(?P<part>norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.{_LEAF}": "{part}.{leaf}",
-    r"(?P<scale>ls[12])\.gamma": "{scale}.gamma",
-}
+_POOL = ("q.", "kv.", "proj.", "norm.", "mlp.fc1.", "mlp.fc2.")
 _TIMM = Layout(
     name="timm",
     marker=r"blocks\.0\.attn\.qkv\.weight",
-    names=(
-        *_in_blocks(rf"blocks\.{_I}\.", _OURS_IN_BLOCK),
-        *_in_blocks(r"part_block\.", _OURS_IN_BLOCK, "part_block"),
-        (r"(?P<token>cls_token|pos_embed|reg_token)", "{token}"),
-        ("register_tokens", "reg_token"),  # facebookresearch/dinov2
-        (
-            rf"(?P<part>patch_embed\.proj|norm_pre|norm|fc_norm|part_norm|head)\.{_LEAF}",
-            "{part}.{leaf}",
-        ),
-        (r"attn_pool\.latent", "attn_pool.latent"),
-        (
-            rf"attn_pool\.(?P<part>q|kv|proj|norm|mlp\.fc1|mlp\.fc2)\.{_LEAF}",
-            "attn_pool.{part}.{leaf}",
-        ),
+    block=r"(?:part_block|blocks\.(\d+))\.",
+    in_block=_same(
+        *("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2."),
+        *("ls1.gamma", "ls2.gamma"),
     ),
-    blocks=r"blocks\.|part_block\.|attn_pool\.",
+    outside={
+        **_same("cls_token", "pos_embed", "reg_token", "attn_pool.latent"),
+        **_same("patch_embed.proj.", "norm_pre.", "norm.", "fc_norm.", "part_norm.", "head."),
+        **_same(*(f"attn_pool.{module}" for module in _POOL)),
+        "register_tokens": "reg_token",  # facebookresearch/dinov2
+    },
+    strict=("blocks.", "part_block.", "attn_pool."),
 )
 
-_JEONSWORLD_IN_BLOCK = {
-    rf"attention_norm\.{_LEAF}": "norm1.{leaf}",
-    rf"ffn_norm\.{_LEAF}": "norm2.{leaf}",
-    rf"ffn\.(?P<fc>fc[12])\.{_LEAF}": "mlp.{fc}.{leaf}",
-    rf"attn\.out\.{_LEAF}": "attn.proj.{leaf}",
-    **{rf"attn\.{which}\.{_LEAF}": f"attn.qkv.{{leaf}}|{n}" for n, which in enumerate(_QKV)},
-}
-_JEONSWORLD_NAMES = (
-    *_in_blocks(rf"transformer\.encoder\.layer\.{_I}\.", _JEONSWORLD_IN_BLOCK),
-    (rf"transformer\.embeddings\.patch_embeddings\.{_LEAF}", "patch_embed.proj.{leaf}"),
-    (r"transformer\.embeddings\.cls_token", "cls_token"),
-    (r"transformer\.embeddings\.position_embeddings", "pos_embed"),
-)
-_TRANSFG = Layout(
-    name="transfg",
-    marker=r"transformer\.encoder\.part_layer\..*",
-    names=(
-        *_JEONSWORLD_NAMES,
-        *_in_blocks(r"transformer\.encoder\.part_layer\.", _JEONSWORLD_IN_BLOCK, "part_block"),
-        (rf"transformer\.encoder\.part_norm\.{_LEAF}", "part_norm.{leaf}"),
-        (rf"part_head\.{_LEAF}", "head.{leaf}"),
-    ),
-    blocks=r"transformer\.encoder\.(layer|part_layer)\.",
-)
 _JEONSWORLD = Layout(
     name="jeonsworld",
     marker=r"transformer\.encoder\.layer\.\d+\.attention_norm\.weight",
-    names=(
-        *_JEONSWORLD_NAMES,
-        (rf"transformer\.encoder\.encoder_norm\.{_LEAF}", "norm.{leaf}"),
-        (rf"head\.{_LEAF}", "head.{leaf}"),
-    ),
-    blocks=r"transformer\.encoder\.layer\.",
+    block=r"transformer\.encoder\.(?:part_layer|layer\.(\d+))\.",
+    in_block={
+        "attention_norm.": "norm1.",
+        "ffn_norm.": "norm2.",
+        "ffn.fc1.": "mlp.fc1.",
+        "ffn.fc2.": "mlp.fc2.",
+        "attn.out.": "attn.proj.",
+        **_apart("attn.{}."),
+    },
+    outside={
+        "transformer.embeddings.patch_embeddings.": "patch_embed.proj.",
+        "transformer.embeddings.cls_token": "cls_token",
+        "transformer.embeddings.position_embeddings": "pos_embed",
+        "transformer.encoder.encoder_norm.": "norm.",
+        "head.": "head.",
+    },
+    strict=("transformer.encoder.layer.",),
+)
+_TRANSFG = _JEONSWORLD._replace(
+    name="transfg",
+    marker=r"transformer\.encoder\.part_layer\..*",
+    outside={
+        **{k: v for k, v in _JEONSWORLD.outside.items() if v not in ("norm.", "head.")},
+        "transformer.encoder.part_norm.": "part_norm.",
+        "part_head.": "head.",
+    },
+    strict=("transformer.encoder.layer.", "transformer.encoder.part_layer."),
 )
 
-_HF = r"(?:vit\.|dinov2\.|dinov2_with_registers\.)?"
-_HF_BLOCK = rf"{_HF}encoder\.layer\.{_I}\."
-_HF_NAMES = (
-    (rf"{_HF}embeddings\.cls_token", "cls_token"),
-    (rf"{_HF}embeddings\.position_embeddings", "pos_embed"),
-    (rf"{_HF}embeddings\.register_tokens", "reg_token"),
-    (rf"{_HF}embeddings\.patch_embeddings\.projection\.{_LEAF}", "patch_embed.proj.{leaf}"),
-    (rf"{_HF}layernorm\.{_LEAF}", "norm.{leaf}"),
-    (rf"classifier\.{_LEAF}", "head.{leaf}"),
-)
-_HF_ATTENTION = {
-    **{
-        rf"attention\.attention\.{which}\.{_LEAF}": f"attn.qkv.{{leaf}}|{n}"
-        for n, which in enumerate(_QKV)
-    },
-    rf"attention\.output\.dense\.{_LEAF}": "attn.proj.{leaf}",
-}
 _HF_VIT = Layout(
     name="hf-vit",
-    marker=rf"{_HF}encoder\.layer\.\d+\.intermediate\.dense\.weight",
-    names=(
-        *_in_blocks(
-            _HF_BLOCK,
-            {
-                **_HF_ATTENTION,
-                rf"layernorm_before\.{_LEAF}": "norm1.{leaf}",
-                rf"layernorm_after\.{_LEAF}": "norm2.{leaf}",
-                rf"intermediate\.dense\.{_LEAF}": "mlp.fc1.{leaf}",
-                rf"output\.dense\.{_LEAF}": "mlp.fc2.{leaf}",
-            },
-        ),
-        *_HF_NAMES,
-    ),
-    blocks=rf"{_HF}encoder\.layer\.",
+    marker=r"encoder\.layer\.\d+\.intermediate\.dense\.weight",
+    block=r"encoder\.layer\.(\d+)\.",
+    in_block={
+        "layernorm_before.": "norm1.",
+        "layernorm_after.": "norm2.",
+        "intermediate.dense.": "mlp.fc1.",
+        "output.dense.": "mlp.fc2.",
+        "attention.output.dense.": "attn.proj.",
+        **_apart("attention.attention.{}."),
+    },
+    outside={
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.register_tokens": "reg_token",
+        "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+        "layernorm.": "norm.",
+        "classifier.": "head.",
+    },
+    strict=("encoder.layer.",),
+    prefix=r"vit\.|dinov2\.|dinov2_with_registers\.",
 )
-_HF_DINOV2 = Layout(
+_HF_DINOV2 = _HF_VIT._replace(
     name="hf-dinov2",
-    marker=rf"{_HF}encoder\.layer\.\d+\.layer_scale1\.lambda1",
-    names=(
-        *_in_blocks(
-            _HF_BLOCK,
-            {
-                **_HF_ATTENTION,
-                rf"(?P<part>norm[12]|mlp\.fc[12])\.{_LEAF}": "{part}.{leaf}",
-                r"layer_scale(?P<n>[12])\.lambda1": "ls{n}.gamma",
-            },
-        ),
-        *_HF_NAMES,
-    ),
-    blocks=rf"{_HF}encoder\.layer\.",
+    marker=r"encoder\.layer\.\d+\.layer_scale1\.lambda1",
+    in_block={
+        **_same("norm1.", "norm2.", "mlp.fc1.", "mlp.fc2."),
+        "layer_scale1.lambda1": "ls1.gamma",
+        "layer_scale2.lambda1": "ls2.gamma",
+        "attention.output.dense.": "attn.proj.",
+        **_apart("attention.attention.{}."),
+    },
 )
 
 _TORCHVISION = Layout(
     name="torchvision",
     marker=r"encoder\.layers\.encoder_layer_\d+\.self_attention\.in_proj_weight",
-    names=(
-        *_in_blocks(
-            rf"encoder\.layers\.encoder_layer_{_I}\.",
-            {
-                rf"ln_(?P<n>[12])\.{_LEAF}": "norm{n}.{leaf}",
-                rf"self_attention\.in_proj_{_LEAF}": "attn.qkv.{leaf}",
-                rf"self_attention\.out_proj\.{_LEAF}": "attn.proj.{leaf}",
-                rf"mlp\.(?:0|linear_1)\.{_LEAF}": "mlp.fc1.{leaf}",
-                rf"mlp\.(?:3|linear_2)\.{_LEAF}": "mlp.fc2.{leaf}",
-            },
-        ),
-        ("class_token", "cls_token"),
-        (r"encoder\.pos_embedding", "pos_embed"),
-        (rf"conv_proj\.{_LEAF}", "patch_embed.proj.{leaf}"),
-        (rf"encoder\.ln\.{_LEAF}", "norm.{leaf}"),
-        (rf"heads\.head\.{_LEAF}", "head.{leaf}"),
-    ),
-    blocks=r"encoder\.layers\.",
+    block=r"encoder\.layers\.encoder_layer_(\d+)\.",
+    in_block={
+        "ln_1.": "norm1.",
+        "ln_2.": "norm2.",
+        "self_attention.in_proj_weight": "attn.qkv.weight",
+        "self_attention.in_proj_bias": "attn.qkv.bias",
+        "self_attention.out_proj.": "attn.proj.",
+        "mlp.0.": "mlp.fc1.",
+        "mlp.3.": "mlp.fc2.",
+        "mlp.linear_1.": "mlp.fc1.",  # before torchvision 0.13
+        "mlp.linear_2.": "mlp.fc2.",
+    },
+    outside={
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj.": "patch_embed.proj.",
+        "encoder.ln.": "norm.",
+        "heads.head.": "head.",
+    },
+    strict=("encoder.layers.",),
 )
 
-# The first whose marker is among the names: TransFG's names are jeonsworld's and more.
+# The first whose marker is among the names counts: TransFG's names are jeonsworld's and more.
 LAYOUTS = (_GOOGLE, _TIMM, _TRANSFG, _JEONSWORLD, _HF_VIT, _HF_DINOV2, _TORCHVISION)
 
 
@@ -237,20 +220,12 @@ class Named(NamedTuple):
     layout: str
     tensors: dict[str, Tensor]  # shapes as in our models, types as in the file
     unused: tuple[str, ...]  # names in the file that have no place in our models
-    num_heads: int | None  # where the layout says it
-
-
-def _our_name(layout: Layout, name: str) -> str | None:
-    for pattern, ours in layout.names:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return ours.format(**match.groupdict())
-    return None
+    num_heads: int | None  # None: the layout does not say it
 
 
 def _recognise(names: Mapping[str, Tensor]) -> Layout:
     for layout in LAYOUTS:
-        if any(re.fullmatch(layout.marker, name) for name in names):
+        if any(re.fullmatch(layout.marker, layout.without_prefix(name)) for name in names):
             return layout
     known = ", ".join(layout.name for layout in LAYOUTS)
     some = ", ".join(sorted(names)[:3])
@@ -258,11 +233,11 @@ def _recognise(names: Mapping[str, Tensor]) -> Layout:
 
 
 def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
-    """Recognise the layout and rename; separate query, key and value are stacked.
+    """Recognise the layout and rename the tensors; separate query, key and value are stacked.
 
     Raises:
-        WeightsError: an unknown layout, a distilled DeiT, an unknown part of a block, or tensors
-            that do not stack.
+        WeightsError: an unknown layout, a distilled DeiT, or a tensor in a block that no ViT of
+            ours has.
     """
     layout = _recognise(tensors)
     if any(name.endswith(("dist_token", "distillation_token")) for name in tensors):
@@ -271,24 +246,24 @@ def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
     thirds: dict[str, dict[int, Tensor]] = {}
     unused, strange = [], []
     for name, tensor in tensors.items():
-        key = _our_name(layout, name)
+        bare = layout.without_prefix(name)
+        key = layout.our_name(bare)
         if key is None:
-            (strange if re.match(layout.blocks, name) else unused).append(name)
+            (strange if bare.startswith(layout.strict) else unused).append(name)
             continue
-        converted = layout.convert(name, tensor)
         key, _, third = key.partition("|")
         if third:
-            thirds.setdefault(key, {})[int(third)] = converted
+            thirds.setdefault(key, {})[int(third)] = layout.convert(name, tensor)
         else:
-            ours[key] = converted
+            ours[key] = layout.convert(name, tensor)
     if strange:
-        raise WeightsError(f"{', '.join(sorted(strange)[:3])}: no part of a {layout.name} ViT")
+        raise WeightsError(f"{', '.join(sorted(strange)[:3])}: not part of a {layout.name} ViT")
     for key, parts in thirds.items():
         shapes = {tuple(part.shape) for part in parts.values()}
-        # Else the key is missing, and said to be.
+        # Where they do not stack, the key is missing, and loading says so.
         if len(parts) == 3 and len(shapes) == 1 and () not in shapes:
             ours[key] = torch.cat([parts[n] for n in range(3)])
-    # Flax alone keeps the heads apart: (H, D/H).
-    biases = [t for name, t in tensors.items() if name.endswith(f"{_GOOGLE_MHA}/query/bias")]
+    # Only flax keeps the heads apart: (H, D/H).
+    biases = [t for name, t in tensors.items() if name.endswith(f"{_GOOGLE_ATTENTION}/query/bias")]
     num_heads = biases[0].shape[0] if biases and biases[0].ndim == 2 else None
     return Named(layout.name, ours, tuple(sorted(unused)), num_heads)

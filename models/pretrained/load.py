@@ -1,6 +1,6 @@
-"""The tensors of a weight file into one of our models, with an account of what went where.
+"""Load weights into one of our models, and account for each tensor.
 
-D width.
+Shapes: D width.
 """
 
 import math
@@ -22,15 +22,15 @@ PART_INIT = ("pretrained", "random")
 
 
 class LoadReport(NamedTuple):
-    """Keys by fate."""
+    """What became of each tensor, by name."""
 
-    loaded: tuple[str, ...]  # taken over
-    resized: dict[str, str]  # taken over in another size: from what to what
+    loaded: tuple[str, ...]  # copied as they are
+    resized: dict[str, str]  # copied in another size: from what to what
     new: tuple[str, ...]  # left at their initial values
     unused: tuple[str, ...]  # in the file and not needed
 
     def summary(self) -> dict[str, str]:
-        """The fates in words, for a table."""
+        """Return the report in words, a row for each outcome."""
         resized = [f"{key} ({how})" for key, how in self.resized.items()]
         return {
             "loaded": f"{len(self.loaded)} tensors",
@@ -41,20 +41,23 @@ class LoadReport(NamedTuple):
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
-    """Names, as many as fit a line."""
+    """List names, as many as fit a line."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "none"
 
 
 def resample_positions(positions: Tensor, side: int, num_prefix: int, mode: str) -> Tensor:
-    """Position embeddings of a square grid for another one.
+    """Resample the position embeddings of a square grid of patches to another grid.
 
     Args:
-        positions: (1, prefix + old side squared, D), of the prefix tokens first.
-        side: of the new grid, patches.
-        num_prefix: tokens before the patches that have a position; theirs stay as they are.
-        mode: `bicubic` (with antialias, as timm's `resample_abs_pos_embed`) or `bilinear` (corners
-            aligned, which is what the paper's `scipy.ndimage.zoom(order=1)` computes).
+        positions: (1, prefix + old side squared, D), the prefix tokens first.
+        side: patches along a side of the new grid.
+        num_prefix: number of tokens before the patches that have a position; theirs are kept.
+        mode: "bicubic" (with antialias, as timm's `resample_abs_pos_embed`) or "bilinear" (corners
+            aligned, which is what the `scipy.ndimage.zoom(order=1)` of ViT-pytorch computes).
+
+    Returns:
+        (1, prefix + side squared, D), contiguous.
     """
     prefix, grid = positions[:, :num_prefix], positions[:, num_prefix:]
     old = math.isqrt(grid.shape[1])
@@ -65,37 +68,29 @@ def resample_positions(positions: Tensor, side: int, num_prefix: int, mode: str)
 
 
 def _fit_positions(positions: Tensor, model: Backbone, mode: str) -> tuple[Tensor, str]:
-    """Positions for the grid of `model`, and from what to what they were resampled."""
+    """Return positions for the grid of `model`, and from what to what they were resampled."""
     num_prefix = int(model.pos_class_token)
     old, new = (math.isqrt(p.shape[1] - num_prefix) for p in (positions, model.pos_embed))
     if old**2 + num_prefix != positions.shape[1]:
-        raise WeightsError(f"pos_embed is {tuple(positions.shape)}: no square grid of patches")
+        raise WeightsError(f"pos_embed is {tuple(positions.shape)}: not a square grid of patches")
     resampled = resample_positions(positions, new, num_prefix, mode)
     return resampled, f"{old}x{old} to {new}x{new} patches, {mode}"
 
 
-def _rename_last_block(
-    tensors: dict[str, Tensor], model: Backbone, part_init: str
-) -> tuple[dict[str, Tensor], set[str]]:
-    """The last block and final norm under the names that `model` has for them.
-
-    Returns:
-        The renamed tensors, and the names among them that are not to be loaded.
-    """
+def _rename_last_block(tensors: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
+    """Give the last block and the final norm the names that `model` has for them."""
     last = f"blocks.{model.depth - 1}."
     has_part_block = any(key.startswith("part_block.") for key in tensors)
-    if not isinstance(model, TransFG):
-        renames = {"part_block.": last, "part_norm.": "norm."} if has_part_block else {}
-    elif has_part_block:
-        renames = {}
-    else:
+    renames = {}
+    if isinstance(model, TransFG) and not has_part_block:
         renames = {last: "part_block.", "norm.": "part_norm.", "fc_norm.": "part_norm."}
+    elif has_part_block and not isinstance(model, TransFG):
+        renames = {"part_block.": last, "part_norm.": "norm."}
     renamed = {}
     for key, tensor in tensors.items():
-        prefix = next((old for old in renames if key.startswith(old)), None)
-        renamed[key if prefix is None else renames[prefix] + key.removeprefix(prefix)] = tensor
-    is_random = isinstance(model, TransFG) and part_init == "random"
-    return renamed, {key for key in renamed if is_random and key.startswith("part_block.")}
+        old = next((old for old in renames if key.startswith(old)), "")
+        renamed[renames.get(old, "") + key.removeprefix(old)] = tensor
+    return renamed
 
 
 def load_pretrained(
@@ -105,23 +100,24 @@ def load_pretrained(
     pos_resample: str = "bicubic",
     part_init: str = "pretrained",
 ) -> LoadReport:
-    """Copy `weights` into `model`, whose config `adapt_config` gave.
+    """Copy `weights` into `model`, whose config comes from `adapt_config`.
 
     Args:
-        model: on the CPU; its parameters are overwritten in place.
-        weights: of the same sizes; positions may be of another grid.
-        keep_head: the classes are the same, in the same order, so the head means the same.
-        pos_resample: of `POS_RESAMPLE`.
-        part_init: whether TransFG's part block starts from the last block ("pretrained") or stays
-            as it was drawn ("random", as the paper's code has it).
+        model: model on the CPU; its parameters are overwritten in place.
+        weights: weights of the same sizes; their positions may be of another grid.
+        keep_head: whether the head is copied too, because the classes are the same in order.
+        pos_resample: one of `POS_RESAMPLE`.
+        part_init: whether TransFG's part block starts from the last block ("pretrained") or keeps
+            its initial values ("random", as in the paper's code).
 
     Raises:
-        WeightsError: keys missing besides the head's, or shapes that differ; lists them.
+        WeightsError: keys but the head's are missing, or shapes differ; lists them all.
     """
     own = model.state_dict()
-    given, skipped = _rename_last_block(weights.tensors, model, part_init)
-    if not keep_head:
-        skipped |= set(HEAD_KEYS)
+    given = _rename_last_block(weights.tensors, model)
+    skipped = set() if keep_head else set(HEAD_KEYS)
+    if part_init == "random" and isinstance(model, TransFG):
+        skipped |= {key for key in given if key.startswith("part_block.")}
     resized = {}
     if "pos_embed" in given and given["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
         given["pos_embed"], how = _fit_positions(given["pos_embed"], model, pos_resample)

@@ -1,6 +1,7 @@
-"""What the content of a weight file cannot tell: pixel statistics, LayerNorm eps, activation.
+"""Find out what the content of a weight file cannot tell: pixel statistics, eps, activation.
 
-AugReg, DeiT, DINO and MAE files have equal names and want different pixels. Imports no torch.
+AugReg, DeiT, DINO and MAE files have equal names and want different pixels. Importing this needs no
+torch.
 """
 
 import json
@@ -10,24 +11,24 @@ from typing import Any, NamedTuple
 
 
 class ProfileError(ValueError):
-    """A file beside the weights that cannot be used; the message is one line."""
+    """A file beside the weights that cannot be used; the message is one line and names it."""
 
 
 class Profile(NamedTuple):
-    """How a model was trained to be fed, and two constants of its layers."""
+    """The pixel statistics that a model was trained with, and two constants of its layers."""
 
     mean: tuple[float, float, float]  # per RGB channel, of pixels scaled to [0, 1]
     std: tuple[float, float, float]
     layer_norm_eps: float
-    activation: str  # of models.layers.ACTIVATIONS
+    activation: str  # name in models.layers.ACTIVATIONS
 
     @property
     def normalization(self) -> dict[str, tuple[float, ...]]:
-        """As config, checkpoint and stamp record it."""
+        """Mean and standard deviation as config, checkpoint and stamp record them."""
         return {"mean": self.mean, "std": self.std}
 
     def describe(self) -> str:
-        """In words, for the log."""
+        """Return the profile in words, for the log."""
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std}, LayerNorm eps {self.layer_norm_eps:g}, {self.activation}"
 
@@ -39,11 +40,11 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 GOOGLE = Profile(_HALF, _HALF, 1e-6, "gelu")
 IMAGENET = Profile(_IMAGENET_MEAN, _IMAGENET_STD, 1e-6, "gelu")
-CLIP = Profile(_CLIP_MEAN, _CLIP_STD, 1e-5, "gelu")  # LAION's, DFN's, MetaCLIP's of timm
+CLIP = Profile(_CLIP_MEAN, _CLIP_STD, 1e-5, "gelu")  # LAION's, DFN's and MetaCLIP's, from timm
 CLIP_QUICKGELU = CLIP._replace(activation="quick_gelu")  # OpenAI's
 SIGLIP = Profile(_HALF, _HALF, 1e-6, "gelu")
 
-# By the values of --pretrained_profile; `auto` is none of them.
+# By the values of --pretrained_profile but "auto".
 PROFILES = {
     "google": GOOGLE,
     "imagenet": IMAGENET,
@@ -53,7 +54,7 @@ PROFILES = {
 }
 AUTO = "auto"
 
-# What `auto` assumes for a layout where no file beside the weights says it.
+# What "auto" assumes for a layout if no file beside the weights says it.
 _LAYOUT_DEFAULTS = {
     "google": GOOGLE,
     "jeonsworld": GOOGLE,
@@ -66,7 +67,7 @@ _LAYOUT_DEFAULTS = {
 
 
 def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -> Profile:
-    """What is assumed of a file of which only its tensors are known."""
+    """Return what is assumed of a file if only its tensors are known."""
     if layout == "timm" and has_attention_pool:
         return SIGLIP
     if layout == "timm" and has_pre_norm:
@@ -75,17 +76,17 @@ def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -
 
 
 class Sidecar(NamedTuple):
-    """What the files beside a weight file say; None: nothing."""
+    """What the files beside a weight file say; None: they do not say it."""
 
-    sources: tuple[str, ...] = ()  # names of the files that were read
+    sources: tuple[str, ...] = ()  # names of the files that say something
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     layer_norm_eps: float | None = None
     activation: str | None = None
-    sizes: Mapping[str, int] = {}  # embed_dim, depth, num_heads, as far as said
+    sizes: Mapping[str, int] = {}  # embed_dim, depth and num_heads, those that are said
 
 
-# Names of activations in configs of Hugging Face and timm.
+# Names of activations in configs of Hugging Face and timm, and ours.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -104,26 +105,26 @@ _HF_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no file."""
+    """Read the JSON object in a file; empty if the file does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ProfileError(f"{path} is no readable JSON; mend or remove it") from error
+        raise ProfileError(f"{path} is not readable as JSON; mend or remove it") from error
     if not isinstance(value, dict):
-        raise ProfileError(f"{path} is no JSON object; mend or remove it")
+        raise ProfileError(f"{path} is not a JSON object; mend or remove it")
     return value
 
 
 def _channels(path: Path, value: object, is_std: bool) -> tuple[float, float, float] | None:
-    """Three numbers per RGB channel, above 0 for a standard deviation; None if not given."""
+    """Check and return a number per RGB channel, above 0 for a standard deviation; None: none."""
     if value is None:
         return None
     is_right = isinstance(value, list | tuple) and len(value) == 3
     is_right = is_right and all(type(v) in (int, float) and abs(v) < 1e30 for v in value)
     if not is_right or (is_std and min(value) <= 0):
-        raise ProfileError(f"{path}: {value!r} is no mean or standard deviation per RGB channel")
+        raise ProfileError(f"{path}: {value!r} is not a mean or standard deviation per RGB channel")
     return tuple(float(v) for v in value)
 
 
@@ -139,7 +140,7 @@ def _eps(path: Path, value: object) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 < value < 1:
-        raise ProfileError(f"{path}: {value!r} is no LayerNorm eps")
+        raise ProfileError(f"{path}: {value!r} is not a LayerNorm eps")
     return float(value)
 
 
@@ -153,7 +154,7 @@ def _from_hugging_face(path: Path, config: Mapping[str, Any]) -> Sidecar:
     )
 
 
-# Those of timm's SigLIP towers (some of SigLIP 2) that have the tanh approximation.
+# Parts of the names of timm's SigLIP towers whose GELU is the tanh approximation.
 _TIMM_SIGLIP_GELU_TANH = (
     "base_patch32_siglip",
     "large_patch16_siglip_512",
@@ -163,7 +164,7 @@ _TIMM_SIGLIP_GELU_TANH = (
 
 
 def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
-    """timm's config.json: statistics are there, the rest follows from the architecture's name."""
+    """Read timm's config.json: it has the statistics; its architecture's name says the rest."""
     architecture = str(config["architecture"])
     data = config.get("pretrained_cfg")
     data = data if isinstance(data, dict) else config
@@ -191,12 +192,12 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
 
 
 def read_sidecar(folder: Path) -> Sidecar:
-    """What `config.json` and `preprocessor_config.json` in `folder` say of the weights there.
+    """Read what `config.json` and `preprocessor_config.json` in `folder` say of the weights there.
 
     A `config.json` of neither Hugging Face nor timm says nothing.
 
     Raises:
-        ProfileError: a file is not readable, or says what no model of ours can be.
+        ProfileError: a file cannot be read, or describes a model that we do not have.
     """
     path = folder / "config.json"
     config = _read_json(path)
@@ -217,7 +218,7 @@ def read_sidecar(folder: Path) -> Sidecar:
 
 
 def complete(said: Sidecar, default: Profile) -> tuple[Profile, list[str]]:
-    """A profile of what a sidecar says, and the names of what is assumed from the default."""
+    """Complete what a sidecar says to a profile; also return the fields taken from `default`."""
     fields = {field: getattr(said, field) for field in Profile._fields}
     known = {field: value for field, value in fields.items() if value is not None}
     return default._replace(**known), [field for field in fields if field not in known]

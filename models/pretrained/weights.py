@@ -1,11 +1,12 @@
-"""What a weight file holds, and which of our models it fits.
+"""Say what a weight file holds, and which of our models it fits.
 
 `open_pretrained` reads a file and says what it is, `adapt_config` gives the config of our model
 that these weights fit, and `models.pretrained.load` copies them into it.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,25 +34,26 @@ class Pretrained(NamedTuple):
     layout: str
     tensors: dict[str, Tensor]  # float32, contiguous
     unused: tuple[str, ...]  # names in the file that have no place in our models
-    sizes: dict[str, int]  # SIZE_FIELDS, and num_heads where it is known
-    parts: dict[str, Any]  # config fields of what the model consists of, beside its sizes
+    sizes: dict[str, int]  # SIZE_FIELDS, and num_heads if known
+    architecture: dict[str, Any]  # other fields of the model config that the tensors decide
     profile: Profile
-    notes: tuple[str, ...]  # what was converted
-    assumed: str  # what was taken for granted, in words; empty: nothing
+    notes: tuple[str, ...] = ()  # what was converted
+    assumed: str = ""  # what nothing says and was assumed, in words
+    classes: tuple[str, ...] | None = None  # class names of the head; None: unknown
 
 
 def _as_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Contiguous float32 tensors, and a note for each other type that there was.
+    """Return contiguous float32 tensors, and a note for each other type that there was.
 
     Contiguous: MPS computes wrong with permuted weights, silently (pytorch #192212).
     """
     counts: dict[str, int] = {}
     converted = {}
     for key, tensor in tensors.items():
+        name = str(tensor.dtype).removeprefix("torch.")
         if not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:
-            raise WeightsError(f"{key} is {str(tensor.dtype).removeprefix('torch.')}, no weight")
+            raise WeightsError(f"{key} is {name}, not a floating-point type")
         if tensor.dtype != torch.float32:
-            name = str(tensor.dtype).removeprefix("torch.")
             counts[name] = counts.get(name, 0) + 1
         converted[key] = tensor.to(torch.float32).contiguous()
     bad = [key for key, tensor in converted.items() if not tensor.isfinite().all()]
@@ -62,44 +64,47 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple
     )
 
 
-def _without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` with the positions of registers, where there are any, added to the registers."""
-    positions, registers = tensors.get("pos_embed"), tensors.get("reg_token")
-    if registers is None or positions is None or positions.ndim != 3 or registers.ndim != 3:
-        return tensors
-    n, r = positions.shape[1], registers.shape[1]
-    if _is_square(n) or _is_square(n - 1) or not _is_square(max(0, n - 1 - r)):
-        return tensors
-    cls_position, theirs, patches = positions.split((1, r, n - 1 - r), dim=1)
-    folded = {"reg_token": registers + theirs, "pos_embed": torch.cat((cls_position, patches), 1)}
-    return {**tensors, **folded}
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _check_embeddings(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that no ViT for RGB images has.
+    """Check the tensors that the architecture is read from.
 
     Raises:
-        WeightsError: what the sizes are read from is missing or has no such shape.
+        WeightsError: one is missing, or is not of a ViT for RGB images.
     """
     needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
     missing = [key for key in needed if key not in tensors]
     if missing:
         raise WeightsError(f"missing {', '.join(missing)}")
-    kernel, positions, _ = (tensors[key] for key in needed)
     dimensions = {**needed, "reg_token": 3}
     is_odd = any(key in tensors and tensors[key].ndim != n for key, n in dimensions.items())
+    kernel, positions = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
     if is_odd or kernel.shape[1] != 3 or not positions.numel():
         raise WeightsError(
             f"patch_embed.proj.weight is {tuple(kernel.shape)}, pos_embed "
-            f"{tuple(positions.shape)}: no ViT for RGB images"
+            f"{tuple(positions.shape)}: not a ViT for RGB images"
         )
 
 
-def _anatomy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Sizes and parts of the model that `tensors` are of."""
-    _check_embeddings(tensors)
+def _without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the position embeddings of registers, if they have any, to the registers."""
+    positions, registers = tensors["pos_embed"], tensors.get("reg_token")
+    if registers is None:
+        return tensors
+    n, r = positions.shape[1], registers.shape[1]
+    if _is_square(n) or _is_square(n - 1) or not _is_square(max(0, n - 1 - r)):
+        return tensors
+    class_position, theirs, patches = positions.split((1, r, n - 1 - r), dim=1)
+    pos_embed = torch.cat((class_position, patches), dim=1)
+    return {**tensors, "reg_token": registers + theirs, "pos_embed": pos_embed}
+
+
+def _architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
+    """Read the sizes and the other config fields of the model that `tensors` are of."""
     kernel, registers = tensors["patch_embed.proj.weight"], tensors.get("reg_token")
-    indices = {int(key.split(".")[1]) for key in tensors if key.startswith("blocks.")}
+    indices = [int(match[1]) for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))]
     has_part_block = any(key.startswith("part_block.") for key in tensors)
     sizes = {
         "patch_size": kernel.shape[-1],
@@ -109,51 +114,43 @@ def _anatomy(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, A
     }
     has_class_token = "cls_token" in tensors
     pools = {"attn_pool.latent": "map", "fc_norm.weight": "avg"}
-    parts = {
+    architecture = {
         "class_token": has_class_token,
-        # Of a square grid, or of that and the class token; no number is both.
+        # Positions of a square grid alone, or with the class token's; no number is both.
         "pos_class_token": has_class_token and not _is_square(tensors["pos_embed"].shape[1]),
         "num_registers": 0 if registers is None else registers.shape[1],
         "pre_norm": "norm_pre.weight" in tensors,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
         "pool": next((pool for key, pool in pools.items() if key in tensors), "token"),
     }
-    if parts["pool"] == "token" and not has_class_token:
+    if architecture["pool"] == "token" and not has_class_token:
         raise WeightsError("it has neither class token nor attention pooling nor fc_norm")
-    return sizes, parts
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
-
-
-def _check_sidecar_sizes(said: Mapping[str, int], sizes: dict[str, int], folder: Path) -> None:
-    differing = [
-        f"{key} {value} where the weights have {sizes[key]}"
-        for key, value in said.items()
-        if key in sizes and sizes[key] != value
-    ]
-    if differing:
-        raise ProfileError(
-            f"{folder / 'config.json'} describes another model ({', '.join(differing)}); remove "
-            "it, or name a --pretrained_profile"
-        )
+    return sizes, architecture
 
 
 def _profile_of(
-    named: Named, parts: Mapping[str, Any], sizes: dict[str, int], path: Path, wanted: str
+    named: Named, architecture: Mapping[str, Any], sizes: dict[str, int], path: Path
 ) -> tuple[Profile, str]:
-    """The profile of a foreign file, and what had to be assumed. Adds `num_heads` to `sizes`."""
-    if named.num_heads is not None:
-        sizes["num_heads"] = named.num_heads
-    if wanted != AUTO:
-        return PROFILES[wanted], ""
+    """Return the profile of a foreign file and, in words, what had to be assumed.
+
+    Adds what the files beside the weights say of the sizes to `sizes`.
+    """
     said = read_sidecar(path.parent)
-    _check_sidecar_sizes(said.sizes, sizes, path.parent)
-    if "num_heads" in said.sizes:
-        sizes["num_heads"] = said.sizes["num_heads"]
-    default = default_profile(named.layout, parts["pre_norm"], parts["pool"] == "map")
-    profile, assumed = complete(said, default)
+    differing = [
+        f"{key} {value} where the weights have {sizes[key]}"
+        for key, value in said.sizes.items()
+        if sizes.get(key, value) != value
+    ]
+    if differing:
+        raise ProfileError(
+            f"{path.parent / 'config.json'} describes another model ({', '.join(differing)}); "
+            "remove it, or name a --pretrained_profile"
+        )
+    sizes.update(said.sizes)
+    is_map = architecture["pool"] == "map"
+    profile, assumed = complete(
+        said, default_profile(named.layout, architecture["pre_norm"], is_map)
+    )
     if not assumed:
         return profile, ""
     verbs = ("no file beside says", "{} does not say", "{} do not say")
@@ -166,54 +163,70 @@ def open_pretrained(path: Path, profile: str = AUTO) -> Pretrained:
 
     Args:
         path: `.npz`, safetensors or PyTorch file.
-        profile: of `PROFILES`, or `auto`: from the files beside it, else the layout's default.
+        profile: name in `PROFILES`, or "auto": from the files beside it, else the layout's default.
 
     Raises:
-        WeightsError: it cannot be used; the message says why, in one line.
+        WeightsError: the file cannot be used; the message says why, in one line.
         ProfileError: a file beside it cannot be used.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     named = to_our_names(read_weight_file(path))
     tensors, notes = _as_float32(named.tensors)
+    _check_embeddings(tensors)
     tensors = _without_register_positions(tensors)
-    sizes, parts = _anatomy(tensors)
-    if parts["pre_norm"] and parts["pool"] == "map":
-        raise WeightsError("it is a Perception Encoder, whose rotary positions we have not")
-    known, assumed = _profile_of(named, parts, sizes, path, profile)
-    return Pretrained(named.layout, tensors, named.unused, sizes, parts, known, notes, assumed)
+    sizes, architecture = _architecture(tensors)
+    if architecture["pre_norm"] and architecture["pool"] == "map":
+        raise WeightsError("it is a Perception Encoder, whose rotary positions we do not have")
+    if named.num_heads is not None:
+        sizes["num_heads"] = named.num_heads
+    if profile == AUTO:
+        known, assumed = _profile_of(named, architecture, sizes, path)
+    else:
+        known, assumed = PROFILES[profile], ""
+    return Pretrained(
+        named.layout, tensors, named.unused, sizes, architecture, known, notes, assumed
+    )
 
 
 def own_pretrained(
     state_dict: Mapping[str, Tensor],
     model_config: Mapping[str, Any],
     normalization: Mapping[str, Any],
+    classes: Sequence[str] | None = None,
 ) -> Pretrained:
-    """The weights of one of our checkpoints, which says everything about itself.
+    """Return the weights of one of our checkpoints, which says everything about itself.
 
     Raises:
         WeightsError: they are not the weights of any of our models.
     """
     tensors, notes = _as_float32(state_dict)
-    sizes, parts = _anatomy(tensors)
+    _check_embeddings(tensors)
+    sizes, architecture = _architecture(tensors)
     try:
         config = complete_config(model_config)
     except ValueError as error:
         raise WeightsError(str(error)) from error
     sizes["num_heads"] = config.num_heads
-    profile = Profile(
-        tuple(normalization["mean"]),
-        tuple(normalization["std"]),
-        config.layer_norm_eps,
-        config.activation,
+    mean, std = (tuple(normalization[key]) for key in ("mean", "std"))
+    profile = Profile(mean, std, config.layer_norm_eps, config.activation)
+    return Pretrained(
+        "ours",
+        tensors,
+        (),
+        sizes,
+        architecture,
+        profile,
+        notes,
+        classes=None if classes is None else tuple(classes),
     )
-    return Pretrained("ours", tensors, (), sizes, parts, profile, notes, "")
 
 
 def adapt_config(config: ConfigDict, weights: Pretrained) -> ConfigDict:
-    """`config` with the parts, eps and activation of the model that `weights` are of.
+    """Return `config` with the architecture, eps and activation of the weights' model.
 
     Raises:
-        WeightsError: the sizes differ; the message names a model type that fits, if there is one.
+        WeightsError: the sizes differ (the message names a model type that fits, if there is one),
+            or part selection lacks a class token.
     """
     differing = [
         f"{key} {value}, not {config[key]}"
@@ -224,14 +237,14 @@ def adapt_config(config: ConfigDict, weights: Pretrained) -> ConfigDict:
         fitting = types_of_size(weights.sizes)
         advice = f"; use --model_type {fitting[0]}" if fitting else ", which no --model_type has"
         raise WeightsError(f"it has {', '.join(differing)}{advice}")
-    if config.head == "parts" and not weights.parts["class_token"]:
-        raise WeightsError("it has no class token, which --head parts needs")
     fields = {
         **config.to_dict(),
-        **weights.parts,
+        **weights.architecture,
         "layer_norm_eps": weights.profile.layer_norm_eps,
         "activation": weights.profile.activation,
     }
     if config.head == "parts":
-        fields["pool"] = "token"  # what is read is the class token after the part block
+        if not weights.architecture["class_token"]:
+            raise WeightsError("it has no class token, which --head parts needs")
+        fields["pool"] = "token"  # the head reads the class token after the part block
     return complete_config(fields)

@@ -11,7 +11,7 @@ from pretended_mps import pretended_mps
 from small_models import SEEDS, kept_bytes
 from torch import Tensor, nn
 
-from models.activation_checkpointing import _replay_mps, recomputed
+from models.activation_checkpointing import _replay_mps, checkpointed
 
 
 def layers_of(depth: int, dropout: float = 0.0, width: int = 16) -> nn.Sequential:
@@ -56,7 +56,7 @@ class Counter:
 def test_outputs_gradients_and_randomness_are_the_same_bits(depth, dropout, seed):
     layers, x = layers_of(depth, dropout), input_of(seed)
     expected = gradients_of(layers, x, layers, seed)
-    assert_equal(gradients_of(functools.partial(recomputed, layers), x, layers, seed), expected)
+    assert_equal(gradients_of(functools.partial(checkpointed, layers), x, layers, seed), expected)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -66,11 +66,11 @@ def test_it_may_be_nested(dropout):
 
     def chain(x: Tensor) -> Tensor:
         for piece in pieces:
-            x = recomputed(piece, x)
+            x = checkpointed(piece, x)
         return x
 
     whole = Counter(chain)
-    given_back = gradients_of(functools.partial(recomputed, whole), x, layers)
+    given_back = gradients_of(functools.partial(checkpointed, whole), x, layers)
     assert_equal(given_back, gradients_of(layers, x, layers))
     assert whole.calls >= 2
     assert all(piece.calls >= 2 for piece in pieces)
@@ -78,7 +78,7 @@ def test_it_may_be_nested(dropout):
 
 def test_it_takes_several_inputs_and_gives_several_outputs():
     x, y = input_of(0), input_of(1)
-    product, total = recomputed(lambda a, b: (a * b, a + b), x, y)
+    product, total = checkpointed(lambda a, b: (a * b, a + b), x, y)
     assert_equal((product, total), (x * y, x + y))
     expected = torch.autograd.grad((x * y).sum() + (x + y).square().sum(), (x, y))
     assert_equal(torch.autograd.grad(product.sum() + total.square().sum(), (x, y)), expected)
@@ -87,7 +87,7 @@ def test_it_takes_several_inputs_and_gives_several_outputs():
 def test_an_input_may_need_no_gradient():
     layers, x = layers_of(2), input_of().detach()
     expected = torch.autograd.grad(layers(x).sum(), tuple(layers.parameters()))
-    given_back = torch.autograd.grad(recomputed(layers, x).sum(), tuple(layers.parameters()))
+    given_back = torch.autograd.grad(checkpointed(layers, x).sum(), tuple(layers.parameters()))
     assert_equal(given_back, expected)
 
 
@@ -96,7 +96,7 @@ def test_an_input_may_need_no_gradient():
 
 def test_it_is_computed_again_in_the_backward_pass():
     function = Counter(layers_of(1))
-    output = recomputed(function, input_of())
+    output = checkpointed(function, input_of())
     assert function.calls == 1
     output.sum().backward()
     assert function.calls == 2
@@ -107,7 +107,7 @@ def test_without_gradients_it_is_just_called(mode, monkeypatch):
     monkeypatch.setattr("models.activation_checkpointing.checkpoint", None)
     function, x = Counter(layers_of(1)), input_of()
     with mode():
-        output = recomputed(function, x)
+        output = checkpointed(function, x)
         assert torch.equal(output, function.function(x))
     assert function.calls == 1
     assert not output.requires_grad
@@ -119,7 +119,7 @@ def test_a_function_that_computes_something_else_again_is_caught():
         return x.sin() if fickle.calls == 1 else x[:2].sin()
 
     fickle.calls = 0
-    output = recomputed(fickle, input_of())
+    output = checkpointed(fickle, input_of())
     with pytest.raises(torch.utils.checkpoint.CheckpointError, match="different metadata"):
         output.sum().backward()
 
@@ -130,7 +130,7 @@ def test_less_is_kept():
     all_kept = kept_bytes(lambda: layers(x))
     assert all_kept > 8 * x.numel() * 4
     # The input, and not the weights either: they live anyway.
-    assert kept_bytes(lambda: recomputed(layers, x)) == x.numel() * 4 < all_kept - weights
+    assert kept_bytes(lambda: checkpointed(layers, x)) == x.numel() * 4 < all_kept - weights
 
 
 def test_of_a_chain_the_inputs_are_kept():
@@ -139,12 +139,12 @@ def test_of_a_chain_the_inputs_are_kept():
     def chain() -> Tensor:
         y = x
         for i in range(0, 12, 3):
-            y = recomputed(layers[i : i + 3], y)
+            y = checkpointed(layers[i : i + 3], y)
         return y
 
     assert kept_bytes(chain) == 4 * x.numel() * 4
     # Nested, the chain's own input alone.
-    assert kept_bytes(lambda: recomputed(lambda _: chain(), x)) == x.numel() * 4
+    assert kept_bytes(lambda: checkpointed(lambda _: chain(), x)) == x.numel() * 4
 
 
 # --- The generator of MPS, which torch does not replay --------------------------------------------
@@ -214,7 +214,7 @@ def test_it_can_be_computed_again_more_than_once(mps):
 def pretended_step(mps: FakeMps, is_recomputed: bool) -> tuple[Tensor, ...]:
     """Output, gradient and the generator's state after a step of nested functions with dropout."""
     mps.state = 7
-    run = recomputed if is_recomputed else lambda function, x: function(x)
+    run = checkpointed if is_recomputed else lambda function, x: function(x)
     with pretended_mps():
         x = input_of().detach().to("mps").requires_grad_()
 
@@ -243,4 +243,4 @@ def test_other_devices_are_left_to_torch(mps, monkeypatch):
         raise AssertionError("there is no MPS here")
 
     monkeypatch.setattr(torch.mps, "get_rng_state", refuse)
-    recomputed(layers_of(1, 0.5), input_of()).sum().backward()
+    checkpointed(layers_of(1, 0.5), input_of()).sum().backward()

@@ -223,14 +223,14 @@ def test_an_unknown_layout_names_the_known_and_some_of_its_names(names):
     ],
 )
 def test_an_unknown_part_of_a_block_is_refused(layout, name):
-    message = f"^{name}: no part of a {layout} ViT$"
+    message = f"^{name}: not part of a {layout} ViT$"
     with pytest.raises(WeightsError, match=message):
         named(layout, {name: torch.zeros(1)})
 
 
 def test_three_unknown_parts_are_named_and_no_more():
     names = [f"blocks.{i}.gamma_1" for i in range(5)]
-    message = r"^blocks\.0\.gamma_1, blocks\.1\.gamma_1, blocks\.2\.gamma_1: no part of a timm ViT$"
+    message = r"^blocks\.0\.gamma_1, blocks\.1\.gamma_1, blocks\.2\.gamma_1: not part of a timm"
     with pytest.raises(WeightsError, match=message):
         named("timm", {name: torch.zeros(1) for name in reversed(names)})
 

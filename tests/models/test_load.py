@@ -352,7 +352,7 @@ def test_a_head_of_other_classes_cannot_be_kept():
 def test_positions_of_no_square_grid(count, shape):
     weights = weights_of()
     weights.tensors["pos_embed"] = torch.zeros(1, count, 64)
-    assert_refused(weights, False, f"pos_embed is {shape}: no square grid of patches")
+    assert_refused(weights, False, f"pos_embed is {shape}: not a square grid of patches")
 
 
 def test_all_problems_are_listed_at_once():
@@ -507,7 +507,9 @@ def test_strided_weights_end_contiguous(path):
 def test_a_weight_that_is_no_float(path, key, dtype):
     tensors = tiny_tensors()
     tensors[key] = tensors[key].to(getattr(torch, dtype))
-    with pytest.raises(WeightsError, match=rf"^{re.escape(key)} is {dtype}, no weight$"):
+    with pytest.raises(
+        WeightsError, match=rf"^{re.escape(key)} is {dtype}, not a floating-point type$"
+    ):
         opened(path, tensors)
 
 
@@ -519,7 +521,9 @@ def test_what_is_not_needed_may_be_of_any_type(path):
 
 def test_float4_is_refused(path):
     packed = torch.zeros(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    with pytest.raises(WeightsError, match=r"^norm\.weight is float4_e2m1fn_x2, no weight$"):
+    with pytest.raises(
+        WeightsError, match=r"^norm\.weight is float4_e2m1fn_x2, not a floating-point type$"
+    ):
         opened(path, {**tiny_tensors(), "norm.weight": packed})
 
 
@@ -571,7 +575,7 @@ def test_what_a_vit_cannot_be_without(path, keys):
     ],
 )
 def test_no_vit_for_rgb_images(path, key, shape):
-    with pytest.raises(WeightsError, match=r"no ViT for RGB images$"):
+    with pytest.raises(WeightsError, match=r"not a ViT for RGB images$"):
         opened(path, {**tiny_tensors(), key: torch.zeros(shape)})
 
 
@@ -641,8 +645,8 @@ def test_positions_of_registers_are_added_to_them(path, side):
     expected = torch.cat((positions[:, :1], positions[:, 3:]), dim=1)
     assert torch.equal(weights.tensors["pos_embed"], expected)
     assert torch.equal(weights.tensors["reg_token"], tensors["reg_token"] + positions[:, 1:3])
-    assert weights.parts["num_registers"] == 2
-    assert weights.parts["pos_class_token"]
+    assert weights.architecture["num_registers"] == 2
+    assert weights.architecture["pos_class_token"]
 
 
 @pytest.mark.parametrize("pos_class_token", [True, False])
@@ -650,7 +654,7 @@ def test_registers_without_positions_are_left_alone(path, pos_class_token):
     tensors = tiny_tensors(num_registers=4, pos_class_token=pos_class_token)
     weights = opened(path, tensors)
     assert_equal(weights.tensors, tensors)
-    assert weights.parts["pos_class_token"] is pos_class_token
+    assert weights.architecture["pos_class_token"] is pos_class_token
 
 
 # --- Whatever a file holds ------------------------------------------------------------------------

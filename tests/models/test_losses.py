@@ -15,7 +15,13 @@ from ml_collections import FrozenConfigDict
 from scipy.special import log_softmax
 from small_models import SEEDS, Operators
 
-from models.losses import Objective, build_objective, classification_loss, contrastive_loss
+from models.losses import (
+    Objective,
+    balanced_class_weights,
+    build_objective,
+    classification_loss,
+    contrastive_loss,
+)
 from models.vit import ViTOutput
 
 SETTINGS = settings(max_examples=50, deadline=None)
@@ -277,13 +283,43 @@ def test_an_objective_is_the_sum_of_its_losses(weight, margin):
     assert contrast > 0.1
 
 
-def test_the_flags_of_a_run_become_its_objective():
-    fields = {"smoothing_value": 0.1, "contrastive_weight": 0.5, "contrastive_margin": 0.3}
-    class_weights = torch.ones(3)
+# --- Class weights by the classes' counts ---------------------------------------------------------
+
+
+@given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=200), more=st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_balanced_weights_give_every_class_the_same_total(labels, more):
+    labels, classes = np.array(labels), max(labels) + 1 + more
+    weights = balanced_class_weights(labels, classes)
+    assert (weights.shape, weights.dtype) == ((classes,), torch.float32)
+    assert weights[labels].mean().item() == pytest.approx(1, rel=1e-5)
+    counts = np.bincount(labels, minlength=classes)
+    assert (weights[counts == 0] == 1).all()
+    # n / (present classes * count): what sklearn's compute_class_weight("balanced") gives.
+    present = counts[counts > 0]
+    expected = len(labels) / (len(present) * present)
+    assert weights[counts > 0].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_flags_of_a_run_become_its_objective(balanced):
+    fields = {
+        "smoothing_value": 0.1,
+        "contrastive_weight": 0.5,
+        "contrastive_margin": 0.3,
+        "class_weights": "balanced" if balanced else "none",
+    }
+    labels = np.array([0, 0, 0, 2, 2, 3])
     parts, plain = (
-        build_objective(FrozenConfigDict({"head": head, **fields}), class_weights)
+        build_objective(FrozenConfigDict({"head": head, **fields}), labels, 5, torch.device("cpu"))
         for head in ("parts", "token")
     )
-    assert parts == (0.1, class_weights, 0.5, 0.3)
+    for objective in (parts, plain):
+        weights = objective.class_weights
+        if balanced:
+            assert weights.tolist() == pytest.approx([6 / 9, 1, 6 / 6, 6 / 3, 1], rel=1e-6)
+        else:
+            assert weights is None
+    assert (parts.smoothing, *parts[2:]) == (0.1, 0.5, 0.3)
     # A plain model has no contrastive loss, whatever the flags are.
-    assert plain[:3] == (0.1, class_weights, 0)
+    assert (plain.smoothing, plain.contrastive_weight) == (0.1, 0)

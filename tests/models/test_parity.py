@@ -254,14 +254,14 @@ def test_timm_as_its_hub_saves_it(tmp_path, architecture, profile, side):
     ("architecture", "match"),
     [
         ("deit_tiny_distilled_patch16_224", "distilled DeiT"),
-        ("beit_base_patch16_224", "no part of a timm ViT"),
-        ("cait_xs24_384", "no part of a timm ViT"),
+        ("beit_base_patch16_224", "not part of a timm ViT"),
+        ("cait_xs24_384", "not part of a timm ViT"),
         ("eva02_base_patch14_224", "layout is none of"),
-        ("samvit_base_patch16", "no part of a timm ViT"),
-        ("vit_relpos_small_patch16_224", "no part of a timm ViT"),
-        ("vit_base_patch16_rope_224", "no part of a timm ViT"),
-        ("vit_base_patch16_rope_ape_224", "no part of a timm ViT"),
-        ("vit_base_patch16_dinov3", "no part of a timm ViT"),
+        ("samvit_base_patch16", "not part of a timm ViT"),
+        ("vit_relpos_small_patch16_224", "not part of a timm ViT"),
+        ("vit_base_patch16_rope_224", "not part of a timm ViT"),
+        ("vit_base_patch16_rope_ape_224", "not part of a timm ViT"),
+        ("vit_base_patch16_dinov3", "not part of a timm ViT"),
         ("vit_base_patch16_siglip_gap_224", "neither class token nor attention pooling"),
         # Rotary positions leave no trace among the names, but no other tower has pre-norm,
         # class token and attention pooling.
@@ -293,7 +293,7 @@ def test_dinov2_of_facebookresearch(tmp_path, img_size, registers):
     torch.save(theirs, tmp_path / "dinov2_vits14_pretrain.pth")
     loaded = assert_parity(of_timm(reference, tmp_path / "dinov2_vits14_pretrain.pth"))
     assert loaded.report.unused == ("mask_token",)
-    assert loaded.weights.parts["num_registers"] == registers
+    assert loaded.weights.architecture["num_registers"] == registers
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------

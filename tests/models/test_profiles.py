@@ -263,7 +263,7 @@ def test_a_config_of_another_library_says_nothing(tmp_path, config):
 )
 def test_a_malformed_file(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ProfileError, match=rf"{name} is no readable JSON; mend or remove it$"):
+    with pytest.raises(ProfileError, match=rf"{name} is not readable as JSON; mend or remove it$"):
         read_sidecar(tmp_path)
 
 
@@ -271,14 +271,14 @@ def test_a_malformed_file(tmp_path, name, content):
 @pytest.mark.parametrize("value", [[], 3, "vit", None, True])
 def test_a_file_of_no_object(tmp_path, name, value):
     (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
-    with pytest.raises(ProfileError, match=rf"{name} is no JSON object; mend or remove it$"):
+    with pytest.raises(ProfileError, match=rf"{name} is not a JSON object; mend or remove it$"):
         read_sidecar(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_that_name(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(ProfileError, match=rf"{name} is no readable JSON"):
+    with pytest.raises(ProfileError, match=rf"{name} is not readable as JSON"):
         read_sidecar(tmp_path)
 
 
@@ -303,7 +303,7 @@ def test_a_folder_of_that_name(tmp_path, name):
 )
 @pytest.mark.parametrize("field", ["mean", "std"])
 def test_a_normalization_that_is_none(tmp_path, field, value):
-    message = "is no mean or standard deviation per RGB channel$"
+    message = "is not a mean or standard deviation per RGB channel$"
     write(tmp_path, processor={**PROCESSOR, f"image_{field}": value})
     with pytest.raises(ProfileError, match=rf"preprocessor_config\.json: .* {message}"):
         read_sidecar(tmp_path)
@@ -316,7 +316,7 @@ def test_a_normalization_that_is_none(tmp_path, field, value):
 def test_a_standard_deviation_is_above_0_and_a_mean_need_not_be(tmp_path, value):
     values = [0.5, 0.5, value]
     write(tmp_path, processor={**PROCESSOR, "image_std": values})
-    with pytest.raises(ProfileError, match=r"is no mean or standard deviation per RGB channel$"):
+    with pytest.raises(ProfileError, match=r"is not a mean or standard deviation per RGB channel$"):
         read_sidecar(tmp_path)
     write(tmp_path, processor={**PROCESSOR, "image_mean": values})
     assert read_sidecar(tmp_path).mean == tuple(values)
@@ -325,7 +325,7 @@ def test_a_standard_deviation_is_above_0_and_a_mean_need_not_be(tmp_path, value)
 @pytest.mark.parametrize("value", [0, 1, -1e-6, 1.5, "1e-6", True, [1e-6], float("nan"), 10**400])
 def test_an_eps_that_is_none(tmp_path, value):
     write(tmp_path, {**HF_VIT, "layer_norm_eps": value})
-    with pytest.raises(ProfileError, match=r"config\.json: .* is no LayerNorm eps$"):
+    with pytest.raises(ProfileError, match=r"config\.json: .* is not a LayerNorm eps$"):
         read_sidecar(tmp_path)
 
 
@@ -514,9 +514,11 @@ def test_a_config_of_other_sizes_contradicts(tmp_path, config, differing):
 
 
 def test_an_unusable_file_beside_the_weights(tmp_path):
-    with pytest.raises(ProfileError, match=r"config\.json is no readable JSON; mend or remove it$"):
+    with pytest.raises(
+        ProfileError, match=r"config\.json is not readable as JSON; mend or remove it$"
+    ):
         open_beside(tmp_path, b"{")
-    with pytest.raises(ProfileError, match=r"preprocessor_config\.json is no JSON object"):
+    with pytest.raises(ProfileError, match=r"preprocessor_config\.json is not a JSON object"):
         open_beside(tmp_path, HF_VIT, [])
 
 

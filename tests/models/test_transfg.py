@@ -28,7 +28,7 @@ from models.build import build_model
 from models.configs import num_tokens, patch_centers
 from models.layers import QueriesKeys
 from models.losses import Objective
-from models.transfg import MAX_SLICE_BYTES, TransFG, class_token_row
+from models.transfg import MAX_SLICE_BYTES, TransFG, class_token_rollout
 from models.vit import ViTOutput
 
 EVERYTHING = 2**40  # bytes
@@ -89,7 +89,7 @@ def test_the_row_is_that_of_the_full_product(tokens, batch, heads, depth, querie
     expected = rows[depth]
     assert (expected.amax(dim=-1) > 5 / tokens).all()  # it is not a row of equal weights
     bound = EVERYTHING if queries is None else queries * batch * heads * tokens * 4
-    row = class_token_row(layers[:depth][::-1], bound)
+    row = class_token_rollout(layers[:depth][::-1], bound)
     assert row.shape == (batch, heads, tokens)
     # The largest error is of one query at a time: 12 sums of 1370 numbers, one after another.
     torch.testing.assert_close(row.double(), expected, rtol=2e-5, atol=0)
@@ -116,14 +116,14 @@ def test_the_row_of_any_sizes_and_any_bound(depth, batch, heads, tokens, width, 
     product = torch.eye(tokens, dtype=torch.float64)
     for queries, keys in made:
         product = (queries @ keys.mT / width**0.5).softmax(dim=-1) @ product
-    row = class_token_row([QueriesKeys(*pair) for pair in reversed(made)], bound)
+    row = class_token_rollout([QueriesKeys(*pair) for pair in reversed(made)], bound)
     torch.testing.assert_close(row, product[:, :, 0], atol=1e-12, rtol=0)
 
 
 def test_the_row_leaves_queries_and_keys_alone():
     layers = random_layers(3, 2, 2, 9)
     before = [QueriesKeys(*(part.clone() for part in layer)) for layer in layers]
-    class_token_row(layers[::-1], 200)
+    class_token_rollout(layers[::-1], 200)
     torch.testing.assert_close(layers, before, rtol=0, atol=0)
 
 
@@ -131,7 +131,7 @@ def test_no_gradient_passes_the_row():
     layers = random_layers(2, 1, 2, 9)
     for part in layers[0]:
         part.requires_grad_()
-    assert not class_token_row(layers[::-1]).requires_grad
+    assert not class_token_rollout(layers[::-1]).requires_grad
 
 
 # --- The model is the paper's ---------------------------------------------------------------------
@@ -375,9 +375,9 @@ def test_queries_and_keys_live_no_longer_than_they_must(grad_checkpointing, monk
                 selecting.append(count())
                 yield layer
 
-        return class_token_row(each())
+        return class_token_rollout(each())
 
-    monkeypatch.setattr("models.transfg.class_token_row", watched)
+    monkeypatch.setattr("models.transfg.class_token_rollout", watched)
     model.part_block.register_forward_pre_hook(lambda *_: afterwards.append(count()))
     output = model(images)
     assert output.logits.requires_grad  # the backward pass is yet to come
