@@ -153,7 +153,7 @@ def test_what_is_no_tensor_is_left_out(path):
     assert_equal(read(path, torch_bytes(saved)), tensors())
 
 
-# --- What is not a weight file -----------------------------------------------------------------------
+# --- What is not a weight file --------------------------------------------------------------------
 
 NEITHER = "it is neither .npz, safetensors nor a PyTorch file"
 UNSAFE = "it holds something other than tensors and plain data"
