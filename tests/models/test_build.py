@@ -1,15 +1,16 @@
-"""A freshly built model."""
+"""Models as they are built: initial values, plans from flags and weights, what is refused."""
 
 import math
 
 import pytest
 import torch
-from ml_collections import ConfigDict
-from small_models import small_config
+from ml_collections import FrozenConfigDict
+from small_models import random_images, random_model, small_config
 
-from models.build import build_model
-from models.configs import complete_config
+from models.build import ModelPlan, build_model, freeze, plan_model, rebuild_model
 from models.losses import classification_loss
+from models.pretrained.formats import WeightsError
+from models.pretrained.weights import Pretrained, own_pretrained
 from models.transfg import TransFG
 from models.vit import VisionTransformer
 
@@ -44,27 +45,20 @@ def test_the_head_decides_which_model_it_is(head, kind):
 
 
 @variants
-@pytest.mark.parametrize("num_classes", [1, 2, 1000])
-def test_the_first_loss_is_log_c(fields, num_classes):
-    model = build(0, num_classes, **fields)
+def test_the_first_loss_is_log_c(fields):
+    model = build(0, 1000, **fields)
     side = small_config(**fields).img_size
-    images, labels = torch.randn(4, 3, side, side), torch.arange(4) % num_classes
-    output = model(images)
+    output, labels = model(torch.randn(4, 3, side, side)), torch.arange(4)
     assert not output.logits.any()
     assert output.features.std() > 0.1
-    assert classification_loss(output, labels).item() == pytest.approx(math.log(num_classes))
+    assert classification_loss(output, labels).item() == pytest.approx(math.log(1000))
 
 
 @variants
-@pytest.mark.parametrize("seed", [0, 2**32 - 1])
-def test_same_seed_same_weights(fields, seed):
-    first, second = build(seed, **fields).state_dict(), build(seed, **fields).state_dict()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@variants
-def test_another_seed_other_weights(fields):
+def test_the_seed_decides_the_weights(fields):
     first, second = build(0, **fields).state_dict(), build(1, **fields).state_dict()
+    again = build(0, **fields).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
     same = {key for key in first if torch.equal(first[key], second[key])}
     # Only what starts at a constant.
     assert same == {
@@ -137,63 +131,139 @@ def test_training_and_evaluation_compute_the_same(fields):
     assert torch.equal(model.train()(images).logits, model.eval()(images).logits)
 
 
+# --- Models of checkpoints ------------------------------------------------------------------------
+
+
 @variants
-def test_the_plain_dict_of_a_config_builds_the_same_model(fields):
+def test_a_checkpoint_s_model_is_rebuilt(fields):
+    model = random_model(small_config(**fields), 5, seed=1)
     plain = small_config(**fields).to_dict()  # what a checkpoint holds
-    expected = build(0, **fields).state_dict()
-    for config in (ConfigDict(plain), complete_config(plain)):
-        torch.manual_seed(0)
-        rebuilt = build_model(config, 5).state_dict()
-        assert rebuilt.keys() == expected.keys()
-        assert all(torch.equal(rebuilt[key], expected[key]) for key in expected)
-
-
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_the_config_of_an_older_checkpoint_builds_the_same_model(pool):
-    plain = {
-        "patch_size": 16,
-        "embed_dim": 64,
-        "depth": 3,
-        "num_heads": 4,
-        "mlp_dim": 128,
-        "layer_norm_eps": 1e-5,
-        "pool": pool,
-        "img_size": 32,
-    }
-    model = build(0, pool=pool, layer_norm_eps=1e-5)
-    torch.nn.init.normal_(model.head.weight)
-    rebuilt = build_model(complete_config(plain), 5)
-    rebuilt.load_state_dict(model.state_dict())
-    images = torch.randn(2, 3, 32, 32)
+    rebuilt = rebuild_model(plain, "abcde", model.state_dict())
+    images = random_images(small_config(**fields), 2, seed=0)
     assert torch.equal(rebuilt(images).logits, model(images).logits)
+
+
+def test_the_model_of_an_older_checkpoint_is_rebuilt():
+    old = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "layer_norm_eps", "img_size")
+    config = small_config(layer_norm_eps=1e-5)
+    model = random_model(config, 5, seed=1)
+    rebuilt = rebuild_model({key: config[key] for key in old}, "abcde", model.state_dict())
+    images = random_images(config, 2, seed=0)
+    assert torch.equal(rebuilt(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 2},
+        {"depth": "3"},
+        {"depth": -1},
+        {"num_heads": 0},
+        {"heads": 4},
+        {"head": "parts"},
+        {"pool": "max"},
+        {"img_size": 64},
+    ],
+    ids=str,
+)
+def test_weights_of_another_model_are_refused(change):
+    state_dict = random_model(small_config(), 5, seed=1).state_dict()
+    message = "^does not hold the weights of the model it describes$"
+    with pytest.raises(WeightsError, match=message):
+        rebuild_model({**small_config().to_dict(), **change}, "abcde", state_dict)
+    with pytest.raises(WeightsError, match=message):
+        rebuild_model(small_config().to_dict(), "abcd", state_dict)
+
+
+# --- Plans ----------------------------------------------------------------------------------------
+
+FLAGS = {
+    "model_type": "testing",
+    "img_size": 32,
+    "head": "token",
+    "slide_step": None,
+    "dropout": 0.1,
+    "drop_path": 0.2,
+    "grad_checkpointing": True,
+    "freeze": "none",
+    "pretrained_profile": "auto",
+    "pos_resample": "bicubic",
+    "part_init": None,
+}
+
+
+def plan(weights: Pretrained | None, classes: str = "abcde", **flags: object) -> ModelPlan:
+    return plan_model(FrozenConfigDict({**FLAGS, **flags}), weights, classes)
+
+
+@pytest.mark.parametrize(("profile", "mean"), [("auto", 0.5), ("imagenet", 0.485)])
+def test_a_plan_without_weights_is_of_random_ones(profile, mean):
+    planned = plan(None, pretrained_profile=profile, slide_step=12, head="parts", freeze="backbone")
+    expected = {"dropout": 0.1, "drop_path": 0.2, "patch_stride": 12, "head": "parts"}
+    assert planned.config == small_config(**expected)
+    assert planned.normalization["mean"][0] == mean
+    torch.manual_seed(0)
+    model, report = planned.build()
+    assert report is None
+    assert model.grad_checkpointing
+    assert not model.blocks[0].norm1.weight.requires_grad
+    fresh = build(0, **expected).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("classes", "keeps_head"), [("abcde", True), ("edcba", False)])
+def test_a_plan_with_weights_loads_them_and_the_head_of_the_same_classes(classes, keeps_head):
+    config = small_config(layer_norm_eps=1e-3, num_registers=2)
+    state_dict = random_model(config, 5, seed=1).state_dict()
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    weights = own_pretrained(state_dict, config.to_dict(), statistics, "abcde")
+    planned = plan(weights, classes)
+    assert planned.config == small_config(
+        layer_norm_eps=1e-3, num_registers=2, dropout=0.1, drop_path=0.2
+    )
+    assert planned.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    model, report = planned.build()
+    assert torch.equal(model.cls_token, state_dict["cls_token"])
+    assert report.new == (() if keeps_head else ("head.bias", "head.weight"))
+    assert torch.equal(model.head.weight, state_dict["head.weight"]) is keeps_head
+
+
+# --- Freezing -------------------------------------------------------------------------------------
+
+EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
+
+
+@pytest.mark.parametrize(
+    ("head", "what", "frozen"),
+    [
+        ("token", "none", ()),
+        ("token", "backbone", (*EMBEDDINGS, "blocks.", "norm.")),
+        ("token", "1", (*EMBEDDINGS, "blocks.0.")),
+        ("token", "3", (*EMBEDDINGS, "blocks.")),
+        ("parts", "backbone", (*EMBEDDINGS, "blocks.")),
+        ("parts", "2", (*EMBEDDINGS, "blocks.")),
+        ("parts", "3", (*EMBEDDINGS, "blocks.", "part_block.")),
+    ],
+)
+def test_what_is_frozen_needs_no_gradient(head, what, frozen):
+    model = build(0, head=head)
+    freeze(model, what)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != name.startswith(frozen)
+
+
+@pytest.mark.parametrize("what", ["0", "4", "-1", "head", ""])
+def test_what_cannot_be_frozen_is_refused(what):
+    with pytest.raises(ValueError, match=f"cannot freeze '{what}' of a model of 3 blocks"):
+        freeze(build(0), what)
 
 
 # --- What it refuses ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_classes", [0, -1])
-def test_a_model_needs_a_class(num_classes):
-    with pytest.raises(ValueError, match=f"num_classes must be at least 1, not {num_classes}"):
-        build_model(small_config(), num_classes)
-
-
-@pytest.mark.parametrize("head", ["token", "parts"])
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"pool": "max"}, "unknown pool 'max'; known: token, avg, map"),
-        ({"activation": "relu"}, "unknown activation 'relu'; known: gelu, gelu_tanh, quick_gelu"),
-        ({"num_heads": 5}, "embed_dim 64 is not a multiple of 5 heads"),
-        ({"img_size": 40}, "img_size 40 is not a multiple of the patch, 16"),
-        ({"patch_size": 15}, "img_size 32 is not a multiple of the patch, 15"),
-        ({"patch_stride": 20}, "not 0 < stride 20 <= patch 16 <= img_size 32"),
-        ({"patch_stride": 12, "img_size": 12}, "not 0 < stride 12 <= patch 16 <= img_size 12"),
-        ({"class_token": False}, "needs a class token"),
-    ],
-)
-def test_impossible_fields_are_refused(head, fields, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(small_config(head=head, **fields), 5)
+def test_a_model_needs_a_class():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, not 0"):
+        build_model(small_config(), 0)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +273,16 @@ def test_impossible_fields_are_refused(head, fields, message):
         ({"class_token": False}, "pool 'token' needs a class token"),
         ({"head": "parts", "class_token": False}, "part selection needs a class token"),
         ({"head": "parts", "depth": 1}, "part selection needs at least 2 blocks, not 1"),
+        ({"pool": "max"}, "unknown pool 'max'; known: token, avg, map"),
+        ({"activation": "relu"}, "unknown activation 'relu'; known: gelu, gelu_tanh, quick_gelu"),
+        ({"num_heads": 5}, "embed_dim 64 is not a multiple of 5 heads"),
+        ({"num_heads": 0}, "embed_dim 64 is not a multiple of 0 heads"),
+        ({"img_size": 33}, "img_size 33 is not a multiple of the patch, 16"),
+        ({"img_size": 8, "patch_stride": 4}, "not 0 < stride 4 <= patch 16 <= img_size 8"),
+        ({"patch_stride": 17}, "not 0 < stride 17 <= patch 16 <= img_size 32"),
+        ({"patch_stride": 0}, "not 0 < stride 0 <= patch 16 <= img_size 32"),
     ],
 )
-def test_parts_of_a_model_that_contradict_each_other_are_refused(fields, message):
+def test_fields_that_are_unknown_or_contradict_each_other_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         build_model(small_config(**fields), 5)
