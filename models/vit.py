@@ -111,10 +111,6 @@ class Backbone(nn.Module):
             patches = patches + self.pos_embed
         return self.norm_pre(self.pos_drop(torch.cat((*prefix, patches), dim=1)))
 
-    def checkpointed_forward(self, images: Tensor) -> "ViTOutput":
-        """The forward pass; of it only inputs and outputs are kept for the backward pass."""
-        return recomputed(self, images)
-
     def _run(self, block: Block, x: Tensor) -> Tensor:
         """Pass (B, N, D) tokens through a block."""
         return checkpointed(block, x) if self.grad_checkpointing else block(x)
