@@ -6,6 +6,8 @@ It writes what a training run writes but a checkpoint. Imports that cost seconds
 inside the functions: a wrong flag or path is refused before them.
 """
 
+import utils.environment  # isort: split
+
 import shlex
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,8 @@ What a run reads and leaves behind: README.md. Imports that cost seconds (torch)
 functions: a wrong flag or path is refused before them.
 """
 
+import utils.environment  # isort: split
+
 import shlex
 import sys
 from collections.abc import Sequence

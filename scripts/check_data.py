@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils.environment  # isort: split
+
 import numpy as np
 
 from scripts.data_check.contact_sheet import contact_sheet, save_picture

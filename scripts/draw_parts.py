@@ -16,6 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils.environment  # isort: split
+
 from PIL import Image, ImageDraw, ImageOps
 
 from scripts.data_check.contact_sheet import paste_tiles, save_picture

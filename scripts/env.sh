@@ -1,44 +1,59 @@
-# Sourced from the repo root by the other scripts: leaves the environment's python in $PYTHON.
+# Make the environment if it is missing. The other scripts source this file from the repo root.
+# It leaves the environment's Python in $PYTHON.
 #
-# An active venv or conda env is used as it is; otherwise .venv is made. What requirements.txt pins
-# is installed where it is missing or of another version, so an interrupted set-up mends itself.
-# Optional: REQUIREMENTS, the file to install (default requirements.txt).
+# An active venv or conda environment is used as it is; otherwise .venv is made. Packages of
+# $REQUIREMENTS (default requirements.txt) that are missing or of another version are installed, so
+# that an interrupted set-up mends itself.
 
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Whether the Python named in $1 runs and has one of the versions of utils/environment.py.
+is_supported() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null
+}
+
 find_python() {
   for candidate in python3.11 python3.12 python3.13 python3; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-      2>/dev/null; then
+    if is_supported "$candidate"; then
       echo "$candidate"
       return
     fi
   done
-  echo "error: no Python 3.11, 3.12 or 3.13 found; install one (environment.yml has 3.11)" >&2
-  return 1
 }
 
 if [ -n "${VIRTUAL_ENV:-}" ]; then
   PYTHON=$VIRTUAL_ENV/bin/python
 elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
-  # conda activates its base by itself in every shell, so base is nobody's choice
+  # Every shell of a conda user activates base, so base is not a choice.
   PYTHON=$CONDA_PREFIX/bin/python
 else
   PYTHON=$PWD/.venv/bin/python
-  if ! "$PYTHON" -c '' 2>/dev/null; then
-    echo "making the environment in .venv"
+  if ! "$PYTHON" -c '' 2> /dev/null; then
     base_python=$(find_python)
+    [ -n "$base_python" ] || fail "Python 3.11, 3.12 or 3.13 is needed, but there is" \
+      "$(python3 --version 2>&1 || true); install one from python.org or Homebrew, or use conda" \
+      "(environment.yml)"
+    echo "making the environment in .venv with $("$base_python" --version)"
     "$base_python" -m venv --clear .venv
   fi
 fi
+is_supported "$PYTHON" || fail "Python 3.11, 3.12 or 3.13 is needed, but $PYTHON is" \
+  "$("$PYTHON" --version 2>&1 || true); deactivate that environment, or delete .venv if it is this one"
 
 if ! "$PYTHON" scripts/dev/check_pins.py "$REQUIREMENTS"; then
-  echo "installing $REQUIREMENTS into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-  # pip compiles to bytecode on one core (93 s of CPU for requirements-dev.txt); compileall takes all.
-  # It fails where a package carries a file in another Python's syntax; so does pip, silently. Left
-  # to the first import, bytecode would be made by every process anew where PYTHONDONTWRITEBYTECODE
-  # is set: tests that start some took two to three times as long.
+  echo "installing the packages of $REQUIREMENTS: PyTorch is most of it, on macOS about 1 GB of disk,"
+  echo "on Linux 6 GB (its PyTorch brings CUDA); 2 minutes and more, by your network; pip is silent"
   "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -r "$REQUIREMENTS"
+  echo "compiling the packages to bytecode on all cores (about half a minute)"
+  # pip compiles on one core (93 s of CPU for requirements-dev.txt), compileall on all of them. It
+  # fails where a package carries a file in another Python's syntax; pip ignores that silently. If
+  # the first import had to compile, every process would do so again where PYTHONDONTWRITEBYTECODE
+  # is set: tests that start processes took two to three times as long.
   "$PYTHON" -m compileall -qq -j 0 \
     "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 fi

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 # The repo is run in place, and `python scripts/x.py` puts only scripts/ on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import utils.environment  # isort: split
+
 from scripts.shared.download import Official, fetch, file_md5, file_size, part_path
 from utils.console import Parser, entrypoint, log, log_table, progress
 from utils.errors import InputError, RunError, one_line

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Train tiny, evaluate its checkpoint, say where everything is. Needs Python 3.11-3.13, no download
-# but the packages.
+# Make the environment if it is missing, train a tiny model, evaluate it, and say where everything is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
@@ -15,3 +14,6 @@ OUTPUT=${OUTPUT:-output}
 echo
 echo "everything is under $(cd "$OUTPUT" && pwd): smoke_train/, smoke_eval/, tb/"
 echo "scalars: $PYTHON -m tensorboard.main --logdir $OUTPUT/tb"
+if [ "$PYTHON" = "$PWD/.venv/bin/python" ] && [ -z "${VIRTUAL_ENV:-}" ]; then
+  echo "next, in this shell: source .venv/bin/activate"
+fi

@@ -25,6 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import utils.environment  # isort: split
+
 from scripts.dev.benchmarks.data import add_data_flags, measure_data
 from scripts.dev.benchmarks.model import add_model_flags, measure_model
 from scripts.dev.benchmarks.save import measure_save

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import utils.environment  # isort: split
+
+import yaml
 
 from models.configs import model_names
 from utils.console import Parser, entrypoint
