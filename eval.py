@@ -17,22 +17,18 @@ from typing import TYPE_CHECKING
 from ml_collections import FrozenConfigDict
 
 from models.configs import model_names
-from utils.config import (
-    less_memory,
-    parse_eval_args,
-    resolve_from_checkpoint,
-    resolve_model,
-)
-from utils.console import entrypoint, log
+from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
+from utils.console import log
 from utils.data_utils import RunPaths, seed_everything
-from utils.errors import InputError, named_failures
+from utils.dataset import open_subset, prepare_images
+from utils.entrypoint import entrypoint, less_memory, named_failures
+from utils.errors import InputError
 from utils.files import sha256_file
 from utils.processes import failing_together, joined_processes, main_first, world_size
-from utils.run_data import open_subset, prepare_images
 
 if TYPE_CHECKING:
     from models.vit import Backbone
-    from utils.checkpoint import Checkpoint
+    from utils.run.checkpoint import Checkpoint
 
 
 def load_model(checkpoint: "Checkpoint", path: str) -> "Backbone":
@@ -61,12 +57,12 @@ def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]
 
 def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
     """Check, wire, make the first writes, evaluate, export, summarise."""
-    from utils.checkpoint import checkpoint_id, load_checkpoint
+    from utils.data.batches import Normalizer
+    from utils.data.loaders import eval_loader
     from utils.dist_util import build_env_stamp, choose_device
-    from utils.engine import Normalizer
-    from utils.evaluator import Evaluator
-    from utils.pipeline import eval_loader
-    from utils.run import own_run
+    from utils.evaluation.evaluate import Evaluator
+    from utils.run.checkpoint import checkpoint_id, load_checkpoint
+    from utils.run.writer import own_run
 
     with failing_together():
         device, reason = choose_device(config.device, config.prefer_mps, world_size())
@@ -101,12 +97,12 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
         with failing_together():
             loader = eval_loader(config, subset.split, device)
         normalize = Normalizer(checkpoint.normalization, device)
-        evaluator = Evaluator(config, loader, normalize, run)
+        evaluator = Evaluator(config, loader, normalize)
         evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
         metrics["checkpoint_id"] = weights_id
         with failing_together():
             run.log_evaluation(metrics, checkpoint.step)
-            evaluator.export(evaluation, metrics)
+            run.export(evaluation, metrics, config.export_logits)
             run.finish({"": metrics})
 
 

@@ -18,34 +18,29 @@ from typing import TYPE_CHECKING
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
-from utils.config import (
-    check_freeze,
-    less_memory,
-    parse_train_args,
-    resolve_length,
-    resolve_model,
-)
-from utils.console import entrypoint, log, log_table, progress, show_training
+from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
+from utils.console import log, log_table, progress, show_training
 from utils.data_utils import RunPaths, seed_everything
-from utils.errors import InputError, named_failures
+from utils.dataset import Data, carving_of, open_data, prepare_images
+from utils.entrypoint import entrypoint, less_memory, named_failures
+from utils.errors import InputError
 from utils.processes import failing_together, joined_processes, main_first, on_main, world_size
-from utils.run_data import Data, carving_of, open_data, prepare_images
-from utils.training_state import TrainingState
+from utils.training.progress import TrainingState
 
 if TYPE_CHECKING:
     from models.build import ModelPlan
     from models.losses import Objective
     from models.pretrained.weights import Pretrained
     from models.vit import Backbone
-    from utils.resume import Past
-    from utils.session import Session
+    from utils.run.resume import Past
+    from utils.run.session import Session
 
 
 def find_past(config: FrozenConfigDict) -> "Past | None":
     """What the run goes on from, the same in all processes; None for a new one."""
     if config.resume is None:
         return None
-    from utils.resume import open_past
+    from utils.run.resume import open_past
 
     return on_main(open_past, config)
 
@@ -59,7 +54,7 @@ def starting_weights(config: FrozenConfigDict) -> "Pretrained | None":
         ProfileError: a file beside the weights cannot be used.
     """
     from models.pretrained.weights import open_pretrained, own_pretrained
-    from utils.checkpoint import is_checkpoint, load_checkpoint
+    from utils.run.checkpoint import is_checkpoint, load_checkpoint
 
     if config.pretrained is None:
         if config.resume is None:
@@ -107,7 +102,7 @@ def train_loop(
     config: FrozenConfigDict, state: TrainingState, objective: "Objective", session: "Session"
 ) -> None:
     """Train to the end, evaluating and saving now and then and after the last step."""
-    from utils.engine import train_step
+    from utils.training.train_step import train_step
 
     learner, meter = session.learner, session.meter
     if state.saved is None:
@@ -150,12 +145,12 @@ def train(
 ) -> None:
     """Check the rest, make the first writes, train, summarise."""
     from models.losses import build_objective
-    from utils.checkpoint import Checkpoint
     from utils.dist_util import build_env_stamp, choose_device, config_hash, with_session
-    from utils.learner import build_learner
-    from utils.micro_batches import plan_micro_batches
-    from utils.resume import check_same_run, computes_otherwise, settle_best
-    from utils.session import open_session
+    from utils.run.checkpoint import Checkpoint
+    from utils.run.resume import check_same_run, computes_otherwise, settle_best
+    from utils.run.session import open_session
+    from utils.training.learner import build_learner
+    from utils.training.micro_batches import plan_micro_batches
 
     classes = data.train_split.classes
     with failing_together():

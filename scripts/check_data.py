@@ -21,13 +21,15 @@ import numpy as np
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
 from scripts.data_check.scan import Files, Scan, collect, scan
-from utils.console import Parser, entrypoint, log
+from utils.console import Parser, log
+from utils.data.catalog import dataset_names, get_spec
+from utils.data.splits import check_same_classes
 from utils.data_utils import check_writable
-from utils.dataset import dataset_names, get_spec, open_split
-from utils.errors import RunError, named_failures
+from utils.dataset import open_split
+from utils.entrypoint import entrypoint, named_failures
+from utils.errors import RunError
 from utils.files import write_json, write_text
 from utils.flag_types import positive_int
-from utils.splits import check_same_classes
 
 
 def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:

@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils.environment  # isort: split
 
 from scripts.shared.fiftyone_rows import CheckFailed, check_rows, load_errors
-from utils.console import Parser, entrypoint
+from utils.console import Parser
+from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 from utils.files import write_json
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils.environment  # isort: split
 
 from scripts.shared.download import Official, fetch, file_md5, file_size, part_path
-from utils.console import Parser, entrypoint, log, log_table, progress
+from utils.console import Parser, log, log_table, progress
+from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 
 BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"

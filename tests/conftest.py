@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import REAL_FLOWERS, TINY_TRAIN, train
 
+from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
-from utils.readers import synthetic
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,7 +62,7 @@ def refused(tmp_path, capsys):
             warnings.simplefilter("always")
             for hidden in (DeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", hidden)
-            warnings.filterwarnings("ignore", module="PIL")  # as utils/images.py does
+            warnings.filterwarnings("ignore", module="PIL")  # as utils/data/image_files.py does
             code = main(flags, "--output_dir", output, *more)
         error = capsys.readouterr().err
         assert code == 2, error

@@ -13,12 +13,11 @@ from ml_collections import FrozenConfigDict
 
 import eval as eval_entrypoint
 import train as train_entrypoint
+from utils.data.batches import Batch, Part
+from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
-from utils.meter import TrainMeter
-from utils.pipeline import Batch
-from utils.readers.flowers import is_layout
-from utils.samplers import Part
-from utils.steps import Step
+from utils.training.meter import TrainMeter
+from utils.training.step_loader import Step
 
 REPO = Path(__file__).resolve().parent.parent
 

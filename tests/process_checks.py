@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from models.losses import contrastive_loss
-from utils.ddp import exchange_gradients, gather_features, without_exchange
 from utils.errors import Alone, InputError, RunError
 from utils.processes import (
     failing_together,
@@ -30,6 +29,7 @@ from utils.processes import (
     sum_by_rank,
     world_size,
 )
+from utils.training.ddp import exchange_gradients, gather_features, without_exchange
 
 WIDTH, CLASSES, MARGIN = 5, 3, 0.2
 # Samples by process: equal, unequal either way, none here, none there.

@@ -8,9 +8,10 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from utils.data.catalog import get_spec
+from utils.data.presets import PRESETS
 from utils.data_flags import resolve_data_flags, resolve_data_root
-from utils.data_utils import RunPaths, check_run_name, check_writable, read_stamp
-from utils.dataset import get_spec
+from utils.data_utils import RunPaths, check_writable
 from utils.dependent_flags import means_nothing, settle_dependent_flags
 from utils.errors import InputError
 from utils.flags import (
@@ -22,10 +23,10 @@ from utils.flags import (
     build_eval_parser,
     build_train_parser,
 )
-from utils.presets import PRESETS
 from utils.processes import is_main
 from utils.recipes import parse_with_recipe
-from utils.run_lock import refuse_if_locked
+from utils.run.folder import _has_state, _is_unfinished, check_run_name
+from utils.run.lock import refuse_if_locked
 
 
 @contextmanager
@@ -225,15 +226,6 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     return _frozen(values)
 
 
-def _has_state(paths: RunPaths) -> bool:
-    return any(paths.last.parent.glob("last*.bin"))
-
-
-def _is_unfinished(paths: RunPaths) -> bool:
-    """Whether there is a run of this name that can go on and did not end."""
-    return _has_state(paths) and read_stamp(paths).get("status") == "unfinished"
-
-
 def _settle_resume(resume: str | None, paths: RunPaths) -> str | None:
     """`--resume` with an absolute path, if it is one.
 
@@ -289,24 +281,6 @@ def resolve_length(
             "num_workers": _workers(config, config.tiny_train_subset),
         }
     )
-
-
-def less_memory(config: FrozenConfigDict) -> str:
-    """Which flags lower the memory that a run takes."""
-    remedies = []
-    if "train_batch_size" in config:
-        micro_batches = config.gradient_accumulation_steps
-        at_a_time = config.train_batch_size // micro_batches
-        if at_a_time > 1:
-            remedies.append(
-                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
-                "time)"
-            )
-        if not config.grad_checkpointing:
-            remedies.append("--grad_checkpointing")
-        remedies.append("a smaller --img_size")
-    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
-    return f"less is needed with {'; '.join(remedies)}"
 
 
 def resolve_model(

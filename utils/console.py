@@ -1,17 +1,14 @@
-"""What a person at the terminal sees: flags, log lines, progress bars, closing table, ending.
+"""Show a person at the terminal flags, log lines, progress bars and tables.
 
-Log lines go to stdout; stderr carries only the progress bar of a terminal and the one error line.
+Log lines go to stdout; stderr carries only the progress bar of a terminal and the one error
+line.
 """
 
 import argparse
-import functools
 import logging
 import os
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO
 
@@ -19,13 +16,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.errors import (
-    Alone,
     InputError,
-    RunError,
-    Terminated,
     check_utf8,
-    failure_behind,
-    one_line,
 )
 from utils.processes import is_main
 
@@ -67,45 +59,6 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[Callable[[], None]]:
-    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
-
-    What it yields has SIGTERM ignored until the block ends: why a run ends is to be said.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # signals are the main thread's affair
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Let no OSError of a background thread print a traceback.
-
-    TensorBoard writes in one. It keeps its error, and raises it again at the next call.
-    """
-    before = threading.excepthook
-
-    def hook(failure: threading.ExceptHookArgs) -> None:
-        if not issubclass(failure.exc_type, OSError):
-            before(failure)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-
-
 def drop(stream: TextIO) -> None:
     """Have a stream write to nowhere from now on: nobody reads it (`| head`), or the disk is full.
 
@@ -136,68 +89,6 @@ def _log_to_stdout() -> Iterator[None]:
                 sys.stdout.flush()
         except OSError:  # also a full disk: what went wrong with the run itself is still to be said
             drop(sys.stdout)
-
-
-def _ending(failure: BaseException) -> tuple[int, str]:
-    """The exit code of a failure or signal, and what to say of it."""
-    match failure:
-        case KeyboardInterrupt():
-            return 130, "interrupted"
-        case Terminated():
-            return 143, "terminated"
-        case InputError():
-            return 2, one_line(failure)
-    return 1, one_line(failure)
-
-
-def _say(line: str) -> None:
-    """Write to stderr, if it can be written."""
-    try:
-        sys.stderr.write(line)
-        sys.stderr.flush()
-    except OSError:
-        drop(sys.stderr)
-
-
-def _let_go_of(failure: BaseException) -> None:
-    """Clear the frames that a failure passed through.
-
-    A loader in them ends its processes then, in good order. Garbage collection would take its
-    queues first, wait in vain for the processes, and may print a traceback of a queue's thread.
-    """
-    chain: BaseException | None = failure
-    while chain is not None:
-        traceback.clear_frames(chain.__traceback__)
-        chain.__traceback__ = None  # a cleared frame keeps what its function closes over
-        chain = chain.__cause__ or chain.__context__
-
-
-def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
-    """Give `main` the endings of contracts, section 6: it returns the exit code.
-
-    The wrapped function takes the arguments after the program's name; None means `sys.argv[1:]`.
-    """
-
-    @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
-        with _sigterm_raises() as ignore_sigterm:
-            try:
-                with _log_to_stdout(), _quiet_threads():
-                    main(sys.argv[1:] if argv is None else list(argv))
-            except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
-                ignore_sigterm()
-                caught, failure = error, failure_behind(error)
-                code, said = _ending(failure)
-                if is_main() or isinstance(failure, Alone):
-                    _say(f"error: {said}\n")
-            else:
-                return 0
-        # A signal ends at once: loaders' processes end by SIGTERM when Python does.
-        if isinstance(failure, InputError | RunError):
-            _let_go_of(caught)
-        return code
-
-    return run
 
 
 def progress(total: int, what: str, unit: str) -> tqdm:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.dataset import DatasetSpec, get_spec, offered_splits, settle_carving
+from utils.data.catalog import DatasetSpec, get_spec, offered_splits, settle_carving
+from utils.data.splits import Carving
 from utils.errors import InputError
 from utils.flags import DEFAULT_SPLIT_SEED, SYNTHETIC_FOLDER
-from utils.splits import Carving
 
 
 def resolve_data_root(dataset: str, data_root: Path | str | None, output_dir: Path) -> str:

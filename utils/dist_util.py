@@ -47,9 +47,6 @@ FILE_KEYS = frozenset({"pretrained", "checkpoint"})
 SUBSET_KEYS = frozenset({"tiny_train_subset", "tiny_infer_subset"})
 CONTENT_KEYS = FILE_KEYS | SUBSET_KEYS
 
-# Weight gradients are wrong on MPS where batch x tokens reaches 32,767 (pytorch #177116, #195163).
-MAX_MPS_ROWS = 32_766
-
 
 # --- Device ---------------------------------------------------------------------------------------
 
@@ -84,44 +81,6 @@ def choose_device(requested: str, prefer_mps: bool, processes: int = 1) -> tuple
         return torch.device("mps"), "preferred and available"
     reason = "MPS is not available" if prefer_mps else "MPS is not preferred"
     return torch.device("cpu"), reason
-
-
-def fit_micro_batches(
-    device: torch.device,
-    batch_size: int,
-    micro_batches: int,
-    num_tokens: int,
-    may_split: bool,
-    remedy: str = "--contrastive_scope effective",
-) -> int:
-    """How many micro-batches to cut a batch into, so that MPS computes right weight gradients.
-
-    Args:
-        device: that the run uses; any but MPS takes what was asked for.
-        batch_size: samples an optimizer step.
-        micro_batches: that were asked for.
-        num_tokens: of one image.
-        may_split: whether smaller micro-batches leave the loss unchanged.
-        remedy: flags with which they would.
-
-    Raises:
-        InputError: they must be smaller and may not; names the `--gradient_accumulation_steps` that
-            fits.
-    """
-    largest = MAX_MPS_ROWS // num_tokens
-    if device.type != "mps" or batch_size // micro_batches <= largest:
-        return micro_batches
-    divisors = (n for n in range(1, batch_size + 1) if batch_size % n == 0)
-    fits = next((n for n in divisors if batch_size // n <= largest), None)
-    if fits is not None and may_split:
-        return fits
-    advice = "a smaller --img_size" if fits is None else f"--gradient_accumulation_steps {fits}"
-    if not may_split and fits is not None:
-        advice += f" or {remedy}"
-    raise InputError(
-        f"a micro-batch of {batch_size // micro_batches} images of {num_tokens} tokens is over "
-        f"{MAX_MPS_ROWS} rows, for which MPS computes wrong gradients; use {advice}"
-    )
 
 
 def _gpu_facts(device: torch.device) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -117,35 +116,3 @@ def failure_behind(error: BaseException) -> BaseException:
             return behind
         behind = behind.__context__
     return error
-
-
-@contextmanager
-def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
-    """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
-
-    Args:
-        where: says, at the time of the failure, the step and the last good checkpoint.
-        less_memory: says which flags lower the memory.
-
-    Raises:
-        RunError: for a `RunError` or `OSError` inside (damaged image, disk full), for memory that
-            ran out, for a loader process or another process of the run that was lost. `Alone`, if
-            other processes do not know of it.
-    """
-    try:
-        yield
-    except (RunError, OSError, MemoryError, RuntimeError, KeyboardInterrupt, Terminated) as caught:
-        error = failure_behind(caught)
-        if isinstance(error, KeyboardInterrupt | Terminated | InputError):
-            raise
-        what = one_line(error)
-        if is_out_of_memory(error):
-            said = what if str(error) else "memory ran out"
-            what = f"{said}; {less_memory()}"
-        elif isinstance(error, RuntimeError) and is_lost_process(error):
-            what = lost_process(error)
-        elif isinstance(error, RuntimeError) and not is_lost_loader(error):
-            raise
-        is_shared = isinstance(error, RunError) and not isinstance(error, Alone)
-        kind = RunError if is_shared else Alone
-        raise kind(f"{what}; {where()}") from error

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.console import Parser
-from utils.dataset import DEFAULT_VAL_FRACTION, dataset_names
+from utils.data.catalog import dataset_names
+from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
+from utils.data.splits import DEFAULT_VAL_FRACTION
 from utils.dependent_flags import DEFAULT_SLIDE_STEP
 from utils.flag_types import (
     cache_kind,
@@ -22,7 +24,6 @@ from utils.flag_types import (
     seed,
     share,
 )
-from utils.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
 from utils.recipes import ListRecipes, recipe_names
 
 CACHE_FOLDER = ".cache"  # under --output_dir

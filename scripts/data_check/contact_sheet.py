@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from utils.console import progress
+from utils.data.image_files import decode_rgb
+from utils.data.threads import in_threads
 from utils.files import open_atomic
-from utils.images import decode_rgb
-from utils.parallel import in_threads
 
 CAPTION_SIZE = 11  # points
 CAPTION_HEIGHT = 16  # pixels

@@ -8,7 +8,7 @@ import numpy as np
 
 from scripts.data_check.duplicates import Pair, exact_groups, near_pairs
 from scripts.data_check.scan import Files, Scan
-from utils.splits import Split
+from utils.data.splits import Split
 
 SHOWN = 5  # findings of a kind in the text; the JSON has all
 LISTED = 10_000  # but of near duplicates the nearest: the frames of films are millions of pairs

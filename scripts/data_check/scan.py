@@ -20,9 +20,9 @@ import numpy as np
 
 from scripts.data_check.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
 from utils.console import progress
+from utils.data.image_files import describe
+from utils.data.splits import Split
 from utils.errors import RunError
-from utils.images import describe
-from utils.splits import Split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ def _grey_square(image: "Tensor") -> np.ndarray:
     """(3, H, W) uint8 as a grey (32, 32) uint8, squashed."""
     from torchvision.transforms.v2 import functional as F
 
-    from utils.transforms import as_batch
+    from utils.data.transforms import as_batch
 
     small = F.resize(as_batch(image), [HASHED_SIDE, HASHED_SIDE], antialias=True)
     return F.rgb_to_grayscale(small)[0, 0].numpy()
@@ -107,7 +107,7 @@ def _grey_square(image: "Tensor") -> np.ndarray:
 
 def look(path: str) -> Look:
     """Decode the file at `path` as training does, in a process that `_listen` has prepared."""
-    from utils.decode import decode
+    from utils.data.decode import decode
 
     try:
         length = os.stat(path).st_size  # noqa: PTH116 - a Path costs 10 us an image

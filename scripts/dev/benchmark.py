@@ -31,7 +31,8 @@ from scripts.dev.benchmarks.data import add_data_flags, measure_data
 from scripts.dev.benchmarks.model import add_model_flags, measure_model
 from scripts.dev.benchmarks.save import measure_save
 from scripts.dev.benchmarks.timing import in_pairs
-from utils.console import Parser, entrypoint
+from utils.console import Parser
+from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
 from utils.flag_types import fraction, positive_int

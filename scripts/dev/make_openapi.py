@@ -20,7 +20,8 @@ import utils.environment  # isort: split
 import yaml
 
 from models.configs import model_names
-from utils.console import Parser, entrypoint
+from utils.console import Parser
+from utils.entrypoint import entrypoint
 from utils.errors import RunError
 from utils.files import write_text
 from utils.flags import build_eval_parser, build_train_parser

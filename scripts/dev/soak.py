@@ -21,7 +21,8 @@ import utils.environment  # isort: split
 from scripts.dev.soak_tests.damage import KINDS, soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
-from utils.console import Parser, entrypoint, log_table
+from utils.console import Parser, log_table
+from utils.entrypoint import entrypoint
 from utils.errors import RunError
 from utils.flag_types import count, positive_int, seed
 

@@ -33,10 +33,11 @@ from scripts.data_check import contact_sheet, duplicates
 from scripts.data_check import report as data_report
 from scripts.data_check import scan as image_scan
 from scripts.data_check.scan import collect, is_union
-from utils.dataset import get_spec, open_split
+from utils.data.catalog import get_spec
+from utils.data.splits import Split
+from utils.dataset import open_split
 from utils.errors import RunError
 from utils.files import write_json
-from utils.splits import Split
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:

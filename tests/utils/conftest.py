@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.splits import Split
+from utils.data.splits import Split
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from helpers import REPO
 
-from utils.console import entrypoint, log, log_table, progress
+from utils.console import log, log_table, progress
+from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, Terminated
 
 
@@ -64,7 +65,7 @@ class TestEntrypoint:
             pytest.skip("only Linux has it")
         code = (
             "import sys\n"
-            "from utils.console import entrypoint, log\n"
+            "from utils.entrypoint import entrypoint; from utils.console import log\n"
             "from utils.errors import RunError\n"
             "@entrypoint\n"
             "def main(argv):\n"

@@ -12,16 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data_utils import (
-    RunPaths,
-    check_run_name,
-    derive_seed,
-    keep_previous_run,
-    seed_everything,
-    seed_worker,
-    write_retention,
-)
+from utils.data_utils import RunPaths, derive_seed, seed_everything, seed_worker
 from utils.errors import InputError
+from utils.run.folder import check_run_name, keep_previous_run, write_retention
 
 FLAG = "--tiny_train_subset"
 

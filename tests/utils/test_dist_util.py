@@ -32,12 +32,12 @@ from utils.dist_util import (
     check_env,
     config_hash,
     env_hash,
-    fit_micro_batches,
     installed_versions,
     new_run_id,
 )
 from utils.errors import InputError
 from utils.files import sha256_file, write_json
+from utils.training.micro_batches import fit_micro_batches
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from utils.errors import InputError, RunError, Terminated, named_failures, one_line
+from utils.entrypoint import named_failures
+from utils.errors import InputError, RunError, Terminated, one_line
 
 
 def raised_in_a_worker(error: Exception) -> BaseException:

@@ -1,4 +1,6 @@
-"""utils/processes.py, utils/ddp.py: one process keeps what it has; two exchange, fail together."""
+"""utils/processes.py, utils/training/ddp.py: one process keeps what it has; two exchange,
+fail together.
+"""
 
 import json
 import math
@@ -14,7 +16,6 @@ from helpers import REPO
 from process_checks import COUNTS, FAILURES, MARGIN, layer, own_samples, samples
 
 from models.losses import contrastive_loss
-from utils.ddp import exchange_gradients, gather_features, without_exchange
 from utils.errors import Alone, RunError
 from utils.processes import (
     failing_together,
@@ -32,6 +33,7 @@ from utils.processes import (
     sum_by_rank,
     world_size,
 )
+from utils.training.ddp import exchange_gradients, gather_features, without_exchange
 
 
 @pytest.fixture(scope="module")

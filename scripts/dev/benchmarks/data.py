@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict
     from torch.utils.data import DataLoader
 
-    from utils.splits import Split
+    from utils.data.splits import Split
 
 REPO = Path(__file__).resolve().parents[3]
 # The two promises of specs/003-datasets-and-input/spec.md.
@@ -79,8 +79,8 @@ def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
     import torch
     from torch.utils.data import DataLoader
 
-    from utils.decode import decode
-    from utils.pipeline import train_loader
+    from utils.data.decode import decode
+    from utils.data.loaders import train_loader
 
     paths = [split.path_of(position) for position in range(len(split))]
     actions: dict[str, Action] = {"decode alone": lambda: [decode(path) for path in paths]}
@@ -192,8 +192,9 @@ def measure_data(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     Raises:
         InputError: the flowers are absent, or `--images` is under a batch.
     """
+    from utils.data.catalog import get_spec
     from utils.data_flags import resolve_data_root
-    from utils.dataset import get_spec, open_split
+    from utils.dataset import open_split
 
     root = Path(resolve_data_root("flower102", args.data_root, REPO))
     split = chosen_images(open_split(get_spec("flower102"), root, "train"), args.images)

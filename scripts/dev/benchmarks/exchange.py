@@ -16,7 +16,8 @@ if __name__ == "__main__":  # torchrun starts the file, not a module of the repo
 
 from models.configs import model_names
 from scripts.dev.benchmarks.timing import in_turn
-from utils.console import Parser, entrypoint, log, log_table
+from utils.console import Parser, log, log_table
+from utils.entrypoint import entrypoint
 from utils.errors import InputError
 from utils.flag_types import positive_int
 from utils.processes import joined_processes, world_size
@@ -47,11 +48,11 @@ def main(argv: Sequence[str]) -> None:
         from models.configs import get_config
         from models.losses import Objective
         from models.pretrained.profiles import GOOGLE
-        from utils.ddp import exchange_gradients
-        from utils.engine import Normalizer, train_step
-        from utils.learner import Learner
-        from utils.pipeline import Batch
-        from utils.steps import Step
+        from utils.data.batches import Batch, Normalizer
+        from utils.training.ddp import exchange_gradients
+        from utils.training.learner import Learner
+        from utils.training.step_loader import Step
+        from utils.training.train_step import train_step
 
         model = build_model(get_config(args.model_type, args.img_size), num_classes=102)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)

@@ -22,13 +22,13 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from models.losses import Objective
     from models.pretrained.profiles import GOOGLE
     from utils.config import parse_train_args
+    from utils.data.batches import Batch, Normalizer
     from utils.data_utils import RunPaths
-    from utils.engine import Normalizer, train_step
-    from utils.learner import build_learner
-    from utils.pipeline import Batch
-    from utils.rng import rng_state
-    from utils.snapshot import Snapshot, Snapshots
-    from utils.steps import Step
+    from utils.run.snapshot import Snapshot, Snapshots
+    from utils.training.learner import build_learner
+    from utils.training.random_state import rng_state
+    from utils.training.step_loader import Step
+    from utils.training.train_step import train_step
 
     device = torch.device("cpu")
     config = parse_train_args(

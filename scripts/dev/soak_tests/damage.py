@@ -61,7 +61,7 @@ def check_is_noticed(paths: RunPaths, way: str) -> None:
     Raises:
         RunError: the damage was not noticed.
     """
-    from utils.snapshot import load_newest, load_snapshot
+    from utils.run.snapshot import load_newest, load_snapshot
 
     log.setLevel(logging.ERROR)  # else two warnings for each way
     try:

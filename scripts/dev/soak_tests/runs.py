@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.dev.soak_tests.full_disk import FullDisk
-from utils.data_utils import EMA, RunPaths, checkpoint_paths, read_stamp
-from utils.dataset import get_spec
+from utils.data.catalog import get_spec
+from utils.data.readers import synthetic
+from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import InputError, RunError
-from utils.readers import synthetic
+from utils.run.folder import read_stamp
 
 REPO = Path(__file__).resolve().parents[3]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -147,7 +148,7 @@ def run_to_its_end(flags: list[str], output: Path) -> list[str]:
 
 def resume_flags(paths: RunPaths) -> list[str]:
     """`--resume` if the run has a snapshot; without one it starts anew."""
-    from utils.snapshot import states
+    from utils.run.snapshot import states
 
     return ["--resume"] if states(paths) else []
 
@@ -188,9 +189,9 @@ def results_of(paths: RunPaths) -> dict[str, Any]:
     Raises:
         RunError: something is missing or damaged, or an unfinished file was left behind.
     """
-    from utils.export import predictions_digest
+    from utils.evaluation.predictions import predictions_digest
     from utils.files import UNFINISHED
-    from utils.snapshot import load_snapshot
+    from utils.run.snapshot import load_snapshot
 
     unfinished = [*paths.run.rglob(f"*{UNFINISHED}"), *filter(Path.exists, [paths.lock])]
     if unfinished:

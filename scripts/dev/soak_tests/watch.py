@@ -32,7 +32,7 @@ def broken_json(folder: Path) -> str | None:
 
 def broken_checkpoint(paths: RunPaths) -> str | None:
     """Which best checkpoint of a run exists and is not whole."""
-    from utils.snapshot import is_whole_state
+    from utils.run.snapshot import is_whole_state
 
     for variant in ("", EMA):
         path = checkpoint_paths(paths, variant).checkpoint
@@ -43,7 +43,7 @@ def broken_checkpoint(paths: RunPaths) -> str | None:
 
 def has_whole_snapshot(paths: RunPaths) -> bool:
     """Whether a snapshot of a run, which may be writing one, is whole."""
-    from utils.snapshot import is_whole_state
+    from utils.run.snapshot import is_whole_state
 
     names = [paths.last, paths.older(1), paths.older(2)]
     # Twice: between two looks a snapshot can get a name that was looked at before.

@@ -20,7 +20,8 @@ from scripts.dev.benchmarks import (
     save as save_figures,
 )
 from scripts.dev.benchmarks.timing import in_turn, peak_bytes, ratio_of
-from utils.dataset import get_spec, open_split
+from utils.data.catalog import get_spec
+from utils.dataset import open_split
 
 
 def test_actions_take_turns_after_an_uncounted_round():

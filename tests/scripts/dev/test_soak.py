@@ -15,7 +15,7 @@ from scripts.dev import soak
 from scripts.dev.soak_tests import damage, disk, kills, runs, watch
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import RunError
-from utils.sealed import save_archive
+from utils.run.tensor_file import save_archive
 
 
 @pytest.fixture

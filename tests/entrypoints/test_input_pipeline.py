@@ -1,0 +1,736 @@
+"""The input pipeline's flags through the real entrypoints: presets, flips, caches, bad images."""
+
+import errno
+import io
+import multiprocessing
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forked import started
+from helpers import (
+    TINY_EVAL,
+    TINY_TRAIN,
+    evaluate,
+    files_below,
+    read_json,
+    read_scalars,
+    rows_of,
+    train,
+)
+from PIL import Image
+from torchvision.transforms import v2
+
+from models.build import rebuild_model
+from utils.data.batches import sample_order
+from utils.data.catalog import get_spec
+from utils.data.decode import decode
+from utils.data.image_checks import MAX_DECODED_IN_CHECK
+from utils.data.resized_images import FileImages
+from utils.data.splits import Split
+from utils.data_utils import RunPaths
+from utils.dataset import open_split
+from utils.evaluation.predictions import predictions_digest
+from utils.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+SIZE, EVAL_SIDE = 32, 37  # of the model's input, and of what `vit` takes its center from
+BATCH = 6  # of evaluations; those of val are one batch
+TRAIN = f"--dataset folder {TINY_TRAIN} --eval_batch_size {BATCH}"
+EVAL = f"{TINY_EVAL} --eval_batch_size {BATCH}"
+TINY_VAL = "--tiny_infer_subset folder_tiny"
+SUBSETS = f"--tiny_train_subset folder_tiny {TINY_VAL}"
+# More than are decoded before a run.
+TRAIN_IMAGES, VAL_IMAGES = MAX_DECODED_IN_CHECK + 2, BATCH
+
+AUGMENTATION = ("augment", "random_erasing", "mixup", "cutmix")
+PRESETS = {
+    "transfg": ("none", 0.0, 0.0, 0.0),
+    "vit": ("none", 0.0, 0.0, 0.0),
+    "strong": ("trivialaugment", 0.25, 0.2, 1.0),
+}
+
+
+def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Of smooth noise, larger than its resized image at 32 px."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def run(output: Path, root: Path, *flags: object, name: str = "run") -> RunPaths:
+    """A training run that must succeed; its paths."""
+    where = ("--data_root", root, "--output_dir", output)
+    assert train(f"--name {name} {TRAIN}", *where, *" ".join(map(str, flags)).split()) == 0
+    return RunPaths(output, name)
+
+
+def again(output: Path, root: Path, checkpoint: Path, *flags: object) -> RunPaths:
+    """An evaluation that must succeed; its paths."""
+    where = ("--data_root", root, "--output_dir", output, "--checkpoint", checkpoint)
+    assert evaluate(f"--name again {EVAL}", *where, *" ".join(map(str, flags)).split()) == 0
+    return RunPaths(output, "again")
+
+
+def digest_of(paths: RunPaths) -> str:
+    return read_json(paths.env_stamp)["predictions_digest"]
+
+
+def logits_of(paths: RunPaths) -> dict[str, np.ndarray]:
+    return {row["sample_id"]: np.array(row["predictions"]["logits"]) for row in rows_of(paths)}
+
+
+def assert_equal_runs(one: RunPaths, two: RunPaths) -> None:
+    """To the last bit, and by the stamp the same experiment."""
+    for path in ("checkpoint", "metrics", "per_class"):
+        assert getattr(one, path).read_bytes() == getattr(two, path).read_bytes(), path
+    assert digest_of(one) == digest_of(two)
+    hashes = {read_json(paths.env_stamp)["config_hash"] for paths in (one, two)}
+    assert len(hashes) == 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Two threads that wait for each other make runs as small as these slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes of photos, so many that headers and end markers are all that is looked at."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
+        for i in range(count):
+            path = root / split / "ab"[i % 2] / f"{split}_{i:03d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = (120 + i % 5, 90 + i % 7)
+            path.write_bytes(encoded(photo(i + 1000 * (split == "val"), size), "JPEG"))
+    return root
+
+
+@pytest.fixture
+def data(photos, tmp_path) -> Path:
+    """A copy to be damaged; times of change are kept."""
+    return Path(shutil.copytree(photos, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory) -> Callable[..., RunPaths]:
+    """A run of four steps under a preset, made when it is first asked for. Read only."""
+    output, made = tmp_path_factory.mktemp("trained"), {}
+
+    def ask(preset: str, flags: str = "") -> RunPaths:
+        key = preset, flags
+        if key not in made:
+            made[key] = run(output, photos, f"--preset {preset} {flags}", name=f"run{len(made)}")
+        return made[key]
+
+    return ask
+
+
+# --- Presets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+class TestPreset:
+    def test_is_recorded_with_all_that_it_says(self, trained, preset):
+        paths = trained(preset)
+        config = read_json(paths.env_stamp)["config"]
+        assert config["preset"] == load_checkpoint(paths.checkpoint).preset == preset
+        assert tuple(config[flag] for flag in AUGMENTATION) == PRESETS[preset]
+
+    def test_is_taken_from_the_checkpoint(self, trained, photos, tmp_path, preset):
+        paths = trained(preset)
+        evaluated = again(tmp_path, photos, paths.checkpoint)
+        assert evaluated.metrics.read_bytes() == paths.metrics.read_bytes()
+        assert evaluated.per_class.read_bytes() == paths.per_class.read_bytes()
+        assert digest_of(evaluated) == digest_of(paths)
+        assert read_json(evaluated.env_stamp)["config"]["preset"] == preset
+
+
+def test_a_preset_decides_how_an_evaluation_sees(trained, photos, tmp_path):
+    """The weights of one with the view of another: else the checkpoint's word would not count."""
+    checkpoint = load_checkpoint(trained("transfg").checkpoint)
+    save_checkpoint(tmp_path / "other.bin", Checkpoint(**{**checkpoint._asdict(), "preset": "vit"}))
+    other = again(tmp_path, photos, tmp_path / "other.bin")
+    ours = logits_of(trained("transfg"))
+    assert all(np.abs(row - ours[key]).max() > 1e-4 for key, row in logits_of(other).items())
+
+
+def test_the_default_is_vit(trained, photos, tmp_path):
+    assert_equal_runs(run(tmp_path, photos), trained("vit"))
+
+
+class TestFlagsByHand:
+    @pytest.mark.parametrize(
+        ("flags", "preset"),
+        [
+            ("--preset strong --augment none --random_erasing 0 --mixup 0 --cutmix 0", "vit"),
+            (
+                "--preset vit --augment trivialaugment --random_erasing 0.25 --mixup 0.2 "
+                "--cutmix 1",
+                "strong",
+            ),
+        ],
+    )
+    def test_make_one_preset_of_another(self, trained, photos, tmp_path, flags, preset):
+        paths = run(tmp_path, photos, flags)
+        ids = [read_json(each.metrics)["checkpoint_id"] for each in (paths, trained(preset))]
+        assert ids[0] == ids[1]
+        config = read_json(paths.env_stamp)["config"]
+        assert tuple(config[flag] for flag in AUGMENTATION) == PRESETS[preset]
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            "--augment randaugment",
+            "--random_erasing 1",
+            "--mixup 0.4",
+            "--cutmix 1",
+        ],
+    )
+    def test_each_changes_what_is_trained(self, trained, photos, tmp_path, flags):
+        paths = run(tmp_path, photos, flags)
+        stamps = [read_json(each.env_stamp) for each in (paths, trained("vit"))]
+        assert stamps[0]["config_hash"] != stamps[1]["config_hash"]
+        ids = [read_json(each.metrics)["checkpoint_id"] for each in (paths, trained("vit"))]
+        assert ids[0] != ids[1]
+        flag, value = flags.removeprefix("--").split()
+        expected = {**stamps[1]["config"], flag: value if flag == "augment" else float(value)}
+        shared = expected.keys() - {"name", "output_dir"}
+        assert {key: stamps[0]["config"][key] for key in shared} == {
+            key: expected[key] for key in shared
+        }
+
+
+class TestMixedImages:
+    @pytest.mark.parametrize("flags", ["--cutmix 1", "--preset strong"])
+    def test_are_refused_where_a_loss_compares_them(self, refused, photos, flags):
+        line = f"--name run {TRAIN} --head parts {flags}"
+        error = refused(train, line, "--data_root", photos)
+        assert "mixed images have no one class that the contrastive loss could compare" in error
+        assert "--mixup 0 --cutmix 0 or --contrastive_weight 0" in error
+
+    @pytest.mark.parametrize(
+        "remedy",
+        [
+            "--mixup 0 --cutmix 0",
+            "--contrastive_weight 0",
+            # The outputs of micro-batches are joined, and so must be the shares of the classes.
+            "--contrastive_weight 0 --contrastive_scope effective --gradient_accumulation_steps 2",
+        ],
+    )
+    def test_train_with_the_remedy_that_is_named(self, photos, tmp_path, remedy):
+        run(tmp_path, photos, "--head parts --preset strong", remedy, SUBSETS)
+
+
+# --- Mirror images --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flipped(photos, tmp_path_factory) -> RunPaths:
+    return run(tmp_path_factory.mktemp("flipped"), photos, "--tta flip")
+
+
+@pytest.fixture(scope="module")
+def parts(photos, tmp_path_factory) -> RunPaths:
+    return run(tmp_path_factory.mktemp("parts"), photos, "--head parts", SUBSETS)
+
+
+class TestFlip:
+    def test_is_recorded(self, flipped, trained):
+        for paths, tta in ((flipped, "flip"), (trained("vit"), "none")):
+            assert read_json(paths.metrics)["tta"] == tta
+            assert read_json(paths.env_stamp)["config"]["tta"] == tta
+
+    def test_evaluates_as_in_training(self, flipped, photos, tmp_path):
+        evaluated = again(tmp_path, photos, flipped.checkpoint, "--tta flip")
+        assert evaluated.metrics.read_bytes() == flipped.metrics.read_bytes()
+        assert digest_of(evaluated) == digest_of(flipped)
+        assert read_json(evaluated.env_stamp)["config"]["tta"] == "flip"
+        assert read_json(again(tmp_path, photos, flipped.checkpoint).metrics)["tta"] == "none"
+
+    def test_averages_the_logits_of_both_images(self, flipped, photos, tmp_path):
+        """Against the model of the checkpoint and images that torchvision cropped."""
+        checkpoint = load_checkpoint(flipped.checkpoint)
+        model = rebuild_model(checkpoint.model_config, checkpoint.classes, checkpoint.state_dict)
+        model.eval()
+        mean, std = (
+            torch.tensor(checkpoint.normalization[key])[:, None, None] for key in ("mean", "std")
+        )
+        view = v2.Compose([v2.Resize(EVAL_SIDE, antialias=True), v2.CenterCrop(SIZE)])
+        plain_rows = logits_of(again(tmp_path, photos, flipped.checkpoint))
+        rows = rows_of(flipped)
+        assert len(rows) == VAL_IMAGES
+        differences = []
+        for row in rows:
+            image = (view(decode(row["filepath"])).float() / 255 - mean) / std
+            with torch.no_grad():
+                plain, mirrored = (
+                    model(view[None]).logits[0].numpy() for view in (image, image.flip(-1))
+                )
+            differences.append(np.abs(plain - mirrored).max())
+            given_ = np.array(row["predictions"]["logits"])
+            np.testing.assert_allclose(given_, (plain + mirrored) / 2, atol=2e-6)
+            np.testing.assert_allclose(plain_rows[row["sample_id"]], plain, atol=2e-6)
+        assert max(differences) > 1e-4  # else nothing would be averaged
+
+    def test_leaves_the_parts_to_the_image_itself(self, parts, photos, tmp_path):
+        flipped = again(tmp_path, photos, parts.checkpoint, "--tta flip", TINY_VAL)
+        pairs = list(zip(rows_of(parts), rows_of(flipped), strict=True))
+        assert all(one["parts"] == two["parts"] for one, two in pairs)
+        assert all(one["loss"] != two["loss"] for one, two in pairs)
+
+
+# --- Caches and workers ---------------------------------------------------------------------------
+
+
+def caches_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+class TestCachesAndWorkers:
+    def test_workers_change_no_byte(self, trained, photos, tmp_path):
+        """Of the preset with everything random in it."""
+        paths = run(tmp_path, photos, "--preset strong --num_workers 2")
+        assert_equal_runs(paths, trained("strong"))
+
+    @pytest.mark.parametrize(("preset", "workers"), [("strong", 2), ("transfg", 0)])
+    def test_a_cache_changes_no_byte(self, trained, photos, tmp_path, preset, workers):
+        one = run(tmp_path, photos, f"--preset {preset} --cache disk --num_workers {workers}")
+        assert_equal_runs(one, trained(preset))
+
+    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("disk", 1)])
+    def test_neither_changes_a_byte_of_an_evaluation(
+        self, trained, photos, tmp_path, cache, workers
+    ):
+        paths = trained("transfg")
+        flags = f"--cache {cache} --num_workers {workers}"
+        evaluated = again(tmp_path, photos, paths.checkpoint, flags)
+        assert evaluated.metrics.read_bytes() == paths.metrics.read_bytes()
+        assert digest_of(evaluated) == digest_of(paths)
+
+    def test_lie_below_the_output_folder(self, trained, photos, tmp_path, capsys):
+        again(tmp_path, photos, trained("vit").checkpoint, "--cache disk")
+        (folder,) = caches_in(tmp_path / ".cache")
+        assert f"cache: {VAL_IMAGES} images, 0.00 GB in {folder}" in capsys.readouterr().out
+        about = read_json(folder / "about.json")
+        assert (about["dataset"], about["split"], about["images"]) == ("folder", "val", VAL_IMAGES)
+
+    def test_are_read_by_a_second_run(self, trained, photos, tmp_path, capsys, monkeypatch):
+        flags = f"--preset transfg --cache disk --cache_dir {tmp_path}/here/below"
+        run(tmp_path / "out", photos, flags)
+        assert not (tmp_path / "out" / ".cache").exists()
+        built = caches_in(tmp_path / "here" / "below")
+        assert len(built) == 2
+        capsys.readouterr()
+        monkeypatch.setattr(FileImages, "load", lambda *_: pytest.fail("decoded again"))
+        assert_equal_runs(run(tmp_path / "out", photos, flags, name="two"), trained("transfg"))
+        said = re.findall("^cache: reading (.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert sorted(said) == [str(folder) for folder in built]
+
+    def test_notice_an_image_that_changed(self, trained, data, tmp_path, capsys):
+        checkpoint = trained("vit").checkpoint
+        before = digest_of(again(tmp_path, data, checkpoint, "--cache disk"))
+        path = data / "val" / "a" / "val_002.jpg"
+        path.write_bytes(encoded(photo(5), "JPEG"))
+        capsys.readouterr()
+        after = digest_of(again(tmp_path, data, checkpoint, "--cache disk"))
+        assert "cache: reading" not in capsys.readouterr().out
+        assert after == digest_of(again(tmp_path, data, checkpoint)) != before
+
+    def test_do_not_remember_that_a_drive_was_away(
+        self, trained, photos, tmp_path, capsys, monkeypatch
+    ):
+        """An image that could not be read when the cache was built, and can be now."""
+        flags = f"--preset transfg --cache disk --cache_dir {tmp_path}/cache"
+        load, away = FileImages.load, split_of(photos).path_of(met_in_step(1))
+
+        def failing(files: FileImages, position: int):
+            if files.split.path_of(position) == away:
+                return decode(f"{away} is away")
+            return load(files, position)
+
+        monkeypatch.setattr(FileImages, "load", failing)
+        run(tmp_path, photos, flags, "--skip_bad_images 1")
+        assert f"image {away} is away cannot be decoded (No such" in capsys.readouterr().out
+        monkeypatch.undo()
+        assert_equal_runs(run(tmp_path, photos, flags), trained("transfg"))
+
+    @pytest.mark.parametrize("main", [train, evaluate])
+    def test_folder_is_refused_where_it_means_nothing(
+        self, refused, trained, photos, tmp_path, main
+    ):
+        error = refused(
+            main, *self.flags(main, trained, photos), "--cache_dir", tmp_path, "--cache", "none"
+        )
+        assert error == "error: --cache_dir means nothing without --cache disk\n"
+
+    @pytest.mark.parametrize("main", [train, evaluate])
+    def test_a_cache_folder_below_a_file_is_refused(self, refused, trained, photos, tmp_path, main):
+        (tmp_path / "file").touch()
+        folder = tmp_path / "file" / "below"
+        flags = (*self.flags(main, trained, photos), "--cache", "disk", "--cache_dir", folder)
+        error = refused(main, *flags)
+        assert error == (f"error: --cache_dir {folder}: {tmp_path}/file is a file, not a folder\n")
+
+    def test_the_cache_in_ram_is_refused_and_the_other_named(self, refused, photos):
+        error = refused(train, f"--name run {TRAIN} --data_root {photos} --cache ram")
+        assert "--cache: 'ram' no longer exists: use --cache disk, which is mapped into" in error
+
+    def flags(self, main: Callable, trained: Callable, root: Path) -> tuple[object, ...]:
+        more = TRAIN if main is train else f"{EVAL} --checkpoint {trained('vit').checkpoint}"
+        return f"--name refused {more}", "--data_root", root
+
+
+# --- Bad images -----------------------------------------------------------------------------------
+
+
+def with_zeroed_tables(jpeg: bytes) -> bytes:
+    begin = jpeg.index(b"\xff\xc4") + 5
+    return jpeg[:begin] + bytes(60) + jpeg[begin + 60 :]
+
+
+def split_of(root: Path, name: str = "train") -> Split:
+    return open_split(get_spec("folder"), root, name)
+
+
+def met_in_step(step: int, batch: int = 4) -> int:
+    """The position in train of the first sample of a step."""
+    first = batch * (step - 1)
+    ((_, position),) = sample_order(TRAIN_IMAGES, 42, first, first + 1)
+    return position
+
+
+def spoil(split: Split, position: int, damage: Callable = with_zeroed_tables) -> Path:
+    """Damage that no check before the run sees."""
+    path = Path(split.path_of(position))
+    path.write_bytes(damage(path.read_bytes()))
+    assert path.read_bytes().startswith(b"\xff\xd8\xff")
+    assert path.read_bytes().endswith(b"\xff\xd9")
+    return path
+
+
+@pytest.fixture
+def fails(tmp_path, capsys) -> Callable[..., str]:
+    """Calls a main that fails after the first write; its one line, without `error: `."""
+
+    def check(main: Callable, line: str, *more: object) -> str:
+        code = main(line, "--output_dir", tmp_path / "out", *more)
+        error = capsys.readouterr().err
+        assert code == 1, error
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        assert not [path for path in files_below(tmp_path) if path.suffix == ".tmp"]
+        return error.removeprefix("error: ").removesuffix("\n")
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def spoiled(photos, tmp_path_factory) -> tuple[Path, Path]:
+    """The photos with a bad one, which is met in step 3; and that one. Read only."""
+    root = Path(shutil.copytree(photos, tmp_path_factory.mktemp("spoiled") / "data"))
+    return root, spoil(split_of(root), met_in_step(3))
+
+
+class TestBadImage:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_ends_the_run_and_leaves_what_was_written(self, fails, spoiled, tmp_path, workers):
+        root, bad = spoiled
+        line = f"--name run {TRAIN} --data_root {root} --num_workers {workers}"
+        paths = RunPaths(tmp_path / "out", "run")
+        error = fails(train, line)
+        assert multiprocessing.active_children() == []
+        assert error.startswith(f"image {bad} cannot be decoded (")
+        assert f"; after step 2, last good checkpoint: {paths.checkpoint}" in error
+        assert load_checkpoint(paths.checkpoint).step == read_json(paths.metrics)["step"] == 2
+        assert len(rows_of(paths)) == VAL_IMAGES
+        assert digest_of(paths) == predictions_digest(paths.predictions)
+        skipped = read_json(paths.env_stamp)["skipped_images"]
+        assert skipped == {"allowed": 0, "count": 0, "ids": []}
+        evaluated = again(tmp_path, root, paths.checkpoint)  # val is whole
+        assert evaluated.metrics.read_bytes() == paths.metrics.read_bytes()
+
+    def test_leaves_no_process_waiting(self, spoiled, tmp_path):
+        """The traceback keeps the loader alive; Python ends its processes by SIGTERM, and waits."""
+        root, bad = spoiled
+        where = ["--data_root", str(root), "--output_dir", str(tmp_path / "out")]
+        argv = ["--name", "run", *TRAIN.split(), *where, "--num_workers", "2"]
+        process = started("train.py", argv, tmp_path / "output.txt")
+        process.join(60)
+        assert process.exitcode == 1
+        assert f"error: image {bad} cannot be decoded (" in (tmp_path / "output.txt").read_text()
+
+    def test_ends_the_building_of_a_cache(self, fails, spoiled, tmp_path):
+        root, bad = spoiled
+        error = fails(train, f"--name run {TRAIN} --data_root {root} --cache disk --num_workers 2")
+        assert error.startswith(f"image {bad} cannot be decoded (")
+        assert "; after step 0, last good checkpoint: none" in error
+        assert caches_in(tmp_path / "out" / ".cache") == []
+
+
+@pytest.fixture(scope="module")
+def skipping(spoiled, tmp_path_factory) -> RunPaths:
+    flags = "--preset transfg --skip_bad_images 1"
+    return run(tmp_path_factory.mktemp("skipping"), spoiled[0], flags)
+
+
+class TestSkipBadImages:
+    @pytest.mark.parametrize(("cache", "workers"), [("none", 2), ("disk", 0)])
+    def test_leaves_one_out_and_says_so(self, spoiled, skipping, tmp_path, capsys, cache, workers):
+        root, bad = spoiled
+        flags = f"--skip_bad_images 1 --cache {cache} --num_workers {workers} --log_every 1"
+        paths = run(tmp_path, root, flags, "--preset transfg")
+        captured = capsys.readouterr()
+        sample_id = f"train/{bad.parent.name}/{bad.stem}"
+        (warning,) = re.findall("^warning: left out (.*)$", captured.out, re.MULTILINE)
+        assert warning.startswith(f"{sample_id}: image {bad} cannot be decoded (")
+        assert re.search(r"^  skipped_images +1$", captured.out, re.MULTILINE)
+        assert captured.err == ""
+        skipped = read_json(paths.env_stamp)["skipped_images"]
+        assert skipped == {"allowed": 1, "count": 1, "ids": [sample_id]}
+        assert read_json(paths.env_stamp)["config"]["skip_bad_images"] == 1
+        assert_equal_runs(paths, skipping)
+
+    def test_names_and_counts_it_once_in_three_epochs(self, spoiled, tmp_path, capsys):
+        root, bad = spoiled
+        flags = f"--train_batch_size {TRAIN_IMAGES // 2} --num_steps 6 --eval_every 6"
+        paths = run(tmp_path, root, "--skip_bad_images 1", flags)
+        assert capsys.readouterr().out.count(f"image {bad} cannot be decoded") == 1
+        assert read_json(paths.env_stamp)["skipped_images"]["count"] == 1
+
+    def test_of_none_is_a_run_like_any_other(self, trained, photos, tmp_path, capsys):
+        paths = run(tmp_path, photos, "--skip_bad_images 3")
+        assert re.search(r"^  skipped_images +0$", capsys.readouterr().out, re.MULTILINE)
+        assert digest_of(paths) == digest_of(trained("vit"))
+        skipped = read_json(paths.env_stamp)["skipped_images"]
+        assert skipped == {"allowed": 3, "count": 0, "ids": []}
+
+    def test_of_fewer_than_there_are_ends_the_run(self, fails, data, tmp_path):
+        """Both are met: one in step 1, and the second, which is one too many, in step 4."""
+        split = split_of(data)
+        one, two = (spoil(split, met_in_step(step)) for step in (1, 4))
+        flags = "--skip_bad_images 1 --cache disk --num_workers 2"
+        error = fails(train, f"--name run {TRAIN} --data_root {data} {flags}")
+        assert error.startswith(f"image {two} cannot be decoded (")
+        assert "; it is bad image 2, --skip_bad_images allows 1; after step 3, last good" in error
+        paths = RunPaths(tmp_path / "out", "run")
+        skipped = read_json(paths.env_stamp)["skipped_images"]
+        assert (skipped["allowed"], skipped["count"]) == (1, 2)
+        assert skipped["ids"] == [f"train/{path.parent.name}/{path.stem}" for path in (one, two)]
+        assert load_checkpoint(paths.checkpoint).step == 2
+
+    def test_is_not_for_evaluations(self, fails, data):
+        """A figure on fewer images than the split has would be another split's."""
+        bad = spoil(split_of(data, "val"), 4)
+        flags = f"--data_root {data} --num_workers 2 --skip_bad_images 9"
+        error = fails(train, f"--name run {TRAIN} {flags}")
+        assert multiprocessing.active_children() == []
+        assert error.startswith(f"image {bad} cannot be decoded (")
+        assert "; after step 2, last good checkpoint: none" in error
+
+    def test_is_no_flag_of_an_evaluation(self, fails, trained, spoiled):
+        root, bad = spoiled
+        checkpoint = trained("vit").checkpoint
+        flags = f"--data_root {root} --checkpoint {checkpoint} --eval_split train"
+        line = f"--name again {EVAL} {flags}"
+        error = fails(evaluate, line)
+        assert error.startswith(f"image {bad} cannot be decoded (")
+        assert error.endswith(f"; evaluating {checkpoint}, which is whole")
+
+    def test_lets_through_what_the_check_before_a_run_finds(self, refused, data, tmp_path, capsys):
+        bad = Path(split_of(data).path_of(met_in_step(2)))
+        bad.write_bytes(b"")
+        line = f"--name run {TRAIN} --data_root {data}"
+        said = f"1 of {TRAIN_IMAGES} images of split train are empty or damaged (first: {bad})"
+        assert said in refused(train, line)
+        run(tmp_path / "out", data, "--skip_bad_images 1")
+        assert f"warning: left out train/{bad.parent.name}/{bad.stem}: " in capsys.readouterr().out
+        bad = Path(split_of(data).path_of(met_in_step(3)))
+        bad.write_bytes(b"")
+        assert f"2 of {TRAIN_IMAGES} images" in refused(train, line, "--skip_bad_images", 1)
+
+    def test_of_a_whole_step_goes_on(self, data, tmp_path):
+        """Steps of one image, and that of step 2 is bad: it has no loss."""
+        bad = spoil(split_of(data), met_in_step(2, batch=1))
+        paths = run(tmp_path, data, "--skip_bad_images 1 --train_batch_size 1 --log_every 1")
+        assert read_json(paths.env_stamp)["skipped_images"]["ids"] == [
+            f"train/{bad.parent.name}/{bad.stem}"
+        ]
+        steps = [step for step, _ in read_scalars(paths.tensorboard)["train/loss"]]
+        assert steps == [1, 3, 4]
+
+
+def test_an_image_that_may_not_be_read_is_refused(refused, data, monkeypatch):
+    path = data / "train" / "a" / "train_000.jpg"
+    open_file = Path.open
+
+    def denied(self: Path, *args, **kwargs) -> object:  # root may read everything
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert str(path) in refused(train, f"--name run {TRAIN} --data_root {data}")
+
+
+# --- Too large, and odd ---------------------------------------------------------------------------
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def huge_png() -> bytes:
+    """Of 60,000 x 60,000 pixels, says the header."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(10_000))
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", header),
+            png_chunk(b"IDAT", body),
+            png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def huge_jpeg() -> bytes:
+    jpeg = encoded(photo(1), "JPEG")
+    size = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:size] + struct.pack(">HH", 60_000, 60_000) + jpeg[size + 4 :]
+
+
+class TestTooManyPixels:
+    SAID = "is 60000x60000 pixels, over the limit of 89478485: scale it down or leave it out"
+
+    def test_of_a_jpeg_end_the_run(self, fails, data):
+        path = Path(split_of(data).path_of(met_in_step(1)))
+        path.write_bytes(huge_jpeg())
+        error = fails(train, f"--name run {TRAIN} --data_root {data}")
+        said = f"image {path} {self.SAID}; after step 0, last good checkpoint: none"
+        assert error.startswith(said)
+
+    @pytest.mark.parametrize("make", [huge_jpeg, huge_png])
+    def test_are_refused_by_the_check_before_a_run(self, refused, data, make):
+        """A PNG always; a JPEG where images are few enough to be decoded."""
+        path = Path(split_of(data).path_of(met_in_step(1)))
+        path.write_bytes(make())
+        for folder in "ab":
+            for i, other in enumerate(sorted((data / "train" / folder).iterdir())):
+                if i > 3 and other != path and make is huge_jpeg:
+                    other.unlink()
+        error = refused(train, f"--name run {TRAIN} --data_root {data}")
+        assert f"; first: image {path} {self.SAID}\n" in error
+
+    def test_can_be_left_out(self, data, tmp_path, capsys):
+        path = Path(split_of(data).path_of(met_in_step(1)))
+        path.write_bytes(huge_png())
+        run(tmp_path, data, "--skip_bad_images 1")
+        assert f"image {path} {self.SAID}" in capsys.readouterr().out
+
+
+Made = tuple[bytes, Image.Image]  # a file, and what is to be seen in it
+SEEN = photo(7)
+GREY, FEW_COLORS = SEEN.convert("L"), SEEN.quantize(64)
+TURNED = SEEN.transpose(Image.Transpose.ROTATE_90)  # so orientation 6 brings it upright
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def lossy(content: bytes, turn: Image.Transpose | None = None) -> Made:
+    """A JPEG, and what Pillow sees in it, turned by hand."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    return content, image if turn is None else image.transpose(turn)
+
+
+ODD: dict[str, Made] = {
+    "rgb.png": (encoded(SEEN, "PNG"), SEEN),
+    "rgba.png": (encoded(SEEN.convert("RGBA"), "PNG"), SEEN),
+    "animated.gif": (
+        encoded(FEW_COLORS, "GIF", save_all=True, append_images=[GREY]),
+        FEW_COLORS,
+    ),
+    "grey.png": (encoded(GREY, "PNG"), GREY),
+    "grey.jpg": lossy(encoded(GREY, "JPEG")),
+    "cmyk.jpg": lossy(encoded(SEEN.convert("CMYK"), "JPEG")),
+    "turned.webp": (encoded(TURNED, "WEBP", lossless=True, exif=oriented(6)), SEEN),
+    "exif.jpg": lossy(encoded(SEEN, "JPEG", exif=oriented(6)), Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("odd")
+    for i, (name, (content, seen)) in enumerate(ODD.items()):
+        for split in ("train", "val"):
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        stem = name.replace(".", "_")
+        (folder / f"{stem} plain.png").write_bytes(encoded(seen.convert("RGB"), "PNG"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def odd_run(odd, tmp_path_factory) -> RunPaths:
+    """One epoch of them."""
+    flags = f"--num_steps {-(-len(ODD) // 4)} --preset vit"
+    return run(tmp_path_factory.mktemp("odd_run"), odd, flags)
+
+
+class TestOddImages:
+    """Each beside a plain PNG of what is to be seen in it; the model must see the same."""
+
+    def test_look_like_plain_ones(self, odd_run):
+        seen = {Path(row["relative_path"]).name: row for row in rows_of(odd_run)}
+        assert len(seen) == 2 * len(ODD)
+        logits = {name: np.array(row["predictions"]["logits"]) for name, row in seen.items()}
+        for name in ODD:
+            plain = logits[f"{name.replace('.', '_')} plain.png"]
+            np.testing.assert_allclose(logits[name], plain, atol=2e-6, err_msg=name)
+        for other in ("exif.jpg", "animated.gif", "grey.png"):  # else nothing would be told apart
+            assert np.abs(logits[other] - logits["rgb.png"]).max() > 1e-4
+
+    def test_train_from_a_cache_as_well(self, odd, tmp_path):
+        flags = f"--num_steps {-(-len(ODD) // 4)} --preset transfg"
+        plain = run(tmp_path, odd, flags, name="plain")
+        assert_equal_runs(run(tmp_path, odd, flags, "--cache disk"), plain)
+
+
+# --- Waiting --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_share_of_waiting_is_logged_and_summed_up(photos, tmp_path, capsys, workers):
+    flags = f"--num_steps 5 --log_every 2 --eval_every 3 --num_workers {workers}"
+    paths = run(tmp_path, photos, flags)
+    scalars = read_scalars(paths.tensorboard)
+    steps, shares = zip(*scalars["data/wait_fraction"], strict=True)
+    assert list(steps) == [2, 3, 4, 5] == [step for step, _ in scalars["train/loss"]]
+    assert all(0 < share < 1 for share in shares)
+    out = capsys.readouterr().out
+    (total,) = re.findall(r"^  data_wait_fraction +(\d\.\d{4})$", out, re.MULTILINE)
+    # Of all seconds together, so between the least and the most.
+    assert min(shares) - 1e-4 <= float(total) <= max(shares) + 1e-4
+    assert "wait_fraction" not in paths.metrics.read_text("utf-8")  # no two runs wait alike

@@ -1,0 +1,728 @@
+"""Runs that are interrupted and go on: the same bits, or one line that says why not."""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, rows_of, train
+
+from utils import files
+from utils.data_utils import EMA, RunPaths, checkpoint_paths
+from utils.run.checkpoint import load_checkpoint
+from utils.run.scalars import Scalars
+from utils.run.snapshot import Snapshots, load_newest, load_snapshot, older_states
+
+SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
+# Windows of 3 steps, evaluations every 4 and states every 2: none of them ends where another does.
+LONG = (
+    f"--dataset synthetic {TINY_TRAIN} {SUBSETS} --num_steps 10 --eval_every 4 --save_every 2 "
+    "--log_every 3"
+)
+TIMES = ("train/images_per_second", "data/wait_fraction")
+
+
+class Crash(SystemExit):
+    """The end of a process, as far as a test within it can have one."""
+
+
+@contextmanager
+def when_logged(pattern: str, act: Callable[[], object]):
+    """Call `act` when the first log line comes that matches."""
+    log = logging.getLogger("fine_vit")
+    waiting = [act]
+
+    class Watcher(logging.Handler):
+        def emit(self, record):
+            if waiting and re.search(pattern, record.getMessage()):
+                waiting.pop()()
+
+    watcher = Watcher()
+    log.addHandler(watcher)
+    try:
+        yield
+    finally:
+        log.removeHandler(watcher)
+    assert not waiting, f"nothing matched {pattern}"
+
+
+def signals(*signums: int) -> Callable[[], object]:
+    return lambda: [signal.raise_signal(signum) for signum in signums]
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.fixture
+def start(drawn, tmp_path):
+    """Starts a run of a name in `tmp_path`, or goes on with it; the exit code."""
+
+    def call(name: str, flags: str = "", *more) -> int:
+        where = ("--data_root", drawn, "--output_dir", tmp_path)
+        return train(f"--name {name} {LONG} {flags}", *where, *more)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(drawn, tmp_path_factory):
+    """Paths of the run with these flags that nothing interrupted; each is made once."""
+    made = {}
+
+    def paths(flags: str = "") -> RunPaths:
+        if flags not in made:
+            output = tmp_path_factory.mktemp("whole")
+            line = f"--name whole {LONG} {flags}"
+            assert train(line, "--data_root", drawn, "--output_dir", output) == 0
+            made[flags] = RunPaths(output, "whole")
+        return made[flags]
+
+    return paths
+
+
+def is_equal(one: object, other: object) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(is_equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def untimed_scalars(paths: RunPaths) -> dict:
+    scalars = read_scalars(paths.tensorboard)
+    return {tag: points for tag, points in scalars.items() if tag not in TIMES}
+
+
+def assert_same_end(paths: RunPaths, reference: RunPaths) -> None:
+    """All that the two runs left is equal, but times, names and how often they were begun."""
+    states = [load_snapshot(each.last)._asdict() for each in (paths, reference)]
+    for state in states:
+        del state["run_id"], state["config"]
+    assert is_equal(*states)
+    for variant in ("", *([EMA] if states[0]["training"]["best"].get(EMA) else [])):
+        one, other = (checkpoint_paths(each, variant) for each in (paths, reference))
+        assert one.checkpoint.read_bytes() == other.checkpoint.read_bytes()
+        assert one.metrics.read_bytes() == other.metrics.read_bytes()
+        assert one.per_class.read_bytes() == other.per_class.read_bytes()
+    digests = [
+        {key: value for key, value in read_json(each.env_stamp).items() if "digest" in key}
+        for each in (paths, reference)
+    ]
+    assert digests[0] == digests[1]
+    assert untimed_scalars(paths) == untimed_scalars(reference)
+
+
+# --- The same bits --------------------------------------------------------------------------------
+
+RECIPES = [
+    "--preset strong --dropout 0.1 --ema_decay 0.5 --num_workers 2",
+    "--optimizer adamw --layer_decay 0.7 --learning_rate 1e-3 --cache disk",
+    "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --drop_path 0.2",
+]
+
+
+@pytest.mark.parametrize("flags", RECIPES)
+def test_interrupted_runs_end_with_the_same_bits(start, whole, tmp_path, flags):
+    paths = RunPaths(tmp_path, "run")
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert start("run", flags) == 143
+    assert load_snapshot(paths.last).position["step"] == 3
+    # Logged right before the evaluation, which is interrupted and done again.
+    with when_logged("^step 8/", signals(signal.SIGINT)):
+        assert start("run", f"{flags} --resume") == 130
+    assert load_snapshot(paths.last).training["evaluated"] == 4
+    with when_logged("^step 9/", crash), pytest.raises(Crash):
+        start("run", f"{flags} --resume")
+    assert load_snapshot(paths.last).position["step"] == 8
+    assert start("run", f"{flags} --resume") == 0
+    assert_same_end(paths, whole(flags))
+
+
+def test_scalars_of_steps_that_were_lost_are_not_doubled(start, whole, tmp_path):
+    with when_logged("^step 9/", crash), pytest.raises(Crash):
+        start("run")
+    assert start("run", "--resume") == 0
+    steps = [step for step, _ in read_scalars(tmp_path / "tb" / "run")["train/loss"]]
+    assert steps == [3, 4, 6, 8, 9, 10]
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
+
+
+def test_scalars_of_an_evaluation_that_was_cut_off_twice_are_not_doubled(start, whole, tmp_path):
+    with when_logged("^step 8/", signals(signal.SIGTERM)):
+        assert start("run") == 143
+    # Logged after the evaluation, and before the state that knows of it.
+    with when_logged("^eval step 8 ", crash), pytest.raises(Crash):
+        start("run", "--resume")
+    assert start("run", "--resume") == 0
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
+
+
+def test_a_state_is_there_before_the_first_step(start, whole, tmp_path):
+    with when_logged("^step 3/", crash), pytest.raises(Crash):
+        start("run", "--save_every 100")
+    assert load_snapshot(RunPaths(tmp_path, "run").last).position["step"] == 0
+    assert start("run", "--resume") == 0
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
+
+
+def test_the_number_of_workers_may_change(start, whole, tmp_path):
+    with when_logged("^step 6/", signals(signal.SIGTERM)):
+        assert start("run", "--num_workers 2") == 143
+    assert start("run", "--num_workers 1 --resume") == 0
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
+
+
+def test_an_evaluation_that_a_flag_makes_due_is_logged(start, tmp_path):
+    """At the very step from which the run goes on."""
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert start("run") == 143
+    assert start("run", "--num_steps 3 --resume --allow_change num_steps") == 0
+    paths = RunPaths(tmp_path, "run")
+    assert [step for step, _ in read_scalars(paths.tensorboard)["eval/accuracy"]] == [3]
+    assert read_json(paths.metrics)["step"] == 3
+
+
+def test_scalars_are_on_the_disk_before_each_state(start, tmp_path, monkeypatch):
+    """A power cut must not leave a state that counts on scalars which are gone."""
+    calls = []
+
+    def note(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def noted(self, *args) -> None:
+            calls.append(name)
+            method(self, *args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(Scalars, "flush")
+    note(Snapshots, "save")
+    assert start("run") == 0
+    saves = calls.count("save")
+    assert saves == 6  # at 0, then every 2 of 10 steps, 4 and 8 among them
+    assert calls[: 2 * saves] == ["flush", "save"] * saves
+
+
+def test_the_stamp_tells_the_sessions_apart(start, tmp_path):
+    with when_logged("^step 6/", signals(signal.SIGTERM)):
+        start("run")
+    paths = RunPaths(tmp_path, "run")
+    begun = read_json(paths.env_stamp)
+    assert begun["status"] == "unfinished"
+    assert start("run", "--resume") == 0
+    ended = read_json(paths.env_stamp)
+    assert ended["status"] == "finished"
+    assert (ended["run_id"], ended["timestamp"]) == (begun["run_id"], begun["timestamp"])
+    assert [session["from_step"] for session in ended["sessions"]] == [0, 6]
+    assert ["--resume" in session["command"] for session in ended["sessions"]] == [False, True]
+    assert ended["config_hash"] == begun["config_hash"]
+
+
+def test_what_a_killed_writer_left_is_removed(start, tmp_path):
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        start("run")
+    left = RunPaths(tmp_path, "run").last.with_name(".last.bin.12345.tmp")
+    left.write_bytes(b"half")
+    assert start("run", "--resume") == 0
+    assert not left.exists()
+
+
+def test_a_finished_run_has_nothing_to_do(start, tmp_path):
+    assert start("run") == 0
+    paths = RunPaths(tmp_path, "run")
+    before = paths.checkpoint.read_bytes(), untimed_scalars(paths)
+    assert start("run", "--resume") == 0
+    assert (paths.checkpoint.read_bytes(), untimed_scalars(paths)) == before
+
+
+# --- Signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_saves(start, tmp_path, capfd, signum, code):
+    with when_logged("^step 3/", signals(signum)):
+        assert start("run") == code
+    out, err = capfd.readouterr()
+    assert "stopping after this step; a second signal stops at once" in out
+    name = signal.Signals(signum).name
+    assert f"stopped by {name} after step 3; --resume goes on" in out
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_stops_without_damage(start, whole, tmp_path, signum, code):
+    with when_logged("^step 3/", signals(signum, signum)):
+        assert start("run") == code
+    paths = RunPaths(tmp_path, "run")
+    assert load_snapshot(paths.last).position["step"] == 2  # as --save_every wrote it
+    assert start("run", "--resume") == 0
+    assert_same_end(paths, whole())
+
+
+@pytest.mark.parametrize("pattern", ["^step 3/", "^step 4/"], ids=["training", "evaluating"])
+def test_a_signal_that_loaders_get_too_saves_first(start, whole, tmp_path, capsys, pattern):
+    """What ends a machine sends it to all processes."""
+
+    def end_all() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        loaders = multiprocessing.active_children()
+        assert loaders
+        # From elsewhere: by their main process's they end in good order.
+        subprocess.run(["kill", *(str(loader.pid) for loader in loaders)], check=True)
+        for loader in loaders:  # left for torch to find
+            os.waitid(os.P_PID, loader.pid, os.WEXITED | os.WNOWAIT)
+
+    with when_logged(pattern, end_all):
+        assert start("run", "--num_workers 2") == 143
+    assert capsys.readouterr().err == "error: terminated\n"
+    paths = RunPaths(tmp_path, "run")
+    assert load_snapshot(paths.last).position["step"] == int(pattern[6])
+    assert start("run", "--num_workers 2 --resume") == 0
+    assert_same_end(paths, whole())
+
+
+def test_an_evaluation_does_not_replace_an_unfinished_run(
+    start, finished_run, drawn, tmp_path, capsys
+):
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        start("run")
+    paths = RunPaths(tmp_path, "run")
+    before = paths.last.read_bytes(), paths.env_stamp.read_bytes()
+    capsys.readouterr()
+    where = ("--checkpoint", finished_run.checkpoint, "--data_root", drawn)
+    assert evaluate("--name run --device cpu", *where, "--output_dir", tmp_path) == 2
+    assert "--name run is an unfinished training run" in capsys.readouterr().err
+    assert (paths.last.read_bytes(), paths.env_stamp.read_bytes()) == before
+    assert not (tmp_path / "run~1").exists()
+
+
+@pytest.mark.parametrize("killed_at", ["^step {}/", "^cache: "])
+def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_path, killed_at):
+    """Though the run that goes on from it is killed before it saves again, or does any step."""
+    assert start("run", "--keep 3") == 0
+    paths = RunPaths(tmp_path, "run")
+    older = paths.older(2)
+    step = load_snapshot(older).position["step"]
+    assert step < load_snapshot(paths.last).position["step"] == 10
+    with when_logged(killed_at.format(step + 1), crash), pytest.raises(Crash):
+        start("run", f"--log_every 1 --save_every 100 --cache disk --resume {older}")
+    assert load_snapshot(paths.last).position["step"] == step
+    assert start("run", "--resume") == 0
+    assert_same_end(paths, whole())
+
+
+def test_a_run_is_what_its_files_were_when_it_began(start, finished_run, tmp_path, capsys):
+    """A list of ids that is edited meanwhile neither stops the run nor becomes part of it."""
+    ids, lines = tmp_path / "ids.txt", [f"{row['sample_id']}\n" for row in rows_of(finished_run)]
+    ids.write_text("".join(lines))
+    flags = f"--tiny_infer_subset {ids}"
+    with when_logged("^step 3/", ids.unlink):
+        assert start("run", flags) == 0
+    ids.write_text(lines[0])
+    assert start("run", f"{flags} --resume") == 2
+    assert "--resume: the data are not those of the run" in capsys.readouterr().err
+    ids.write_text("".join(lines))
+    assert start("run", f"{flags} --resume") == 0
+
+
+# --- What may not differ --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(start, tmp_path):
+    """A run that was stopped after step 6."""
+    with when_logged("^step 6/", signals(signal.SIGTERM)):
+        assert start("run") == 143
+    return RunPaths(tmp_path, "run")
+
+
+def test_an_unfinished_run_is_not_restarted_by_accident(start, interrupted, capsys):
+    before = interrupted.last.read_bytes()
+    assert start("run") == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: --name run is an unfinished run: add --resume to go on with it, or choose another "
+        "name\n"
+    )
+    assert interrupted.last.read_bytes() == before
+    assert start("other") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--learning_rate 0.01", r"learning_rate 0\.03 -> 0\.01"),
+        ("--dropout 0.1 --seed 1", r"(seed 42 -> 1.*dropout|dropout 0\.0 -> 0\.1.*seed)"),
+        ("--num_steps 12", r"num_steps 10 -> 12"),
+        ("--ema_decay 0.9", r"ema_decay None -> 0\.9"),
+    ],
+)
+def test_another_config_is_refused_with_the_differences(start, interrupted, capsys, flags, said):
+    before = interrupted.env_stamp.read_bytes()
+    assert start("run", f"{flags} --resume") == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error)
+    can_be_allowed = "seed" not in flags and "ema" not in flags
+    assert ("or name what may differ: --allow_change" in error) is can_be_allowed
+    assert error.count("\n") == 1
+    assert interrupted.env_stamp.read_bytes() == before
+
+
+def test_a_longer_run_goes_on_with_its_warm_up(start, interrupted, tmp_path):
+    assert start("run", "--num_steps 30 --resume --allow_change num_steps") == 0
+    config = read_json(interrupted.env_stamp)["config"]
+    assert (config["num_steps"], config["warmup_steps"]) == (30, 1)
+    assert config["epochs"] == 15.0
+    scalars = read_scalars(interrupted.tensorboard)
+    rates = dict(scalars["train/lr"])
+    assert rates[9] == pytest.approx(0.03 * 0.5 * (1 + np.cos(np.pi * 7 / 29)), rel=1e-5)
+    assert max(rates) == 30
+
+
+def test_a_finished_run_can_be_made_longer(start, tmp_path):
+    assert start("run") == 0
+    assert start("run", "--num_steps 14 --resume --allow_change num_steps") == 0
+    paths = RunPaths(tmp_path, "run")
+    assert load_snapshot(paths.last).position["step"] == 14
+    assert not (tmp_path / "run~1").exists()
+
+
+def test_an_allowed_learning_rate_counts_from_the_next_step(start, interrupted):
+    assert start("run", "--learning_rate 0.3 --resume --allow_change learning_rate") == 0
+    rates = dict(read_scalars(interrupted.tensorboard)["train/lr"])
+    assert rates[9] == pytest.approx(0.3 * 0.5 * (1 + np.cos(np.pi * 7 / 9)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--resume --allow_change head", "head cannot change within a run"),
+        ("--resume --allow_change ,", "nothing cannot change"),
+        ("--allow_change num_steps", "--allow_change means nothing without --resume"),
+    ],
+)
+def test_what_cannot_be_allowed(start, interrupted, capsys, flags, said):
+    assert start("run", flags) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_data_are_refused(start, interrupted, drawn, tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("image_00001\nimage_00002\n")
+    flags = LONG.replace("--tiny_train_subset synthetic_tiny", f"--tiny_train_subset {ids}")
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    assert train(f"--name run {flags} --resume", *where) == 2
+    assert re.search(r"the data are not those of the run: .*sha256", capsys.readouterr().err)
+
+
+def test_there_must_be_something_to_go_on_from(start, tmp_path, capsys):
+    assert start("run", "--resume") == 2
+    assert "has no state to go on from; start it without --resume" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert start("run", f"--resume {tmp_path}/absent.bin") == 2
+    assert "absent.bin does not exist" in capsys.readouterr().err
+
+
+# --- Which state ----------------------------------------------------------------------------------
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(start, whole, interrupted, capsys):
+    data = bytearray(interrupted.last.read_bytes())
+    data[len(data) // 2] ^= 1
+    interrupted.last.write_bytes(data)
+    assert start("run", "--resume") == 0
+    out = capsys.readouterr().out
+    assert f"warning: checkpoint {interrupted.last} is damaged" in out
+    assert f"going back to {interrupted.older(1)}, step " in out
+    assert_same_end(interrupted, whole())
+
+
+def test_no_whole_state_is_one_line(start, interrupted, capsys):
+    for path in (interrupted.last, interrupted.older(1)):
+        path.write_bytes(b"")
+    assert start("run", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "last.bin is truncated" in error
+    assert error.count("\n") == 1
+
+
+def test_an_older_state_of_the_same_run(start, whole, interrupted):
+    assert start("run", f"--resume {interrupted.older(1)}") == 0
+    assert_same_end(interrupted, whole())
+
+
+def test_a_state_of_another_run_starts_a_new_one(start, whole, interrupted, tmp_path, capsys):
+    untouched = interrupted.last.read_bytes(), interrupted.env_stamp.read_bytes()
+    assert start("fork", f"--resume {interrupted.last}") == 0
+    fork = RunPaths(tmp_path, "fork")
+    weights = [load_snapshot(each.last).learner["model"] for each in (fork, whole())]
+    assert is_equal(*weights)
+    assert fork.checkpoint.exists()
+    assert (interrupted.last.read_bytes(), interrupted.env_stamp.read_bytes()) == untouched
+    assert read_json(fork.env_stamp)["run_id"] != read_json(interrupted.env_stamp)["run_id"]
+    assert start("fork2", "", "--num_steps", 2) == 0
+    with when_logged("^step 6/", signals(signal.SIGTERM)):
+        assert start("fork3") == 143
+    assert start("fork3", f"--resume {interrupted.last}") == 2
+    assert "--name fork3 is an unfinished one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_as_many_states_as_asked_for_are_kept(start, tmp_path, keep):
+    assert start("run", f"--keep {keep}") == 0
+    paths = RunPaths(tmp_path, "run")
+    # States of the steps 0, 2, 4, 6, 8 and 10.
+    steps = [load_snapshot(p).position["step"] for p in (paths.last, *older_states(paths))]
+    assert steps == [10, 8, 6, 4][: keep + 1]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_best_checkpoint_that_is_lost_starts_anew(start, interrupted, capsys, damage):
+    if damage == "gone":
+        interrupted.checkpoint.unlink()
+    else:
+        interrupted.checkpoint.write_bytes(interrupted.checkpoint.read_bytes()[:-100])
+    assert start("run", "--resume") == 0
+    assert "the best checkpoint starts anew" in capsys.readouterr().out
+    assert load_checkpoint(interrupted.checkpoint).metrics["step"] >= 8
+
+
+# --- One writer -----------------------------------------------------------------------------------
+
+HOLD = """\
+import sys
+from pathlib import Path
+from utils.run.lock import run_lock
+with run_lock(Path(sys.argv[1]), "run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A process that holds the lock of the run."""
+    command = [sys.executable, "-c", HOLD, str(RunPaths(tmp_path, "run").lock)]
+    with subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_that_is_being_written_is_refused(start, held, tmp_path, capsys):
+    assert start("run") == 2
+    error = capsys.readouterr().err
+    assert f"--name run is being written by process {held.pid} on " in error
+    assert not RunPaths(tmp_path, "run").run.exists()
+    assert start("other") == 0
+
+
+def test_an_evaluation_is_refused_too(held, finished_run, drawn, tmp_path, capsys):
+    where = ("--checkpoint", finished_run.checkpoint, "--data_root", drawn)
+    assert evaluate("--name run --device cpu", *where, "--output_dir", tmp_path) == 2
+    assert f"is being written by process {held.pid}" in capsys.readouterr().err
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(start, held, tmp_path, capsys):
+    held.kill()
+    held.wait()
+    assert RunPaths(tmp_path, "run").lock.exists()
+    assert start("run") == 0
+    assert f"took over the run from process {held.pid}, which is dead" in capsys.readouterr().out
+    assert not RunPaths(tmp_path, "run").lock.exists()
+
+
+# --- Failures -------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(start, tmp_path, capsys):
+    assert start("run", "--learning_rate 1e30 --save_every 1 --log_every 1") == 1
+    error = capsys.readouterr().err
+    found = re.search(
+        r"the (?:loss|gradient) of step (\d+) is (?:nan|inf); its samples: (.*?); try", error
+    )
+    ids = found[2].split(", ")
+    assert len(ids) == 4
+    assert all(re.fullmatch(r"image_\d{5}", name) for name in ids)
+    paths = RunPaths(tmp_path, "run")
+    state = load_snapshot(paths.last)
+    assert state.position["step"] == int(found[1]) - 1
+    assert f"--resume goes on from step {state.position['step']}" in error
+
+
+def test_the_samples_are_those_of_the_step(start, drawn, tmp_path, capsys):
+    """One sample an optimizer step, so that its id is the step's."""
+    flags = "--train_batch_size 1 --num_steps 4 --learning_rate 1e30 --log_every 1"
+    assert start("run", flags) == 1
+    step, name = re.search(
+        r"of step (\d+) is \S+; its samples: (\S+);", capsys.readouterr().err
+    ).groups()
+    from utils.data.batches import sample_order
+    from utils.data.catalog import get_spec
+    from utils.data.subsets import select_subset
+    from utils.dataset import open_split
+
+    split = open_split(get_spec("synthetic"), drawn, "train")
+    chosen = select_subset(split, "synthetic_tiny", 1, "--tiny_train_subset").split
+    order = [position for _, position in sample_order(len(chosen), 42, 0, 4)]
+    assert chosen.ids[order[int(step) - 1]] == name
+
+
+def test_an_image_that_vanishes_is_one_line_and_nothing_is_lost(drawn, tmp_path, capsys):
+    data = shutil.copytree(drawn, tmp_path / "data")
+    where = ("--data_root", data, "--output_dir", tmp_path / "out")
+    line = f"--name run {LONG}"
+
+    def vanish() -> None:
+        for path in (data / "jpg").iterdir():
+            path.rename(path.with_suffix(".gone"))
+
+    with when_logged("^step 3/", vanish):
+        assert train(line, *where) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(r"image_\d{5}\.jpg", error)
+    assert "--resume goes on from step 2" in error
+    for path in (data / "jpg").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    assert train(f"{line} --resume", *where) == 0
+
+
+@pytest.mark.parametrize("trouble", ["vanished", "read-only"])
+def test_an_output_that_goes_away_ends_the_run_in_one_line(
+    start, tmp_path, capsys, monkeypatch, trouble
+):
+    paths = RunPaths(tmp_path, "run")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(paths.run))
+
+    def happen() -> None:
+        if trouble == "vanished":
+            paths.tensorboard.rename(tmp_path / "gone")  # at once: its thread writes meanwhile
+        else:
+            monkeypatch.setattr(files, "sync", refuse)
+
+    with when_logged("^step 3/", happen):
+        assert start("run") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    said = {"vanished": "No such file or directory", "read-only": "Read-only file system"}[trouble]
+    assert said in error
+    assert "; --resume goes on from step 2" in error
+    assert load_newest(paths).position["step"] == 2
+
+
+MEMORY = """\
+import resource, sys
+import torch, torch.utils.tensorboard
+import train
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (size * 1024 + int(sys.argv[1]),) * 2)
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+@pytest.mark.parametrize(
+    ("room", "flags"),
+    [
+        (400_000_000, "--train_batch_size 4000 --eval_every 9 --img_size 224"),
+        # Enough for a step of 16 images, and not for 100 at once (it takes 1.2 GB to do that).
+        (600_000_000, "--eval_batch_size 4000 --eval_every 1 --img_size 448"),
+    ],
+    ids=["training", "evaluating"],
+)
+def test_memory_that_runs_out_is_one_line_that_names_the_flags(drawn, tmp_path, room, flags):
+    line = (
+        "--name run --dataset synthetic --model_type testing --num_steps 2 "
+        f"--num_workers 0 --device cpu {flags}"
+    ).split()
+    command = [sys.executable, "-c", MEMORY, str(room), *line, "--data_root", str(drawn)]
+    ended = subprocess.run(
+        [*command, "--output_dir", str(tmp_path)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        # Else every thread that checks images may reserve 64 MB of addresses (glibc's arenas).
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "less is needed with more --gradient_accumulation_steps (now 1" in ended.stderr
+    assert "--eval_batch_size (now " in ended.stderr
+
+
+# --- Averaged weights, patience -------------------------------------------------------------------
+
+
+def test_averaged_weights_lie_beside_the_raw_ones(start, drawn, tmp_path):
+    assert start("run", "--ema_decay 0.9") == 0
+    paths = RunPaths(tmp_path, "run")
+    averaged = checkpoint_paths(paths, EMA)
+    assert averaged.checkpoint.name == "ckpt_ema.bin"
+    raw, mean = load_checkpoint(paths.checkpoint), load_checkpoint(averaged.checkpoint)
+    assert raw.state_dict.keys() == mean.state_dict.keys()
+    assert not is_equal(raw.state_dict, mean.state_dict)
+    scalars = read_scalars(paths.tensorboard)
+    assert [step for step, _ in scalars["eval_ema/loss"]] == [4, 8, 10]
+    assert scalars["eval_ema/loss"] != scalars["eval/loss"]
+    # eval.py knows no difference.
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    flags = "--name again --eval_batch_size 2 --tiny_infer_subset synthetic_tiny --device cpu"
+    assert evaluate(flags, "--checkpoint", averaged.checkpoint, *where) == 0
+    again = RunPaths(tmp_path, "again")
+    assert again.metrics.read_bytes() == averaged.metrics.read_bytes()
+    stamps = [read_json(each.env_stamp) for each in (paths, again)]
+    assert stamps[0]["ema_predictions_digest"] == stamps[1]["predictions_digest"]
+    assert stamps[0]["predictions_digest"] != stamps[0]["ema_predictions_digest"]
+    assert len(averaged.predictions.read_text("utf-8").splitlines()) == len(rows_of(paths))
+
+
+def test_averaging_changes_nothing_of_the_raw_weights(start, whole, tmp_path):
+    assert start("run", "--ema_decay 0.9") == 0
+    weights = [load_snapshot(p.last).learner["model"] for p in (RunPaths(tmp_path, "run"), whole())]
+    assert is_equal(*weights)
+
+
+def test_patience_ends_a_run_that_does_not_get_better(start, finished_run, tmp_path, capsys):
+    """A learning rate that moves no weight: no evaluation is better than the first."""
+    still = ("--pretrained", finished_run.checkpoint, "--learning_rate", "1e-60")
+    flags = "--num_steps 20 --eval_every 2 --patience 3"
+    assert start("run", flags, *still) == 0
+    paths = RunPaths(tmp_path, "run")
+    assert "ended at step 8: 3 evaluations were no better" in capsys.readouterr().out
+    assert [step for step, _ in read_scalars(paths.tensorboard)["eval/loss"]] == [2, 4, 6, 8]
+    assert read_json(paths.env_stamp)["status"] == "finished"
+    assert start("run", f"{flags} --resume", *still) == 0
+    assert load_snapshot(paths.last).position["step"] == 8
+
+
+def test_patience_counts_across_an_interruption(start, finished_run, tmp_path):
+    still = ("--pretrained", finished_run.checkpoint, "--learning_rate", "1e-60")
+    flags = "--num_steps 20 --eval_every 2 --patience 3"
+    with when_logged("^eval step 6", signals(signal.SIGTERM)):
+        assert start("run", flags, *still) == 143
+    assert start("run", f"{flags} --resume", *still) == 0
+    assert load_snapshot(RunPaths(tmp_path, "run").last).position["step"] == 8
+
+
+def test_a_state_says_where_it_is_in_its_epoch(interrupted):
+    position = load_snapshot(interrupted.last).position
+    assert position == {"step": 6, "epoch": 3, "samples_of_epoch": 0}
+    assert json.dumps(position)

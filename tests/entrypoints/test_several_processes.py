@@ -1,0 +1,297 @@
+"""torchrun, gloo, one machine: the same run as in one process, failing together, resuming.
+
+A launch takes seconds, so each test looks at all that its launch shows. Where torchrun itself is
+not what is tested, the same processes are forked from one that has imported torch.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forked import Together
+from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, train
+
+from utils.data.batches import sample_order
+from utils.data.catalog import get_spec
+from utils.data_utils import RunPaths
+from utils.dataset import open_split
+from utils.run.snapshot import load_newest, load_snapshot
+
+SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
+RUN = (
+    f"--dataset synthetic {TINY_TRAIN} --train_batch_size 8 --num_steps 8 --eval_every 3 "
+    "--log_every 1 --save_every 2 --eval_batch_size 7"
+)
+CLOSE = 1e-5  # as promised
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As torchrun sets it: the number of threads moves the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def command(count: int, script: str, flags: str, *more) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}"]
+    # A port of its own for each launch: tests may run side by side.
+    return [
+        *launcher,
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0",
+        script,
+        *flags.split(),
+        *map(str, more),
+    ]
+
+
+def started(*args) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*args),
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def launch(*args) -> tuple[int, str]:
+    """Exit code and output of torchrun."""
+    with started(*args) as process:
+        output = process.communicate(timeout=300)[0]
+    return process.returncode, output
+
+
+@pytest.fixture
+def run_forked(tmp_path_factory):
+    """Call as `launch`: the first exit code that is not 0, and the output of forked processes."""
+
+    def run(count: int, script: str, flags: str, *more) -> tuple[int, str]:
+        output = tmp_path_factory.mktemp("forked") / "output.txt"
+        together = Together(count, script, [*flags.split(), *map(str, more)], output)
+        return next(filter(None, together.end()), 0), together.said()
+
+    return run
+
+
+def errors(output: str) -> list[str]:
+    """What the processes said went wrong, torchrun's own report aside."""
+    return re.findall(r"^error: .*$", output, re.MULTILINE)
+
+
+def assert_close(paths: RunPaths, reference: RunPaths) -> None:
+    """Losses at the same steps, and the weights, within what is promised."""
+    one, other = (read_scalars(each.tensorboard) for each in (paths, reference))
+    for tag in ("train/loss", "train/accuracy", "train/lr", "eval/loss"):
+        assert [step for step, _ in one[tag]] == [step for step, _ in other[tag]]
+        differences = [abs(a - b) for (_, a), (_, b) in zip(one[tag], other[tag], strict=True)]
+        assert max(differences) < CLOSE, tag
+    weights = [load_snapshot(each.last).learner["model"] for each in (paths, reference)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=0, atol=CLOSE)
+
+
+FLAGS = {
+    "mixed": "--preset strong --gradient_accumulation_steps 2 --num_workers 1 --ema_decay 0.5",
+    "parts": "--head parts --gradient_accumulation_steps 2",
+    "joint": (
+        "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --freeze 1 "
+        "--grad_checkpointing"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_two_processes_train_as_one(drawn, tmp_path, kind, run_forked):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    line = f"{RUN} {SUBSETS} {FLAGS[kind]}"
+    assert train(f"--name one {line}", *where) == 0
+    code, output = run_forked(2, "train.py", f"--name two {line}", *where)
+    assert code == 0, output
+    paths, reference = RunPaths(tmp_path, "two"), RunPaths(tmp_path, "one")
+    assert_close(paths, reference)
+    assert output.count("artifacts of two") == 1  # one speaks
+    stamp = read_json(paths.env_stamp)
+    assert (stamp["processes"], len(stamp["hosts"])) == (2, 2)
+    assert stamp["config_hash"] == read_json(reference.env_stamp)["config_hash"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tb", "two"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, count, run_forked):
+    """Of 100, in batches of 7: 15 batches, of which two processes get 8 and 7."""
+    where = (
+        "--checkpoint",
+        finished_run.checkpoint,
+        "--data_root",
+        drawn,
+        "--output_dir",
+        tmp_path,
+    )
+    flags = "--eval_batch_size 7 --num_workers 0 --device cpu"
+    assert evaluate(f"--name one {flags}", *where) == 0
+    code, output = run_forked(count, "eval.py", f"--name all {flags}", *where)
+    assert code == 0, output
+    paths, reference = RunPaths(tmp_path, "all"), RunPaths(tmp_path, "one")
+    assert paths.metrics.read_bytes() == reference.metrics.read_bytes()
+    assert paths.per_class.read_bytes() == reference.per_class.read_bytes()
+    digests = [read_json(each.env_stamp)["predictions_digest"] for each in (paths, reference)]
+    assert digests[0] == digests[1]
+
+
+def test_another_number_of_processes_goes_on_with_the_same_order(drawn, tmp_path):
+    """Stopped in two, SIGTERM to torchrun; on in one."""
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    line = f"{RUN} {SUBSETS} --num_steps 40 --eval_every 20"
+    assert train(f"--name whole {line}", *where) == 0
+    with started(2, "train.py", f"--name run {line}", *where) as process:
+        output = ""
+        for text in process.stdout:
+            output += text
+            if text.startswith("step 3/"):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode != 0
+    paths = RunPaths(tmp_path, "run")
+    assert "stopped by SIGTERM after step" in output, output
+    assert errors(output) == ["error: terminated"]
+    assert 3 <= load_snapshot(paths.last).position["step"] < 40
+    assert train(f"--name run {line} --resume", *where) == 0
+    assert_close(paths, RunPaths(tmp_path, "whole"))
+    stamp = read_json(paths.env_stamp)
+    assert [session["processes"] for session in stamp["sessions"]] == [2, 1]
+
+
+@pytest.mark.parametrize("kind", ["dropout", "parts"])
+def test_three_processes_go_on_with_the_same_bits(drawn, tmp_path, kind, run_forked):
+    """Of three the order of a sum counts; of two it does not."""
+    flags = f"{RUN} {SUBSETS} --train_batch_size 6 --keep 3 --device cpu --name run"
+    flags += {"dropout": " --dropout 0.1", "parts": f" {FLAGS['parts']}"}[kind]
+    where = ("--data_root", drawn, "--output_dir")
+    whole, again = (RunPaths(tmp_path / name, "run") for name in ("whole", "again"))
+    code, output = run_forked(3, "train.py", flags, *where, whole.output_dir)
+    assert code == 0, output
+    shutil.copytree(whole.output_dir, again.output_dir)
+    older = again.older(3)
+    assert load_snapshot(older).position["step"] < 6
+    code, output = run_forked(3, "train.py", f"{flags} --resume {older}", *where, again.output_dir)
+    assert code == 0, output
+    ends = [load_snapshot(paths.last) for paths in (whole, again)]
+    assert [end.position["step"] for end in ends] == [8, 8]
+    # Each process draws its own dropout.
+    assert len({bytes(each["torch"].numpy()) for each in ends[0].rng}) == 3
+    weights, others = (end.learner["model"] for end in ends)
+    for name, expected in weights.items():
+        assert torch.equal(others[name], expected), name
+    assert again.metrics.read_bytes() == whole.metrics.read_bytes()
+    scalars, others = (read_scalars(paths.tensorboard) for paths in (whole, again))
+    for tag in scalars.keys() - {"train/images_per_second", "data/wait_fraction"}:
+        assert others[tag] == scalars[tag], tag
+
+
+def test_one_process_goes_on_as_two(drawn, tmp_path, run_forked):
+    where = ("--data_root", drawn, "--output_dir")
+    line = f"{RUN} {SUBSETS}"
+    where, other = ((*where, tmp_path / name) for name in ("two", "one"))
+    assert train(f"--name run {line.replace('--num_steps 8', '--num_steps 4')}", *where) == 0
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    # The learning rate of the first steps is that of the short run.
+    line = f"--name run {line} --resume --allow_change num_steps"
+    code, output = run_forked(2, "train.py", line, *where)
+    assert code == 0, output
+    assert train(line, *other) == 0
+    assert_close(RunPaths(tmp_path / "two", "run"), RunPaths(tmp_path / "one", "run"))
+
+
+def test_bad_input_is_said_once(drawn, tmp_path, run_forked):
+    where = ("--data_root", drawn, "--output_dir", tmp_path / "out")
+    flags = f"--name run {RUN} {SUBSETS} --train_batch_size 6 --gradient_accumulation_steps 2"
+    code, output = run_forked(2, "train.py", flags, *where)
+    assert code == 2
+    (error,) = errors(output)
+    assert "2 processes cannot share micro-batches of 3 images evenly" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, run_forked):
+    """The last of the first batch, which the second process has."""
+    data = shutil.copytree(drawn, tmp_path / "data")
+    split = open_split(get_spec("synthetic"), data, "train")
+    order = [position for _, position in sample_order(len(split), 42, 0, 64)]
+    path = Path(split.path_of(order[7]))
+    content = path.read_bytes()
+    # Header and closing marker are whole, and the image's own data are not.
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd8" * 40 + content[-2:])
+    where = ("--data_root", data, "--output_dir", tmp_path / "out")
+    code, output = run_forked(2, "train.py", f"--name run {RUN}", *where)
+    assert code == 1
+    (error,) = errors(output)
+    assert path.name in error
+    assert "--resume goes on from step 0" in error
+    code, output = run_forked(2, "train.py", f"--name skip {RUN} --skip_bad_images 1", *where)
+    assert code == 0, output
+    paths = RunPaths(tmp_path / "out", "skip")
+    assert read_json(paths.env_stamp)["skipped_images"]["count"] == 1
+    assert train(f"--name one {RUN} --skip_bad_images 1", *where) == 0
+    assert_close(paths, RunPaths(tmp_path / "out", "one"))
+
+
+def assert_ended_with_the_other(output: str, folder: Path, seconds: float) -> None:
+    assert seconds < 30
+    (error,) = errors(output)
+    assert "another process of this run is gone" in error
+    assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
+    # Not `last`: the kill may fall between the two names that a save changes.
+    load_newest(RunPaths(folder, "run"))
+
+
+LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
+
+
+def test_a_process_that_is_killed_ends_the_other(drawn, tmp_path):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    output, killed = "", None
+    with started(2, "train.py", LONG, *where) as process:
+        for text in process.stdout:
+            output += text
+            if text.startswith("step 3/"):
+                os.kill(_first_process_of(process.pid), signal.SIGKILL)
+                killed = time.monotonic()
+            if text.startswith("error: "):
+                said = time.monotonic()
+    assert killed is not None, output
+    assert process.returncode != 0
+    assert_ended_with_the_other(output, tmp_path, said - killed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_other_notices_by_itself(drawn, tmp_path, rank):
+    """Without torchrun, which ends the others when one is gone."""
+    where = ("--data_root", str(drawn), "--output_dir", str(tmp_path / "out"))
+    together = Together(2, "train.py", [*LONG.split(), *where], tmp_path / "output.txt")
+    while "\nstep 3/" not in together.said():
+        together.processes[rank].join(0.02)
+        assert together.processes[rank].is_alive(), together.said()
+    together.processes[rank].kill()
+    killed = time.monotonic()
+    codes = together.end(30)
+    assert sorted(codes) == [-signal.SIGKILL, 1]
+    assert_ended_with_the_other(together.said(), tmp_path / "out", time.monotonic() - killed)
+
+
+def _first_process_of(launcher: int) -> int:
+    """The process of rank 0 that torchrun started."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+    ).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    return min(pid for pid, parent in pairs if parent == launcher)

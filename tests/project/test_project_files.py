@@ -1,0 +1,125 @@
+"""The files at the top agree with each other and with what the docs say."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from helpers import REPO
+
+from scripts.dev.check_pins import main as check_pins
+from scripts.dev.check_pins import read_pins
+from utils.data_utils import RunPaths
+from utils.run.folder import retention_note
+
+
+def test_environment_yml_takes_its_pins_from_requirements_txt():
+    environment = yaml.safe_load((REPO / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge"]
+    *conda, pip = environment["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.txt"]}
+
+
+def test_pins_are_those_checked_for_the_mac():
+    pins = read_pins(REPO / "requirements.txt")
+    assert pins.pop("pyyaml")
+    assert pins == {
+        "torch": "2.14.1",
+        "torchvision": "0.29.1",
+        "numpy": "2.4.6",
+        "scipy": "1.17.1",
+        "ml-collections": "1.1.0",
+        "tensorboard": "2.21.0",
+        "tqdm": "4.70.1",
+        "pillow": "13.0.0",
+        "safetensors": "0.8.0",
+        "pytest": "9.2.0",
+    }
+
+
+@pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements-fiftyone.txt"])
+def test_other_lists_build_on_the_one(name):
+    assert read_pins(REPO / "requirements.txt").items() <= read_pins(REPO / name).items()
+
+
+def test_this_environment_has_the_pins():
+    assert check_pins([str(REPO / "requirements.txt")]) == 0
+
+
+def test_check_pins_notices_another_version_and_an_absent_package(tmp_path):
+    for line in ("numpy==0.0.1", "no-such-package-here==1.0"):
+        (tmp_path / "requirements.txt").write_text(line + "\n", encoding="utf-8")
+        assert check_pins([str(tmp_path / "requirements.txt")]) == 1
+
+
+def test_smoke_markers_select_what_the_tasks_say():
+    """Every smoke test carries `smoke` and one of the two others."""
+
+    class Collector:
+        def pytest_collection_modifyitems(self, items):
+            self.marks = {
+                item.nodeid: {mark.name for mark in item.iter_markers() if "smoke" in mark.name}
+                for item in items
+            }
+
+    collector = Collector()
+    smoke_file = str(REPO / "tests" / "test_smoke.py")
+    assert pytest.main(["--collect-only", "-qq", smoke_file], plugins=[collector]) == 0
+    kinds = [frozenset(marks) for marks in collector.marks.values()]
+    assert set(kinds) == {frozenset({"smoke", kind}) for kind in ("smoke_train", "smoke_eval")}
+
+
+def test_gitignore_keeps_outputs_and_checkpoints_out():
+    lines = (REPO / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"output/*", "output/*/checkpoints"} <= set(lines)
+
+
+def test_openapi_is_what_the_parsers_say():
+    done = subprocess.run(
+        [sys.executable, "scripts/dev/make_openapi.py", "--check"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_openapi_says_what_the_parsers_say():
+    """Read back: names, defaults and required flags of the file are the parsers'."""
+    from models.configs import model_names
+    from utils.flags import build_eval_parser, build_train_parser
+
+    path = REPO / "specs/001-implement-base-pipeline/contracts/openapi.yaml"
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for entry, build in (("/train.py", build_train_parser), ("/eval.py", build_eval_parser)):
+        operation = document["paths"][entry]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        actions = {a.dest: a for a in build(model_names())._actions if a.dest != "help"}
+        assert set(schema["properties"]) == set(actions)
+        assert set(schema["required"]) == {d for d, a in actions.items() if a.required}
+        for dest, action in actions.items():
+            default = None if action.default is None else str(action.default)
+            stated = schema["properties"][dest].get("default")
+            assert (None if stated is None else str(stated)) == default
+        assert set(operation["responses"]) == {"0", "1", "2", "130", "143"}
+
+
+def test_tasks_keep_their_ids():
+    text = (REPO / "specs/001-implement-base-pipeline/tasks.md").read_text(encoding="utf-8")
+    ids = re.findall(r"^- \[x\] (T\d{3})", text, flags=re.MULTILINE)
+    assert ids == [f"T{number:03d}" for number in range(1, 35)]
+
+
+def test_retention_template_is_what_runs_write():
+    checklist = REPO / "specs/001-implement-base-pipeline/checklists/requirements.md"
+    template = re.search(r"```text\n(.*?)```", checklist.read_text("utf-8"), re.DOTALL)[1]
+    paths = RunPaths(REPO / "output", "demo")
+    filled = (
+        template.replace("<name>", "demo")
+        .replace("<absolute path of the run's folder>", str(paths.run))
+        .replace("<date of the run + 90 days, UTC, YYYY-MM-DD>", "2027-01-31")
+    )
+    assert filled == retention_note(paths, "2027-01-31", has_checkpoint=True)

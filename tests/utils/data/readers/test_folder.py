@@ -1,0 +1,352 @@
+"""utils/data/readers/folder.py: folders read as torchvision reads them, or refused in one line."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts_own import CLASSES, write_folder
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from utils.data.readers import folder
+from utils.errors import InputError
+
+NAMES = ("oak leaf", "rose", "Épine noire")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Class folders below train/ and val/, with empty files for images."""
+    return write_folder(tmp_path / "own", photos=False)
+
+
+class TestFind:
+    """The root of images that were unpacked into a folder of their own."""
+
+    @pytest.mark.parametrize("split_folders", [True, False])
+    def test_goes_into_the_only_folder(self, tmp_path, split_folders):
+        root = write_folder(tmp_path / "own", split_folders=split_folders, photos=False)
+        (tmp_path / "__MACOSX" / "own").mkdir(parents=True)
+        (tmp_path / "readme.txt").touch()
+        assert folder.find(tmp_path) == root
+        assert folder.find(root) == root
+
+    def test_stays_where_it_holds_images_or_is_a_split(self, root):
+        (root / "val").rename(root / ".val")
+        assert folder.find(root) == root
+        assert folder.find(root / "train") == root / "train"
+        (root / "train").rename(root / "Training")
+        assert folder.find(root) == root
+        (root / "alone" / "rose").mkdir(parents=True)
+        assert folder.find(root / "alone") == root / "alone"
+
+
+class TestSplits:
+    def test_are_the_folders_that_are_there(self, root):
+        assert folder.splits(root) == ("train", "val")
+        (root / "val").rename(root / "test")
+        assert folder.splits(root) == ("train", "test")
+
+    def test_of_a_heap_are_train_alone(self, tmp_path):
+        root = write_folder(tmp_path, split_folders=False, photos=False)
+        assert folder.splits(root) == ("train",)
+
+    def test_and_classes_side_by_side_are_refused(self, root):
+        (root / "daisy").mkdir()
+        with pytest.raises(InputError, match=r"has train/ and daisy/: put either splits or classe"):
+            folder.splits(root)
+
+    @pytest.mark.parametrize("name", ["Train", "VAL", "valid", "validation", "Testing"])
+    def test_by_another_name_are_no_classes(self, tmp_path, name):
+        write_folder(tmp_path, split_folders=False, photos=False)
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=rf"{name}/: splits are called train, val and test"):
+            folder.splits(tmp_path)
+
+    def test_without_train_are_refused(self, root):
+        (root / "train").rename(root / ".train")
+        with pytest.raises(InputError, match=r"has val/ but no train/"):
+            folder.splits(root)
+
+
+class TestRead:
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_gives_what_torchvision_gives(self, root, split):
+        listing = folder.read(root, split)
+        reference = ImageFolder(root / split)
+        expected = sorted(
+            (reference.classes[label].replace("_", " "), path) for path, label in reference.samples
+        )
+        found = [
+            (listing.classes[label], str(root / path))
+            for path, label in zip(listing.paths, listing.labels, strict=True)
+        ]
+        assert found == expected
+        assert listing.classes == NAMES
+
+    def test_names_samples_by_their_path(self, root):
+        listing = folder.read(root, "val")
+        assert listing.paths[0] == "val/oak_leaf/IMG_0014.JPG"
+        assert listing.ids[0] == "val/oak_leaf/IMG_0014"
+        assert listing.labels.dtype == np.int64
+
+    def test_tells_files_of_one_name_in_two_splits_apart(self, root):
+        for split in ("train", "val"):
+            (root / split / "rose" / "1.jpg").touch()
+        assert not set(folder.read(root, "train").ids) & set(folder.read(root, "val").ids)
+
+    def test_of_a_heap(self, tmp_path):
+        listing = folder.read(write_folder(tmp_path, split_folders=False, photos=False), "train")
+        assert len(listing.ids) == 18
+        assert listing.paths[0] == "oak_leaf/IMG_0004.JPG"
+
+    def test_keeps_the_classes_that_a_split_lacks(self, tmp_path):
+        root = write_folder(tmp_path, val_classes=[2], photos=False)
+        assert folder.read(root, "val").classes == NAMES
+        assert set(folder.read(root, "val").labels.tolist()) == {1}
+
+    def test_looks_below_and_passes_over_what_is_hidden_or_no_image(self, root):
+        rose = root / "train" / "rose"
+        names = ("deep/er/a.png", ".hidden/b.png", "._a.jpg", ".DS_Store", "Thumbs.db", "c.txt")
+        for name in names:
+            (rose / name).parent.mkdir(parents=True, exist_ok=True)
+            (rose / name).touch()
+        for name in folder.SYSTEM_FOLDERS:
+            for place in (root, root / "train", rose):
+                (place / name).mkdir()
+                (place / name / "SYNOPHOTO_THUMB_M.jpg").touch()
+        (root / ".cache").mkdir()
+        (root / "train" / "note.txt").touch()
+        listing = folder.read(root, "train")
+        new = {path for path in listing.paths.tolist() if "IMG_" not in path}
+        assert new == {"train/rose/deep/er/a.png"}
+
+    def test_follows_links_but_not_in_circles(self, root, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "far.jpg").touch()
+        rose = root / "train" / "rose"
+        (rose / "more").symlink_to(tmp_path / "elsewhere")
+        (rose / "link").symlink_to(tmp_path / "elsewhere")
+        (rose / "circle").symlink_to(rose)
+        (tmp_path / "elsewhere" / "back").symlink_to(rose)
+        paths = folder.read(root, "train").paths.tolist()
+        assert "train/rose/link/far.jpg" in paths
+        assert len([path for path in paths if path.endswith("far.jpg")]) == 1
+
+    def test_ends_where_links_go_round_in_many_circles(self, root):
+        rose = root / "train" / "rose"
+        (rose / "itself").symlink_to("itself")
+        (rose / "broken").symlink_to("nowhere")
+        (rose / "all").symlink_to(root)
+        (root / "train" / "oak_leaf" / "all").symlink_to(root)
+        paths = folder.read(root, "train").paths.tolist()
+        assert "train/rose/all/val/oak_leaf/IMG_0014.JPG" in paths
+        assert not [path for path in paths if path.count("all/") > 1]
+
+    def test_enters_folders_that_link_to_each_other_once(self, root):
+        """As many ways to them as there are permutations."""
+        folders = [root / "train" / "rose" / f"{i:02}" for i in range(12)]
+        for path in folders:
+            path.mkdir()
+            (path / "a.png").touch()
+            for other in folders:
+                (path / f"to{other.name}").symlink_to(other)
+        paths = [path for path in folder.read(root, "train").paths if path.endswith("a.png")]
+        assert paths == [f"train/rose/{i:02}/a.png" for i in range(12)]
+
+    def test_goes_deeper_than_python_recurses(self, root, monkeypatch):
+        monkeypatch.chdir(root / "train" / "rose")
+        for _ in range(1500):
+            os.mkdir("d")  # noqa: PTH102 - pathlib would need the whole path
+            os.chdir("d")
+        Path("deep.png").touch()
+        try:
+            paths = folder.read(root, "train").paths.tolist()
+        except InputError as error:  # a Mac takes paths of 1024 bytes
+            assert "cannot be read" in str(error)  # noqa: PT017
+        else:
+            assert f"train/rose/{'d/' * 1500}deep.png" in paths
+        Path("deep.png").unlink()
+        for _ in range(1500):  # pytest would clean up by recursion
+            os.chdir("..")
+            os.rmdir("d")  # noqa: PTH106
+
+    def test_tells_folders_from_images_by_what_they_are(self, root):
+        album = root / "train" / "rose" / "album.jpg"
+        album.mkdir()
+        (album / "a.gif").touch()
+        (album.parent / "link.tiff").symlink_to(album / "a.gif")
+        paths = folder.read(root, "train").paths.tolist()
+        assert "train/rose/album.jpg/a.gif" in paths
+        assert "train/rose/link.tiff" in paths
+        assert "train/rose/album.jpg" not in paths
+
+    @pytest.mark.parametrize("ending", [*folder.IMAGE_ENDINGS, ".WebP", ".TIF"])
+    def test_takes_every_ending(self, tmp_path, ending):
+        (tmp_path / "rose").mkdir()
+        (tmp_path / "rose" / f"a{ending}").touch()
+        assert folder.read(tmp_path, "train").paths.tolist() == [f"rose/a{ending}"]
+
+    def test_sorts_by_class_name_not_by_folder(self, tmp_path):
+        for name in ("a b", "a_A"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "x.png").touch()
+        listing = folder.read(tmp_path, "train")
+        assert listing.classes == ("a A", "a b")
+        assert listing.paths.tolist() == ["a_A/x.png", "a b/x.png"]
+        assert listing.labels.tolist() == [0, 1]
+
+    def test_matches_classes_whose_folders_are_spelled_otherwise(self, root):
+        (root / "val" / "oak_leaf").rename(root / "val" / "oak leaf")
+        listing = folder.read(root, "val")
+        assert listing.classes == NAMES
+        assert listing.paths[0] == "val/oak leaf/IMG_0014.JPG"
+        assert listing.labels[0] == 0
+
+    def test_keeps_endings_where_ids_would_be_equal(self, root):
+        rose = root / "train" / "rose"
+        for name in ("a.jpg", "a.png", "a.jpg.png", "b.webp"):
+            (rose / name).touch()
+        ids = folder.read(root, "train").ids.tolist()
+        short = {f"train/rose/{name}" for name in ("a.jpg", "a.png", "a.jpg.png", "b")}
+        assert short <= set(ids)
+
+    @given(paths=st.lists(st.from_regex(r"[ab](\.(jpg|png)){0,3}", fullmatch=True), unique=True))
+    def test_gives_different_paths_different_ids(self, paths):
+        ids = folder.short_ids(paths)
+        assert len(set(ids)) == len(paths)
+        assert all(path.startswith(name) for path, name in zip(paths, ids, strict=True))
+
+    def test_composes_ids_and_leaves_paths(self, tmp_path):
+        """A Mac's file system hands out decomposed names."""
+        name = unicodedata.normalize("NFD", "Épine")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "é.jpg").touch()
+        listing = folder.read(tmp_path, "train")
+        assert listing.classes == ("Épine",)
+        assert listing.ids.tolist() == ["Épine/é"]
+        assert (tmp_path / listing.paths[0]).exists()
+
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_has_one_order_on_every_file_system(self, tmp_path, form):
+        (tmp_path / "rose").mkdir()
+        for name in ("é.jpg", "f.jpg", "e.jpg"):
+            (tmp_path / "rose" / unicodedata.normalize(form, name)).touch()
+        assert folder.read(tmp_path, "train").ids.tolist() == ["rose/e", "rose/f", "rose/é"]
+
+    def test_of_photos(self, tmp_path):
+        root = write_folder(tmp_path)
+        photos = [Image.open(root / path) for path in folder.read(root, "train").paths]
+        assert len({photo.tobytes() for photo in photos}) == 12
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        names=st.lists(
+            st.from_regex(r"[a-z][a-z0-9 é]{0,5}[a-z0-9]\.(jpg|PNG|txt)", fullmatch=True),
+            min_size=1,
+            max_size=12,
+            unique=True,
+        )
+    )
+    def test_finds_every_image_whatever_its_name(self, tmp_path_factory, names):
+        root = tmp_path_factory.mktemp("any")
+        for i, name in enumerate(names):
+            (root / f"class {i % 2}").mkdir(exist_ok=True)
+            (root / f"class {i % 2}" / name).touch()
+        images = {
+            f"class {i % 2}/{name}" for i, name in enumerate(names) if not name.endswith(".txt")
+        }
+        folders = {f"class {i % 2}" for i in range(len(names))}
+        if folders != {path.partition("/")[0] for path in images}:
+            with pytest.raises(InputError, match=r"class [01] has no image \(\.jpg"):
+                folder.read(root, "train")
+            return
+        listing = folder.read(root, "train")
+        assert set(listing.paths.tolist()) == images
+        assert listing.paths.tolist() == sorted(images)
+
+
+class TestRefusals:
+    def test_of_a_root_that_is_a_file(self, tmp_path):
+        (tmp_path / "f").touch()
+        with pytest.raises(InputError, match=r"f is a file, not a folder"):
+            folder.splits(tmp_path / "f")
+
+    @pytest.mark.parametrize("name", ["a.jpg", "train/a.jpg"])
+    def test_of_images_that_no_class_folder_holds(self, tmp_path, name):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=r"has no class folder: put images into .*/<class>/"):
+            folder.read(tmp_path, "train")
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_of_an_empty_class(self, root, split):
+        for path in (root / split / "rose").iterdir():
+            path.rename(path.with_suffix(".txt"))
+        with pytest.raises(InputError, match=rf"{split}/rose has no image \(\.jpg"):
+            folder.read(root, split)
+
+    def test_of_a_class_that_is_not_trained(self, root):
+        (root / "val" / "daisy").mkdir()
+        for split in ("train", "val"):
+            with pytest.raises(InputError, match=r"val/daisy: the class 'daisy' is not in train/"):
+                folder.read(root, split)
+
+    def test_of_two_folders_for_one_class(self, root):
+        (root / "train" / "oak leaf").mkdir()
+        message = r"two folders for the class 'oak leaf': oak leaf, oak"
+        with pytest.raises(InputError, match=message):
+            folder.read(root, "train")
+
+    def test_of_a_folder_that_names_no_class(self, root):
+        (root / "train" / "_").mkdir()
+        with pytest.raises(InputError, match=r"train/_ names no class"):
+            folder.read(root, "train")
+
+    @pytest.mark.parametrize("name", ["", "train", "train/rose", "train/rose/deep"])
+    def test_of_a_folder_that_may_not_be_read(self, root, monkeypatch, name):
+        """Pretended: root may read everything, and tests may run as root."""
+        (root / "train" / "rose" / "deep").mkdir()
+        scandir = os.scandir
+
+        def refuse(path):
+            if os.fspath(path) == str(root / name):
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(InputError, match=rf"{name} cannot be read \(Permission denied\)$"):
+            folder.read(root, "train")
+
+    @pytest.mark.parametrize("name", ["a\nb.jpg", "a\\b.jpg", "a\x1b/b.jpg"])
+    def test_of_names_that_lists_cannot_hold(self, root, name):
+        path = root / "train" / "rose" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        with pytest.raises(InputError, match=r"rose/a.* has a backslash or control char") as caught:
+            folder.read(root, "train")
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"caf\xe9/a.jpg"])
+    def test_of_names_that_are_not_utf8(self, root, name):
+        path = os.fsencode(root / "train" / "rose") + b"/" + name
+        try:
+            Path(os.fsdecode(path)).parent.mkdir(exist_ok=True)
+            os.close(os.open(path, os.O_CREAT))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 only")
+        with pytest.raises(InputError, match=r"rose/caf\\xe9[^/]* has a name that is not UTF-8"):
+            folder.read(root, "train")
+        # What is no image is nobody's concern.
+        os.rename(root / "train/rose" / os.fsdecode(name.partition(b"/")[0]), root / "moved")  # noqa: PTH104
+        (root / "moved").rename(root / "train" / "rose" / ".moved")
+        os.close(os.open(path.partition(b"/caf")[0] + b"/caf\xe9.txt", os.O_CREAT))
+        assert len(folder.read(root, "train").ids) == 12
+
+
+def test_the_fixture_has_a_name_that_is_cleaned_and_one_that_is_not_ascii():
+    assert sorted(name.replace("_", " ") for name in CLASSES) == list(NAMES)

@@ -1,0 +1,209 @@
+"""utils/data/readers/synthetic.py: drawn once, the same everywhere, never over somebody's files."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import REPO, files_below
+from PIL import Image
+
+from utils.data.readers import flowers, synthetic
+from utils.errors import InputError
+from utils.files import sha256_file
+
+CLASSES = len(synthetic.SYNTHETIC_CLASSES)
+
+
+def bytes_of(root):
+    return {path: sha256_file(root / path) for path in files_below(root) if (root / path).is_file()}
+
+
+def start_drawing(root, limit: int | None = None) -> subprocess.Popen:
+    """A process that draws into `root`, and can write no file larger than `limit` bytes."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+from utils.data.readers import synthetic
+limit = {limit}
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+synthetic.draw(Path(sys.argv[1]))
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(root)], cwd=REPO, stderr=subprocess.PIPE, text=True
+    )
+
+
+class TestPlan:
+    def test_is_what_is_read_back(self, drawn):
+        labels, splits = synthetic.plan()
+        read_labels, read_splits = flowers.read_layout(drawn, CLASSES)
+        assert np.array_equal(labels, read_labels)
+        assert splits.keys() == read_splits.keys()
+        for name in splits:
+            assert np.array_equal(splits[name], read_splits[name])
+
+    def test_is_balanced_and_disjoint(self):
+        labels, splits = synthetic.plan()
+        for name, per_class in {"train": 20, "val": 10, "test": 10, "trainval": 30}.items():
+            assert np.bincount(labels[splits[name] - 1]).tolist() == [per_class] * CLASSES
+        numbers = np.concatenate([splits[name] for name in ("train", "val", "test")])
+        assert sorted(numbers) == list(range(1, len(labels) + 1))
+
+    def test_does_not_depend_on_global_generators(self):
+        np.random.seed(1)  # noqa: NPY002 - the global generator is the point
+        first = synthetic.plan()
+        np.random.seed(2)  # noqa: NPY002
+        assert np.array_equal(first[1]["train"], synthetic.plan()[1]["train"])
+
+    def test_classes_differ_in_name(self):
+        assert len(set(synthetic.SYNTHETIC_CLASSES)) == CLASSES == 10
+
+
+class TestDraw:
+    def test_leaves_the_official_layout(self, drawn):
+        assert flowers.is_layout(drawn)
+        assert synthetic.is_drawn(drawn)
+        names = {path.name for path in (drawn / "jpg").iterdir()}
+        assert names == {f"image_{number:05d}.jpg" for number in range(1, 401)}
+        for name in sorted(names)[::40]:
+            with Image.open(drawn / "jpg" / name) as image:
+                assert (image.format, image.mode) == ("JPEG", "RGB")
+                assert all(72 <= side <= 104 for side in image.size)
+
+    def test_gives_the_same_bytes_again(self, drawn, tmp_path):
+        np.random.seed(5)  # noqa: NPY002 - must not matter
+        synthetic.draw(tmp_path / "again")
+        first, again = bytes_of(drawn), bytes_of(tmp_path / "again")
+        assert first.keys() == again.keys()
+        # The .mat files carry the time of writing in their headers.
+        assert {path for path in first if first[path] != again[path]} <= {
+            path for path in first if path.suffix == ".mat"
+        }
+
+    def test_happens_once(self, drawn):
+        before = (drawn / "jpg").stat().st_mtime_ns, (drawn / "synthetic.json").stat().st_mtime_ns
+        synthetic.draw(drawn)
+        assert before == (
+            (drawn / "jpg").stat().st_mtime_ns,
+            (drawn / "synthetic.json").stat().st_mtime_ns,
+        )
+
+    def test_makes_parents_and_fills_an_empty_folder(self, tmp_path):
+        synthetic.draw(tmp_path / "a" / "b")
+        assert synthetic.is_drawn(tmp_path / "a" / "b")
+        (tmp_path / "empty").mkdir()
+        synthetic.draw(tmp_path / "empty")
+        assert synthetic.is_drawn(tmp_path / "empty")
+
+    def test_fills_an_empty_folder_behind_a_link(self, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+        synthetic.draw(tmp_path / "link")
+        assert synthetic.is_drawn(tmp_path / "link")
+
+    def test_of_the_folder_one_is_in_draws_there_or_is_refused(self, tmp_path, monkeypatch):
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        with contextlib.suppress(InputError):
+            synthetic.draw(Path())
+            assert synthetic.is_drawn(here)
+        assert Path.cwd() == here  # still there: relative paths go on working
+
+    def test_twice_at_the_same_time_does_no_harm(self, drawn, tmp_path):
+        root = tmp_path / "output" / ".synthetic"
+        both = [start_drawing(root) for _ in range(2)]
+        errors = [process.communicate()[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], errors
+        assert errors == ["", ""]
+        assert [path.name for path in root.parent.iterdir()] == [".synthetic"]
+        first, again = bytes_of(drawn), bytes_of(root)
+        assert {path for path in first if first[path] != again[path]} <= {
+            path for path in first if path.suffix == ".mat"
+        }
+
+    def test_that_fails_leaves_nothing(self, tmp_path):
+        """No image fits; Pillow itself says nothing of a write that was cut short."""
+        root = tmp_path / "drawn"
+        process = start_drawing(root, limit=2000)
+        _, errors = process.communicate()
+        assert process.returncode != 0
+        assert "OSError" in errors
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("existing", ["file", "folder", "photos"])
+    def test_never_touches_what_is_not_ours(self, tmp_path, existing):
+        root = tmp_path / "mine"
+        if existing == "file":
+            root.write_text("precious")
+        else:
+            (root / "jpg").mkdir(parents=True)
+            (root / "jpg" / "holiday.jpg").write_text("precious")
+        if existing == "photos":
+            (root / "imagelabels.mat").touch()
+            (root / "setid.mat").touch()
+        before = bytes_of(tmp_path)
+        message = "mine holds something other than synthetic flowers; name an empty"
+        for attempt in (synthetic.draw, synthetic.is_drawn):
+            with pytest.raises(InputError, match=message):
+                attempt(root)
+        assert bytes_of(tmp_path) == before
+
+
+class TestMarker:
+    def test_absent_or_empty_is_not_drawn(self, tmp_path):
+        assert not synthetic.is_drawn(tmp_path / "absent")
+        assert not synthetic.is_drawn(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", r"synthetic.json is damaged; delete .* drawn again"),
+            (b"{", r"synthetic.json is damaged; delete .* drawn again"),
+            (b"\xff\xfe", r"synthetic.json is damaged; delete .* drawn again"),
+            (b"[]", r"synthetic.json is damaged; delete .* drawn again"),
+            (b"1", r"synthetic.json is damaged; delete .* drawn again"),
+            (b"{}", r"was drawn by another version; delete it"),
+            (b'{"version": 0}', r"was drawn by another version; delete it"),
+            (b'{"version": "1"}', r"was drawn by another version; delete it"),
+            (b'{"version": null}', r"was drawn by another version; delete it"),
+        ],
+    )
+    def test_damaged_or_of_another_version_is_refused(self, tmp_path, content, message):
+        marker = tmp_path / "synthetic.json"
+        marker.write_bytes(content)
+        for attempt in (synthetic.draw, synthetic.is_drawn):
+            with pytest.raises(InputError, match=message):
+                attempt(tmp_path)
+        assert marker.read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == ["synthetic.json"]
+
+    def test_says_version_and_count(self, drawn):
+        marker = json.loads((drawn / "synthetic.json").read_text(encoding="utf-8"))
+        assert marker == {"version": synthetic.VERSION, "images": 400}
+
+
+class TestFlower:
+    def test_depends_on_its_generator_alone(self):
+        flower = synthetic.FLOWERS[0]
+        one, two, other = (
+            synthetic.draw_flower(flower, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        )
+        assert np.array_equal(one, two)
+        assert one.shape != other.shape or not np.array_equal(one, other)
+
+    @pytest.mark.parametrize("flower", synthetic.FLOWERS, ids=lambda flower: flower.name)
+    def test_is_a_picture_of_its_color(self, flower):
+        image = synthetic.draw_flower(flower, np.random.default_rng(0))
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        corner = image[:8, :8].reshape(-1, 3).mean(axis=0)
+        assert np.abs(corner - flower.background).max() < 60  # shade and light vary by image
+        assert image.std() > 15

@@ -1,0 +1,381 @@
+"""utils/data/cache.py: never half written, never out of date, one builder at a time."""
+
+import errno
+import fcntl
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPO
+from PIL import Image
+
+from utils.data import cache as cache_module
+from utils.data.cache import cache_key, open_cache
+from utils.data.presets import PRESETS, Preset, Size
+from utils.data.resized_images import CachedImages, FileImages, Index
+from utils.errors import RunError
+
+SIZE = 16
+GEOMETRY = {"phase": "train", "squash": False, "side": 36}
+
+
+@pytest.fixture
+def split(tmp_path, make_split):
+    return make_split(tmp_path / "data", [0, 1, 2, 0, 1, 2], size=(60, 50))
+
+
+def files_of(split) -> FileImages:
+    return FileImages(split, functools.partial(PRESETS["vit"].train_size, SIZE))
+
+
+def build(split, folder, may_be_bad=False):
+    return open_cache(folder, files_of(split), GEOMETRY, may_be_bad)
+
+
+def folders_in(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if entry.is_dir()]
+
+
+def builder(split, folder, before: str = "") -> subprocess.Popen:
+    """A process that builds the cache in `folder`, after it has run the lines of `before`.
+
+    They may fork: importing torch takes seconds.
+    """
+    script = f"""
+import logging, os, pathlib, pickle, signal, sys, time
+import numpy
+sys.path[:0] = [{str(REPO)!r}]
+from pathlib import Path
+from utils.data.cache import open_cache
+from utils.console import log
+from utils.data.resized_images import FileImages
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+log.setLevel(logging.INFO)
+files, folder = pickle.load(sys.stdin.buffer), {str(folder)!r}
+{before}
+open_cache(Path(folder), files, {GEOMETRY!r}, False)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(pickle.dumps(files_of(split)))
+    process.stdin.flush()
+    return process
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def assert_same(cache, split) -> None:
+    files = files_of(split)
+    for position in range(len(split)):
+        given, expected = cache.load(position), files.load(position)
+        assert torch.equal(given.image, expected.image)
+        assert given.image.stride() == expected.image.stride()
+        assert tuple(given.original_size) == tuple(expected.original_size)
+
+
+class TestCache:
+    def test_a_cache_is_built_once_and_read_again(self, split, tmp_path, monkeypatch):
+        assert_same(build(split, tmp_path / "c"), split)
+        (folder,) = [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+        before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert before.keys() == {"pixels.bin", "index.npz", "about.json"}
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        assert (about["dataset"], about["split"], about["images"]) == ("toy", "val", 6)
+        assert about["working"] == GEOMETRY
+        assert about["bytes"] == (folder / "pixels.bin").stat().st_size
+        monkeypatch.setattr(FileImages, "load", lambda *_: pytest.fail("decoded again"))
+        again = build(split, tmp_path / "c")
+        monkeypatch.undo()
+        assert_same(again, split)
+        assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    def test_an_image_whose_tool_keeps_length_and_mtime_is_cached_again(self, split, tmp_path):
+        """`exiftool -P -Orientation=...` turns a photo by one byte, and puts the time back."""
+        target = split.root / split.paths[1]
+        array = np.zeros((50, 60, 3), dtype=np.uint8)
+        Image.fromarray(array).save(target, "BMP")
+        before = target.stat()
+        build(split, tmp_path / "c")
+        Image.fromarray(array + 7).save(target, "BMP")
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = target.stat()
+        assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_the_key_covers_samples_size_and_decoders(self, split, tmp_path, monkeypatch):
+        keys = {
+            cache_key(split, GEOMETRY),
+            cache_key(split, {**GEOMETRY, "side": 37}),
+            cache_key(split.select(range(5)), GEOMETRY),
+        }
+        monkeypatch.setattr(cache_module.importlib.metadata, "version", lambda name: "0")
+        keys.add(cache_key(split, GEOMETRY))
+        assert len(keys) == 4
+        assert all(len(key) == 24 for key in keys)
+
+    def test_a_cache_of_other_sizes_is_built_again(self, split, tmp_path, monkeypatch):
+        """Whatever the key says: as if the preset had another size by now."""
+        build(split, tmp_path / "c")
+        monkeypatch.setattr(Preset, "train_side", lambda preset, img_size: 2 * img_size)
+        assert min(files_of(split).size_of(Size(50, 60))) == 2 * SIZE
+        assert_same(build(split, tmp_path / "c"), split)
+
+    @pytest.mark.parametrize(
+        ("name", "damage"),
+        [
+            ("pixels.bin", lambda content: None),
+            ("pixels.bin", lambda content: b""),
+            ("pixels.bin", lambda content: content[:-1]),
+            ("pixels.bin", lambda content: content + b"x"),
+            ("about.json", lambda content: None),
+            ("about.json", lambda content: b"[]"),
+            ("about.json", lambda content: b'{"bad": 3}'),
+            ("about.json", lambda content: b"[" * 10**5),
+            ("index.npz", lambda content: None),
+            ("index.npz", lambda content: b""),
+            ("index.npz", lambda content: content[:200]),
+            ("index.npz", lambda content: saved(np.ones((6, 2), np.int64))),
+        ],
+    )
+    def test_a_damaged_cache_is_built_again(self, split, tmp_path, name, damage):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob(f"*/{name}")
+        content = damage(path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert_same(build(split, tmp_path / "c"), split)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda sizes, originals: {"sizes": sizes},
+            lambda sizes, originals: {"sizes": sizes, "originals": originals[:5]},
+            lambda sizes, originals: {"sizes": sizes.astype(float), "originals": originals},
+            lambda sizes, originals: {"sizes": sizes[::-1] * 2, "originals": originals},
+        ],
+    )
+    def test_a_cache_with_another_index_is_built_again(self, split, tmp_path, change):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/index.npz")
+        with np.load(path) as arrays:
+            changed = change(**arrays)
+        np.savez(path, **changed)
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_an_index_with_a_flipped_bit_is_refused_or_read_right(self, split, tmp_path):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob("*/index.npz")
+        whole, random = path.read_bytes(), np.random.default_rng(0)
+        folder = path.parent
+        right = cache_module._open(folder, files_of(split)).index
+        refused = 0
+        for _ in range(400):
+            content = bytearray(whole)
+            content[random.integers(len(whole))] ^= 1 << random.integers(8)
+            path.write_bytes(content)
+            cache = cache_module._open(folder, files_of(split))
+            refused += cache is None
+            if cache is not None:
+                assert np.array_equal(cache.index.sizes, right.sizes)
+                assert np.array_equal(cache.index.originals, right.originals)
+        assert refused > 100
+
+    def test_a_cache_may_be_larger_than_the_memory(self, tmp_path):
+        total = 3 * ((os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 3 + 2**30)
+        path = tmp_path / "pixels.bin"
+        with path.open("wb") as file:
+            file.truncate(total)  # a hole: takes no room
+        sizes = np.array([[total // 3 - 1, 1], [1, 1]])
+        cache = CachedImages(path, Index.of(sizes, sizes, {}))
+        assert cache.load(1).image.flatten().tolist() == [0, 0, 0]
+
+    def test_a_bad_image_is_named(self, split, tmp_path):
+        (split.root / split.paths[4]).write_bytes(b"text")
+        with pytest.raises(RunError, match=r"photo_004.jpg cannot be decoded"):
+            build(split, tmp_path / "c")
+        assert not [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+        cache = build(split, tmp_path / "c", may_be_bad=True)
+        for cached in (cache, build(split, tmp_path / "c", may_be_bad=True)):
+            with pytest.raises(RunError, match=r"photo_004.jpg cannot be decoded"):
+                cached.load(4)
+            assert torch.equal(cached.load(5).image, files_of(split).load(5).image)
+
+    def test_a_cache_may_end_with_a_bad_image(self, split, tmp_path):
+        path = split.root / split.paths[5]
+        path.write_bytes(path.read_bytes()[:-500])  # its header is whole: room is kept for it
+        built = build(split, tmp_path / "c", may_be_bad=True)
+        again = build(split, tmp_path / "c", may_be_bad=True)
+        for cache in (built, again):
+            assert torch.equal(cache.load(4).image, files_of(split).load(4).image)
+            with pytest.raises(RunError, match=r"photo_005.jpg cannot be decoded"):
+                cache.load(5)
+
+    def test_a_bad_image_is_named_where_it_lies_now(self, split, tmp_path):
+        (split.root / split.paths[4]).write_bytes(b"text")
+        build(split, tmp_path / "c", may_be_bad=True)
+        moved = split.root.rename(tmp_path / "elsewhere")
+        cache = build(replace(split, root=moved), tmp_path / "c", may_be_bad=True)
+        assert len(folders_in(tmp_path / "c")) == 1
+        with pytest.raises(RunError, match=r"elsewhere/.*photo_004.jpg cannot be decoded"):
+            cache.load(4)
+
+    def test_a_bad_image_is_refused_by_a_run_that_allows_none(self, split, tmp_path):
+        (split.root / split.paths[4]).write_bytes(b"text")
+        build(split, tmp_path / "c", may_be_bad=True)
+        cache = build(split, tmp_path / "c")
+        with pytest.raises(RunError, match=r"photo_004.jpg"):
+            cache.load(4)
+
+    def test_a_full_disk_leaves_nothing(self, split, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(28, "No space left on device", "pixels.bin")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            build(split, tmp_path / "c")
+        assert not [path for path in (tmp_path / "c").iterdir() if path.is_dir()]
+
+    def test_a_cache_is_whole_where_a_disk_takes_a_part_at_a_time(
+        self, split, tmp_path, monkeypatch
+    ):
+        pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:1000], at))
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_a_cache_without_room_is_refused(self, split, tmp_path, monkeypatch):
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(
+            RunError, match=r"the cache needs .* GB of disk in .* GB free; use --cache none"
+        ):
+            build(split, tmp_path / "c")
+        assert folders_in(tmp_path / "c") == []
+
+    def test_a_file_system_without_locks_is_refused(self, split, tmp_path, monkeypatch):
+        def flock(*_):
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(
+            RunError, match=r"lock cannot be locked .*use --cache_dir on another disk"
+        ):
+            build(split, tmp_path / "c")
+
+    def test_a_deleted_cache_is_still_read_where_it_is_open(self, split, tmp_path):
+        cache = build(split, tmp_path / "c")
+        shutil.rmtree(tmp_path / "c")
+        assert_same(cache, split)
+
+    def test_a_spawned_worker_refuses_a_cache_that_was_built_again(self, split, tmp_path):
+        cache = build(split, tmp_path / "c")
+        sent = pickle.dumps(cache)
+        assert len(sent) < 10_000  # not the pixels
+        assert_same(pickle.loads(sent), split)
+        shutil.rmtree(tmp_path / "c")
+        late = pickle.loads(sent)  # a failure here would be a traceback of the worker
+        with pytest.raises(FileNotFoundError, match=r"pixels.bin"):
+            late.load(0)
+        build(split, tmp_path / "c")
+        with pytest.raises(OSError, match=r"built again while it was in use: .*pixels.bin"):
+            pickle.loads(sent).load(0)
+
+    def test_four_processes_build_a_cache_once(self, split, tmp_path):
+        process = builder(split, tmp_path / "c", "os.fork(), os.fork()")
+        said = process.communicate()[0].decode()
+        assert process.returncode == 0
+        assert said.count("cache: 6 images") == 1
+        assert said.count("cache: reading") == 3
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_the_cache_of_a_killed_builder_is_built_again(self, split, tmp_path):
+        """SIGKILL before and after each kind of step: no `finally` runs, the lock is let go of."""
+        steps = (
+            ("FileImages", "load", 4),
+            ("os", "pwrite", 1),
+            ("os", "pwrite", 6),
+            ("numpy", "savez", 1),
+            ("os", "replace", 1),
+            ("os", "fsync", 2),
+            ("pathlib.Path", "rename", 1),
+        )
+        cases = [(*step, when) for step in steps for when in ("before", "after")]
+        before = f"""
+for number, (owner, name, at_call, when) in enumerate({cases!r}):
+    if not os.fork():
+        break
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+else:
+    sys.exit()
+folder += str(number)
+owner, calls = eval(owner), []
+original = getattr(owner, name)
+def dying(*args, **kwargs):
+    calls.append(1)
+    if len(calls) < at_call:
+        return original(*args, **kwargs)
+    if when == "after":
+        original(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, dying)
+"""
+        process = builder(split, tmp_path / "c", before)
+        error = process.communicate()[1].decode()
+        assert (process.returncode, error) == (0, "")
+        for number, (_, name, _, when) in enumerate(cases):
+            folder = tmp_path / f"c{number}"
+            (left,) = folders_in(folder)
+            assert (left.suffix == ".tmp") is ((name, when) != ("rename", "after"))
+            assert_same(build(split, folder), split)
+            assert [path.suffix for path in folders_in(folder)] == [""]
+
+    def test_a_builder_whose_lock_was_deleted_leaves_no_half_cache(
+        self, split, tmp_path, monkeypatch
+    ):
+        """Another does not wait, and half of its own is there when the first one ends."""
+        before = f"""
+load = FileImages.load
+def waiting(self, position):
+    Path({str(tmp_path / "builds")!r}).touch()
+    while not Path({str(tmp_path / "go")!r}).exists():
+        time.sleep(0.01)
+    return load(self, position)
+FileImages.load = waiting
+"""
+        process = builder(split, tmp_path / "c", before)
+        while not (tmp_path / "builds").exists():
+            assert process.poll() is None
+        (lock,) = (tmp_path / "c").glob("*.lock")
+        lock.unlink()
+        load = FileImages.load
+
+        def waiting(self, position):
+            (tmp_path / "go").touch()
+            process.wait()
+            return load(self, position)
+
+        monkeypatch.setattr(FileImages, "load", waiting)
+        cache = build(split, tmp_path / "c")
+        assert process.returncode == 1
+        process.communicate()
+        assert_same(cache, split)
+        assert_same(build(split, tmp_path / "c"), split)
+        assert [path.suffix for path in folders_in(tmp_path / "c")] == [""]

@@ -1,0 +1,304 @@
+"""utils/run/lock.py: one run, one writer, among real processes."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers import REPO
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.errors import InputError
+from utils.run.lock import refuse_if_locked, run_lock
+
+HOLDER = """
+import sys
+from pathlib import Path
+from utils.run.lock import run_lock
+with run_lock(Path(sys.argv[1]), "demo"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+# A child that forks another, as loader workers are; that one outlives it.
+FORKING_HOLDER = """
+import os, sys
+from pathlib import Path
+from utils.run.lock import run_lock
+with run_lock(Path(sys.argv[1]), "demo"):
+    if os.fork() == 0:
+        print("held", os.getpid(), flush=True)
+        sys.stdin.read()
+        os._exit(0)
+    os.waitpid(-1, 0)
+"""
+# Enters the lock again and again, until it was inside often enough and was refused as well; fails
+# if somebody else is inside.
+CONTENDER = """
+import os, sys
+from pathlib import Path
+from utils.errors import InputError
+from utils.run.lock import run_lock
+lock, inside, entered, refused = Path(sys.argv[1]), sys.argv[1] + ".inside", 0, 0
+one_is_done = Path(sys.argv[1] + ".done")
+print("ready", flush=True)
+sys.stdin.readline()
+# Who is alone, since the other is done, is never refused.
+while entered < 50 or not (refused or one_is_done.exists()):
+    try:
+        with run_lock(lock, "demo"):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            os.unlink(inside)
+            entered += 1
+    except InputError:
+        refused += 1
+one_is_done.touch()
+print("done", refused > 0, flush=True)
+"""
+
+
+@pytest.fixture
+def lock(tmp_path) -> Path:
+    return tmp_path / "output" / ".demo.lock"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a process of a piece of code; ends it after the test."""
+    started = []
+
+    def call(code: str, path: Path) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            cwd=REPO,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def hold(start) -> Callable[[Path], subprocess.Popen]:
+    """Has another process hold a lock."""
+
+    def call(path: Path) -> subprocess.Popen:
+        process = start(HOLDER, path)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    return call
+
+
+@pytest.fixture
+def lines(caplog) -> Callable[[], list[str]]:
+    """What was logged since it was asked for."""
+    caplog.set_level("INFO", logger="fine_vit")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def owner_of(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class TestHolding:
+    def test_says_who_it_is_and_leaves_nothing_behind(self, lock, lines):
+        with run_lock(lock, "demo"):
+            owner = owner_of(lock)
+            assert owner.pop("since").endswith("+00:00")
+            assert owner.pop("machine") == uuid.getnode()
+            assert owner == {"name": "demo", "pid": os.getpid(), "host": platform.node()}
+        assert list(lock.parent.iterdir()) == []
+        assert lines() == []
+
+    @pytest.mark.parametrize("stop", [RuntimeError, OSError, KeyboardInterrupt, SystemExit])
+    def test_ends_with_its_block_however_that_ends(self, lock, stop):
+        with pytest.raises(stop, match="midway"), run_lock(lock, "demo"):
+            raise stop("midway")
+        assert not lock.exists()
+
+    def test_can_be_had_again(self, lock, lines):
+        for _ in range(3):
+            with run_lock(lock, "demo"):
+                assert owner_of(lock)["pid"] == os.getpid()
+        assert lines() == []
+
+    def test_does_not_mind_that_the_file_was_removed(self, lock):
+        with run_lock(lock, "demo"):
+            lock.unlink()
+        assert not lock.exists()
+
+    def test_of_one_run_is_not_that_of_another(self, lock, hold):
+        hold(lock)
+        with run_lock(lock.with_name(".other.lock"), "other"):
+            assert owner_of(lock)["pid"] != os.getpid()
+
+
+class TestRefusal:
+    def test_names_process_host_and_time(self, lock, hold):
+        holder = hold(lock)
+        owner = owner_of(lock)
+        assert owner["pid"] == holder.pid
+        message = (
+            f"^--name demo is being written by process {holder.pid} on {platform.node()} since "
+            rf"{owner['since'].replace('+', '[+]')}; wait for it, end it, or choose another name$"
+        )
+        with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
+            pass
+        with pytest.raises(InputError, match=message):
+            refuse_if_locked(lock)
+        assert owner_of(lock) == owner
+        holder.communicate("")  # it ends well
+        assert not lock.exists()
+        with run_lock(lock, "demo"):
+            assert owner_of(lock)["pid"] == os.getpid()
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00" * 20])
+    def test_of_what_says_nothing_names_the_run_all_the_same(self, lock, hold, content):
+        """The owner may be between locking the file and writing into it."""
+        hold(lock)
+        lock.write_text(content, encoding="utf-8")
+        message = r"^--name demo is being written by process unknown on an unknown host since an"
+        with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
+            pass
+        with pytest.raises(InputError, match=message):
+            refuse_if_locked(lock)
+
+    def test_leaves_the_lock_with_its_owner(self, lock, hold):
+        hold(lock)
+        for _ in range(3):
+            with pytest.raises(InputError, match="is being written"), run_lock(lock, "demo"):
+                pass
+
+
+class TestTakingOver:
+    def test_from_a_killed_process_says_so(self, lock, hold, lines):
+        holder = hold(lock)
+        holder.kill()
+        holder.wait()
+        assert owner_of(lock)["pid"] == holder.pid
+        refuse_if_locked(lock)
+        with run_lock(lock, "demo"):
+            assert owner_of(lock)["pid"] == os.getpid()
+            assert lock.read_text(encoding="utf-8").count("\n") == 1
+        assert lines() == [f"took over the run from process {holder.pid}, which is dead"]
+        assert not lock.exists()
+
+    def test_does_not_wait_for_what_the_killed_one_started(self, lock, start, lines):
+        holder = start(FORKING_HOLDER, lock)
+        word, child = holder.stdout.readline().split()
+        assert word == "held"
+        with pytest.raises(InputError, match=f"by process {holder.pid} on"), run_lock(lock, "demo"):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(int(child), 0)  # it lives
+        with run_lock(lock, "demo"):
+            os.kill(int(child), 0)
+        assert lines() == [f"took over the run from process {holder.pid}, which is dead"]
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"\n", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe", b'{"pid": 12}\n{'],
+    )
+    def test_from_one_that_left_garbage(self, lock, content):
+        lock.parent.mkdir()
+        lock.write_bytes(content)
+        refuse_if_locked(lock)
+        assert lock.read_bytes() == content
+        with run_lock(lock, "demo"):
+            assert owner_of(lock)["name"] == "demo"
+        assert not lock.exists()
+
+    @settings(max_examples=50, deadline=None)
+    @given(content=st.binary(max_size=200))
+    def test_from_one_that_left_any_bytes(self, tmp_path_factory, content):
+        path = tmp_path_factory.getbasetemp() / ".bytes.lock"
+        path.write_bytes(content)
+        with run_lock(path, "bytes"):
+            assert owner_of(path)["pid"] == os.getpid()
+        assert not path.exists()
+
+    def test_of_one_line_that_was_cut_short(self, lock):
+        with run_lock(lock, "demo"):
+            whole = lock.read_bytes()
+        for size in range(len(whole) - 1):
+            lock.write_bytes(whole[:size])
+            with run_lock(lock, "demo"):
+                assert owner_of(lock)["name"] == "demo"
+
+
+ELSEWHERE = {"name": "demo", "pid": 77, "host": "another.host", "since": "2026-01-01T00:00:00"}
+
+
+class TestOtherHost:
+    def test_is_refused_by_the_name_of_the_file(self, lock, lines):
+        lock.parent.mkdir()
+        content = json.dumps(ELSEWHERE)
+        lock.write_text(content, encoding="utf-8")
+        message = (
+            rf"^{lock} says that process 77 on another\.host writes this run; if it is not running "
+            "any more, remove that file$"
+        )
+        for _ in range(2):
+            with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
+                pass
+        assert lock.read_text(encoding="utf-8") == content
+        assert lines() == []
+        lock.unlink()
+        with run_lock(lock, "demo"):
+            pass
+
+    def test_that_was_refused_holds_nothing_up(self, lock, hold):
+        lock.parent.mkdir()
+        lock.write_text(json.dumps(ELSEWHERE), encoding="utf-8")
+        with pytest.raises(InputError, match="remove that file"), run_lock(lock, "demo"):
+            pass
+        lock.unlink()
+        holder = hold(lock)
+        assert owner_of(lock)["pid"] == holder.pid
+
+
+class TestLooking:
+    """`refuse_if_locked` writes nothing."""
+
+    def test_at_nothing(self, tmp_path):
+        refuse_if_locked(tmp_path / "output" / ".demo.lock")
+        refuse_if_locked(tmp_path / ".demo.lock")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_at_one_that_is_free_or_held(self, lock, hold):
+        lock.parent.mkdir()
+        lock.write_bytes(b"some text")
+        stat = lock.stat()
+        refuse_if_locked(lock)
+        assert (lock.read_bytes(), lock.stat().st_mtime_ns) == (b"some text", stat.st_mtime_ns)
+        hold(lock)
+        content, stat = lock.read_bytes(), lock.stat()
+        with pytest.raises(InputError, match="is being written by process"):
+            refuse_if_locked(lock)
+        assert (lock.read_bytes(), lock.stat().st_mtime_ns) == (content, stat.st_mtime_ns)
+        assert [path.name for path in lock.parent.iterdir()] == [lock.name]
+
+
+def test_two_processes_are_never_inside_together(lock, start):
+    contenders = [start(CONTENDER, lock) for _ in range(2)]
+    assert [process.stdout.readline() for process in contenders] == ["ready\n"] * 2
+    for process in contenders:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate() for process in contenders]
+    assert all(output.startswith("done ") for output, _ in results), results
+    assert any(output == "done True\n" for output, _ in results), results
+    assert not lock.exists()

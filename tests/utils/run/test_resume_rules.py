@@ -1,0 +1,476 @@
+"""utils/run/resume.py: from which state a run goes on, what must be the same, which best stays.
+
+`tests/entrypoints/test_resume.py` has whole runs; this file could not have that name, too.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import TINY_TRAIN, read_scalars, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import FrozenConfigDict
+
+from models.configs import get_config, patch_sizes
+from models.pretrained.profiles import GOOGLE
+from utils.config import parse_train_args, resolve_length, resolve_model
+from utils.data_utils import RunPaths, checkpoint_paths
+from utils.dist_util import experiment_of
+from utils.errors import InputError
+from utils.files import write_json
+from utils.flags import CHANGEABLE
+from utils.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.run.resume import Past, check_same_run, differences, open_past, settle_best
+from utils.run.snapshot import Snapshot, Snapshots, load_snapshot
+from utils.run.tensor_file import load_archive, save_archive
+from utils.training.progress import TrainingState
+
+NUM_SAMPLES = 200
+DATA = {
+    "dataset": {"name": "synthetic", "samples": NUM_SAMPLES, "checksum": "0" * 64},
+    "carving": {"fraction": 0.25, "seed": 42},
+    "selected_on": "val",
+    "tiny_train_subset": "none",
+    "tiny_infer_subset": {"name": "synthetic_tiny", "sha256": "1" * 64, "count": 4},
+}
+METRICS = {"accuracy": 0.5, "loss": 1.25, "step": 4, "split": "val", "checkpoint_id": "a" * 12}
+FLAT = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False)
+    | st.text("ab")
+    | st.lists(st.integers(0, 3), max_size=3),
+    max_size=6,
+)
+NESTED = st.dictionaries(st.text("xyz", min_size=1, max_size=3), FLAT, max_size=4)
+
+
+@pytest.fixture
+def paths(tmp_path) -> RunPaths:
+    return RunPaths(tmp_path, "run")
+
+
+def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> FrozenConfigDict:
+    """What `train.py` makes of its flags."""
+    argv = [
+        "--name",
+        paths.name,
+        "--output_dir",
+        str(paths.output_dir),
+        "--dataset",
+        "synthetic",
+        "--model_type",
+        "testing",
+        "--img_size",
+        "64",
+        "--num_steps",
+        "100",
+        *flags,
+    ]
+    config = resolve_length(parse_train_args(argv, patch_sizes()), NUM_SAMPLES, earlier)
+    return resolve_model(config, get_config("testing", 64).to_dict(), GOOGLE.normalization)
+
+
+def snapshot_of(config: FrozenConfigDict, step: int = 4, run_id: str = "mine") -> Snapshot:
+    training = TrainingState(step, step, {"": METRICS}, since_best=2, saved=step - 1)
+    return Snapshot(
+        run_id,
+        config.to_dict(),
+        experiment_of(config),
+        DATA,
+        {"step": step},
+        training.to_dict(),
+        {"model": {"w": torch.ones(2)}},
+        [],
+        {"settled": []},
+        [],
+    )
+
+
+@pytest.fixture
+def saved(paths) -> Snapshot:
+    """A run's state, as it is read from its file."""
+    Snapshots(paths, 1).save(snapshot_of(config_of(paths)))
+    return load_snapshot(paths.last)
+
+
+@pytest.fixture
+def check(paths, saved) -> Callable[..., dict]:
+    """Whether the run may go on with these flags, and what differs then."""
+
+    def call(*flags: str, data: dict = DATA) -> dict:
+        config = config_of(paths, "--resume", *flags, earlier=saved.config)
+        return check_same_run(config, data, saved)
+
+    return call
+
+
+class TestDifferences:
+    @settings(max_examples=50, deadline=None)
+    @given(values=NESTED)
+    def test_are_none_after_a_file(self, tmp_path_factory, values):
+        """Lists and tuples, and the order of keys, mean nothing."""
+        path = tmp_path_factory.getbasetemp() / "values.bin"
+        save_archive(path, values)
+        loaded = load_archive(path)
+        assert differences(values, loaded) == {}
+        turned = {
+            outer: {k: tuple(v) if isinstance(v, list) else v for k, v in reversed(inner.items())}
+            for outer, inner in reversed(values.items())
+        }
+        assert differences(turned, loaded) == differences(loaded, turned) == {}
+
+    @settings(max_examples=50, deadline=None)
+    @given(values=NESTED, data=st.data())
+    def test_are_exactly_what_was_changed(self, values, data):
+        keys = [(outer, inner) for outer in values for inner in values[outer]]
+        chosen = data.draw(st.sets(st.sampled_from(keys))) if keys else set()
+        now = copy.deepcopy(values)
+        for outer, inner in chosen:
+            now[outer][inner] = "another"
+        expected = {f"{o}.{i}": (values[o][i], "another") for o, i in chosen}
+        assert differences(values, now) == expected
+        assert differences(now, values) == {key: pair[::-1] for key, pair in expected.items()}
+
+    def test_of_what_is_only_in_one_are_none_there(self):
+        assert differences({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}) == {
+            "a": (1, None),
+            "b.c": (2, None),
+            "b.d": (None, 3),
+        }
+        assert differences({"a": None}, {}) == {}
+
+    def test_of_something_and_something_nested(self):
+        assert differences({"a": "none"}, {"a": {"name": "x"}}) == {
+            "a": ("none", None),
+            "a.name": (None, "x"),
+        }
+        assert differences({"a": {}}, {"a": {"b": 1}}) == {"a": ({}, None), "a.b": (None, 1)}
+
+    def test_are_in_the_order_of_the_first(self):
+        assert list(differences({"z": 1, "a": 1}, {"a": 2, "z": 2, "m": 2})) == ["z", "a", "m"]
+
+
+class TestSameRun:
+    def test_goes_on(self, check):
+        assert check() == {}
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--num_workers", "0"),
+            ("--log_every", "3"),
+            ("--save_every", "7"),
+            ("--keep", "4"),
+            ("--grad_checkpointing",),
+            ("--device", "cpu"),
+            ("--cache", "disk"),
+            ("--allow_change", "num_steps,learning_rate"),
+        ],
+    )
+    def test_goes_on_with_flags_that_change_no_result(self, check, flags):
+        assert check(*flags) == {}
+
+    def test_is_refused_with_the_list_of_what_differs(self, check):
+        message = (
+            r"^--resume: the run was started otherwise: (?=.*learning_rate 0\.03 -> 0\.1[,;])"
+            r"(?=.*seed 42 -> 7[,;])(?=.*optimizer sgd -> adamw[,;]).*; give its values, or start "
+            r"another run$"
+        )
+        with pytest.raises(InputError, match=message) as caught:
+            check("--learning_rate", "0.1", "--seed", "7", "--optimizer", "adamw")
+        assert "num_steps" not in str(caught.value)
+
+    def test_goes_on_with_what_may_change(self, check):
+        flags = ("--learning_rate", "0.1", "--max_grad_norm", "2", "--patience", "3")
+        changes = check(*flags, "--allow_change", "learning_rate,max_grad_norm,patience,augment")
+        assert changes == {
+            "learning_rate": (0.03, 0.1),
+            "max_grad_norm": (1.0, 2.0),
+            "patience": (None, 3),
+        }
+
+    def test_names_what_was_not_allowed_alone(self, check):
+        message = r"otherwise: weight_decay 0\.0 -> 0\.5; give .*--allow_change weight_decay$"
+        with pytest.raises(InputError, match=message):
+            check(
+                "--learning_rate", "0.1", "--weight_decay", "0.5", "--allow_change", "learning_rate"
+            )
+
+    @pytest.mark.parametrize("allowed", ["num_steps", "epochs"])
+    @pytest.mark.parametrize(
+        ("flags", "num_steps", "epochs"),
+        [(("--num_steps", "150"), 150, 12.0), (("--num_steps", "50"), 50, 4.0)],
+    )
+    def test_may_have_another_length(self, check, allowed, flags, num_steps, epochs):
+        assert check(*flags, "--allow_change", allowed) == {
+            "num_steps": (100, num_steps),
+            "epochs": (8.0, epochs),
+        }
+
+    def test_keeps_its_warm_up_when_it_gets_longer(self, check):
+        with pytest.raises(InputError, match=r"warmup_steps 10 -> 20; .*--allow_change warmup_ste"):
+            check("--num_steps", "200", "--warmup_steps", "20", "--allow_change", "num_steps")
+        changes = check("--num_steps", "200", "--allow_change", "num_steps")
+        assert changes.keys() == {"num_steps", "epochs"}
+
+    def test_of_another_length_is_refused_unless_it_may(self, check):
+        message = r"epochs 8\.0 -> 12\.0, num_steps 100 -> 150; .*--allow_change epochs,num_steps$"
+        with pytest.raises(InputError, match=message):
+            check("--num_steps", "150")
+
+    @pytest.mark.parametrize(("num_steps", "is_refused"), [(3, True), (4, False)])
+    def test_that_is_past_its_end_is_refused(self, check, num_steps, is_refused):
+        flags = ("--num_steps", str(num_steps), "--allow_change", "num_steps")
+        if not is_refused:
+            assert check(*flags)["num_steps"] == (100, num_steps)
+            return
+        with pytest.raises(InputError, match=r"has done 4 steps already, more than the 3 of"):
+            check(*flags)
+
+    def test_is_told_to_allow_only_what_can_be_allowed(self, check):
+        with pytest.raises(InputError, match=r"; give its values, or start another run$"):
+            check("--seed", "7", "--learning_rate", "0.1")
+        with pytest.raises(InputError, match="started otherwise") as caught:
+            check("--num_steps", "20", "--learning_rate", "0.1")
+        *_, named = str(caught.value).split()
+        assert set(named.split(",")) <= set(CHANGEABLE)
+
+
+class TestSameData:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"dataset": {**DATA["dataset"], "checksum": "2" * 64}}, r"dataset\.checksum 0+ -> 2+"),
+            ({"carving": None}, r"carving\.fraction 0\.25 -> None, carving\.seed 42 -> None"),
+            ({"carving": {"fraction": 0.25, "seed": 1}}, r"carving\.seed 42 -> 1"),
+            ({"tiny_train_subset": {"count": 4}}, r"tiny_train_subset none -> None, tiny_train_"),
+            (
+                {"tiny_infer_subset": {**DATA["tiny_infer_subset"], "sha256": "3" * 64}},
+                r"tiny_infer_subset\.sha256 1+ -> 3+",
+            ),
+        ],
+    )
+    def test_must_be_there_whatever_may_change(self, check, changes, said):
+        message = rf"^--resume: the data are not those of the run: {said}"
+        for flags in ((), ("--allow_change", ",".join(CHANGEABLE)), ("--seed", "7")):
+            with pytest.raises(InputError, match=message):
+                check(*flags, data={**DATA, **changes})
+
+
+class TestOpenPast:
+    @pytest.fixture
+    def open_from(self, paths, saved) -> Callable[..., Past]:
+        def call(*resume: str, name: str = "run") -> Past:
+            return open_past(config_of(RunPaths(paths.output_dir, name), "--resume", *resume))
+
+        return call
+
+    def write_stamp(self, paths: RunPaths, **facts: str) -> None:
+        write_json(paths.env_stamp, {"name": paths.name, **facts})
+
+    def test_takes_the_last_state(self, paths, open_from):
+        self.write_stamp(paths, run_id="mine", status="unfinished")
+        past = open_from()
+        assert past.logged_until == past.snapshot.position["step"] == 4
+        assert past.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
+        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
+
+    @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"run_id": "another"}'])
+    def test_takes_the_id_from_the_state(self, paths, open_from, content):
+        """Whatever became of the stamp, which is written again."""
+        if content is not None:
+            paths.env_stamp.write_bytes(content)
+        past = open_from()
+        assert past.stamp["run_id"] == "mine"
+        assert past.logged_until == 4
+
+    def test_goes_back_from_a_damaged_one(self, paths, open_from, caplog):
+        Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
+        paths.last.write_bytes(paths.last.read_bytes()[:-1])
+        with caplog.at_level("WARNING", logger="fine_vit"):
+            past = open_from()
+        assert past.logged_until == 4
+        assert f"going back to {paths.older(1)}, step 4" in caplog.text
+
+    def test_takes_an_older_state_of_the_same_run(self, paths, open_from):
+        Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
+        self.write_stamp(paths, run_id="mine", status="unfinished")
+        assert open_from().logged_until == 6
+        assert not open_from(str(paths.last)).is_chosen  # by its own name: it is the newest
+        past = open_from(str(paths.older(1)))
+        assert past.is_chosen
+        assert past.logged_until == 4
+        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
+
+    @pytest.mark.parametrize("there", [None, "finished"])
+    def test_of_another_run_starts_a_new_one(self, paths, open_from, there):
+        other = RunPaths(paths.output_dir, "other")
+        if there:
+            self.write_stamp(other, run_id="theirs", status=there)
+        past = open_from(str(paths.last), name="other")
+        assert (past.stamp, past.logged_until) == (None, None)
+        state = past.state()
+        assert (state.step, state.best, state.saved) == (4, {}, None)
+        assert past.snapshot.training["best"] == {"": METRICS}
+
+    def test_of_another_run_has_patience_of_its_own(self, paths, open_from):
+        """Else one that ran out of it would end before its first evaluation, with no best."""
+        state = open_from(str(paths.last), name="other").state()
+        assert (state.best, state.since_best) == ({}, 0)
+
+    def test_of_another_run_does_not_replace_an_unfinished_one(self, paths, open_from):
+        other = RunPaths(paths.output_dir, "other")
+        self.write_stamp(other, run_id="theirs", status="unfinished")
+        message = r"^--resume .*/run/.*last\.bin is of another run, and --name other is an unfinis"
+        with pytest.raises(InputError, match=message):
+            open_from(str(paths.last), name="other")
+
+    def test_refuses_what_is_no_state(self, paths, open_from):
+        keep_best(paths, METRICS)
+        with pytest.raises(InputError, match=r"ckpt\.bin is no state of a run"):
+            open_from(str(paths.checkpoint), name="other")
+
+
+def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
+    """Write a best checkpoint."""
+    checkpoint = Checkpoint(
+        model_type="testing",
+        model_config={"img_size": 32, "patch_size": 16, "pool": "token"},
+        dataset="synthetic",
+        classes=["rose", "lily"],
+        img_size=32,
+        preset="vit",
+        carving={},
+        normalization=GOOGLE.normalization,
+        step=metrics.get("step", 0),
+        metrics=metrics,
+        config_hash="0" * 64,
+        state_dict={"w": torch.ones(2)},
+    )
+    save_checkpoint(checkpoint_paths(paths, variant).checkpoint, checkpoint)
+
+
+class TestSettleBest:
+    """Of a state of step 6, the best evaluation before it being that of step 4."""
+
+    @pytest.fixture
+    def settle(self, paths, caplog) -> Callable[..., tuple[dict, list[str]]]:
+        """What is best after settling, and what is said."""
+
+        def call(is_changed: bool = False, **best: dict) -> tuple[dict, list[str]]:
+            named = {"" if variant == "raw" else variant: dict(of) for variant, of in best.items()}
+            state = TrainingState(step=6, evaluated=6, best=named, since_best=5)
+            caplog.clear()
+            with caplog.at_level("WARNING", logger="fine_vit"):
+                settle_best(state, paths, is_changed)
+            # What is evaluated anew has patience anew.
+            is_lost = len(state.best) < len(best)
+            assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))
+            return state.best, [r.getMessage() for r in caplog.records]
+
+        return call
+
+    @pytest.mark.parametrize("is_changed", [False, True])
+    def test_keeps_the_one_that_is_there(self, paths, settle, is_changed):
+        keep_best(paths, METRICS)
+        assert settle(is_changed, raw=METRICS) == ({"": METRICS}, [])
+
+    def test_keeps_it_for_a_later_one_of_the_same_flags(self, paths, settle):
+        """Killed after a better evaluation and before its state: it will come again."""
+        keep_best(paths, {**METRICS, "step": 8, "accuracy": 0.75})
+        assert settle(raw=METRICS) == ({"": METRICS}, [])
+
+    @pytest.mark.parametrize(
+        ("there", "is_changed"),
+        [
+            ({"step": 8, "accuracy": 0.75}, True),
+            ({"step": 2}, False),
+            ({"step": 6}, False),
+            ({"accuracy": 0.75}, False),
+            ({"checkpoint_id": "b" * 12}, False),
+        ],
+    )
+    def test_forgets_it_for_another_one(self, paths, settle, there, is_changed):
+        keep_best(paths, {**METRICS, **there})
+        step = {**METRICS, **there}["step"]
+        best, lines = settle(is_changed, raw=METRICS)
+        assert best == {}
+        assert lines == [
+            f"warning: {paths.checkpoint} is of step {step}, not of step 4; the best checkpoint "
+            "starts anew"
+        ]
+
+    def test_forgets_one_that_is_missing_or_damaged(self, paths, settle):
+        best, (line,) = settle(raw=METRICS)
+        assert best == {}
+        assert line.startswith(f"warning: checkpoint {paths.checkpoint} cannot be read (No such")
+        assert line.endswith("; the best checkpoint starts anew")
+        keep_best(paths, METRICS)
+        paths.checkpoint.write_bytes(paths.checkpoint.read_bytes()[:-3])
+        best, (line,) = settle(raw=METRICS)
+        assert best == {}
+        assert "ckpt.bin is truncated, damaged" in line
+
+    def test_has_nothing_to_forget_before_the_first(self, paths, settle):
+        assert settle() == ({}, [])
+        keep_best(paths, METRICS)
+        assert settle() == ({}, [])
+
+    @pytest.mark.parametrize(("lost", "stays"), [("", "ema"), ("ema", "")])
+    def test_is_about_each_variant_by_itself(self, paths, settle, lost, stays):
+        averaged = {**METRICS, "accuracy": 0.625}
+        keep_best(paths, METRICS)
+        keep_best(paths, averaged, "ema")
+        both = {"": METRICS, "ema": averaged}
+        assert settle(raw=METRICS, ema=averaged) == (both, [])
+        checkpoint_paths(paths, lost).checkpoint.unlink()
+        best, (line,) = settle(raw=METRICS, ema=averaged)
+        assert best == {stays: both[stays]}
+        assert checkpoint_paths(paths, lost).checkpoint.name in line
+
+
+class TestNothingLeftToDo:
+    """A state after the last evaluation, whose best checkpoint is not with it."""
+
+    FLAGS = (
+        f"--dataset synthetic {TINY_TRAIN} --tiny_train_subset synthetic_tiny "
+        "--tiny_infer_subset synthetic_tiny"
+    )
+
+    def test_as_a_run_of_another_name(self, finished_run, drawn, tmp_path):
+        code = train(
+            f"--name other {self.FLAGS}",
+            "--data_root",
+            drawn,
+            "--output_dir",
+            tmp_path,
+            "--resume",
+            finished_run.last,
+        )
+        assert code == 0
+        other = RunPaths(tmp_path, "other")
+        assert other.metrics.read_bytes() == finished_run.metrics.read_bytes()
+
+    def test_because_it_was_lost(self, finished_run, drawn, tmp_path):
+        shutil.copytree(finished_run.output_dir, tmp_path / "output")
+        paths = RunPaths(tmp_path / "output", finished_run.name)
+        paths.checkpoint.unlink()
+        code = train(
+            f"--name run {self.FLAGS} --resume",
+            "--data_root",
+            drawn,
+            "--output_dir",
+            paths.output_dir,
+        )
+        assert code == 0
+        assert paths.metrics.read_bytes() == finished_run.metrics.read_bytes()
+        weights = load_checkpoint(paths.checkpoint).state_dict
+        for name, expected in load_checkpoint(finished_run.checkpoint).state_dict.items():
+            assert torch.equal(weights[name], expected), name
+        assert read_scalars(paths.tensorboard) == read_scalars(finished_run.tensorboard)

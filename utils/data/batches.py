@@ -1,0 +1,142 @@
+"""Decide which samples are in which batch of which process, and what a batch holds.
+
+Shapes: B batch, S image side in pixels, C classes.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from utils.data.splits import Split
+from utils.data_utils import derive_seed
+
+
+class Batch(NamedTuple):
+    """What a loader yields, B samples of it."""
+
+    images: Tensor  # (B, 3, S, S) uint8, channels last in memory
+    labels: Tensor  # (B,) int64; of mixed images the class with the larger share
+    positions: Tensor  # (B,) int64, in the split
+    sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
+    targets: Tensor | None = None  # (B, C) float32 shares of the classes, where images are mixed
+    bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
+
+
+class Part(NamedTuple):
+    """A batch, and which of its samples one process has."""
+
+    samples: list[tuple[int, int]]  # (epoch, position) of all
+    begin: int
+    end: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the process has all samples of the batch."""
+        return self.end - self.begin == len(self.samples)
+
+
+def sample_order(num_samples: int, seed: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield (epoch, position) of the run's samples from `start` up to `end`, shuffled by epoch.
+
+    A batch may span two epochs: so every sample is seen equally often, every batch has the same
+    size, and a split smaller than a batch still fills it.
+
+    Args:
+        num_samples: number of samples of the split.
+        seed: random seed of the run.
+        start: first sample, counted from the beginning of the run.
+        end: sample after the last.
+    """
+    for epoch in range(start // num_samples, -(-end // num_samples)):
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "order"))
+        order = torch.randperm(num_samples, generator=generator)
+        begin = epoch * num_samples
+        for position in order[max(0, start - begin) : end - begin].tolist():
+            yield epoch, position
+
+
+def ids_of_step(split: Split, seed: int, step_size: int, step: int) -> list[str]:
+    """Return the ids of the samples of an optimizer step, counted from 1."""
+    order = sample_order(len(split), seed, (step - 1) * step_size, step * step_size)
+    return [str(split.ids[position]) for _, position in order]
+
+
+class TrainBatches:
+    """Yield a process's part of each micro-batch: equal parts, in the order of the ranks."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        stretch: range,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Describe the batches.
+
+        Args:
+            num_samples: number of samples of the split.
+            seed: random seed of the run.
+            stretch: samples still to be seen, counted from the beginning of the run.
+            batch_size: samples of a micro-batch in all processes; a multiple of `world_size`.
+            rank: rank of this process.
+            world_size: number of processes.
+        """
+        self.num_samples = num_samples
+        self.seed = seed
+        self.stretch = stretch
+        self.batch_size = batch_size
+        share = batch_size // world_size
+        self.begin, self.end = rank * share, (rank + 1) * share
+
+    def __len__(self) -> int:
+        return len(self.stretch) // self.batch_size
+
+    def __iter__(self) -> Iterator[Part]:
+        order = sample_order(self.num_samples, self.seed, self.stretch.start, self.stretch.stop)
+        while batch := list(itertools.islice(order, self.batch_size)):
+            yield Part(batch, self.begin, self.end)
+
+
+class EvalBatches:
+    """Yield every position once, in whole batches in split order, dealt out to the ranks in turn.
+
+    A batch has the same members whatever the number of processes, and so the same logits.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.firsts = range(rank * batch_size, num_samples, world_size * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __iter__(self) -> Iterator[Part]:
+        for first in self.firsts:
+            end = min(first + self.batch_size, self.num_samples)
+            yield Part([(0, position) for position in range(first, end)], 0, end - first)
+
+
+class Normalizer:
+    """uint8 images to float32 model input on the device: the one place that does it."""
+
+    def __init__(self, normalization: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        self.device = device
+        mean, std = (torch.tensor(normalization[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.scale = (1 / (255 * std)).to(device)
+        self.shift = (-mean / std).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 on the CPU to the same shape, float32, contiguous, on the device."""
+        # non_blocking can corrupt data on MPS (pytorch #189690) and pays only from pinned memory.
+        # Batches come channels last; contiguous before MPS sees them (mistakes with other layouts).
+        images = images.contiguous().to(self.device, non_blocking=self.device.type == "cuda")
+        return images.float() * self.scale + self.shift

@@ -1,0 +1,300 @@
+"""List the datasets by name, with their readers and the splits that they offer.
+
+No torch here. To add a dataset, write a reader in `utils/data/readers/` and add an entry to
+`SPECS`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.data.readers import (
+    aircraft,
+    cars,
+    cifar,
+    csv_list,
+    cub,
+    dogs,
+    flowers,
+    folder,
+    food101,
+    inat,
+    nabirds,
+    pet,
+    synthetic,
+)
+from utils.data.readers.listing import Listing
+from utils.data.splits import DEFAULT_VAL_FRACTION, Carving
+from utils.errors import InputError
+
+TRAIN_TEST = ("train", "test")
+
+
+@contextmanager
+def _os_errors_are_input_errors() -> Iterator[None]:
+    """A folder that may not be entered, or a path that the system does not take, is bad input.
+
+    macOS keeps programs out of Documents and external disks until the user lets them in.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--data_root: {error.filename} cannot be read ({error.strerror})"
+        ) from error
+
+
+@_os_errors_are_input_errors()
+def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
+    """`data_root` or the folder in it that has the dataset's entries.
+
+    Archives are often unpacked into a folder of the name that they bring along themselves, so that
+    a parent of all datasets has it two levels down.
+    """
+    if not data_root.exists():
+        hint = ""
+        if data_root.parent == Path("/") and data_root.name in spec.folders:
+            # `DATA_ROOT=/x cmd "$DATA_ROOT"/flower102` expands the variable before it is set.
+            hint = "; DATA_ROOT was empty when the shell read it: `export DATA_ROOT=...` first"
+        raise InputError(f"--data_root {data_root} does not exist{hint}")
+    if not data_root.is_dir():
+        raise InputError(f"--data_root {data_root} is a file, not the folder of {spec.name}")
+    below = [data_root / folder for folder in spec.folders]
+    nested = [outer / folder for outer in below for folder in spec.folders]
+    candidates = (data_root, *below, *nested)
+    missing = {
+        root: [
+            entry
+            for entry in spec.entries
+            if not any((root / name).exists() for name in entry.split("|"))
+        ]
+        for root in candidates
+    }
+    best = min(candidates, key=lambda root: len(missing[root]))
+    if not missing[best]:
+        return best
+    remedy = f"; {spec.remedy}" if spec.remedy else ""
+    if len(missing[best]) < len(spec.entries):
+        raise InputError(f"{best} lacks {_listed(missing[best])} of {spec.name}{remedy}")
+    raise InputError(
+        f"--data_root {data_root} holds no {_listed(spec.entries)}, nor does a "
+        f"{'/ or '.join(spec.folders)}/ in it{remedy}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = (name.replace("|", " or ") for name in names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What the pipeline has to know of a dataset."""
+
+    name: str
+    read: Callable[[Path, str], Listing]  # of (root, official split)
+    # The official splits; a function of the root where the user's own data decide.
+    splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]]
+    aliases: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()  # names under which the data lies in a parent of all datasets
+    entries: tuple[str, ...] = ()  # what its root must hold; of `a|b` either
+    remedy: str = ""  # what to do where they are missing
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a split may not be there
+    find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries
+    prepare: Callable[[Path], None] | None = None  # makes images where they are not there yet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and aliases."""
+        return (self.name, *self.aliases)
+
+    def refuse_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
+        """Refuse a split that is not `offered`.
+
+        Raises:
+            InputError: says which are, and what the split lacks.
+        """
+        if split in offered:
+            return
+        asked = f"--{flag} {split}: " if flag else ""
+        reason = f"; {self.absent[split]}" if split in self.absent else ""
+        raise InputError(
+            f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}{reason}"
+        )
+
+    @_os_errors_are_input_errors()
+    def official_splits(self, root: Path) -> tuple[str, ...]:
+        """The splits that the data itself has."""
+        return self.splits(root) if callable(self.splits) else self.splits
+
+
+@_os_errors_are_input_errors()
+def _existing(spec: DatasetSpec, data_root: Path) -> Path:
+    if not data_root.exists():
+        raise InputError(f"--data_root {data_root} does not exist")
+    return data_root
+
+
+@_os_errors_are_input_errors()
+def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
+    synthetic.is_drawn(data_root)  # refuses a folder with something else in it
+    return data_root
+
+
+SPECS = (
+    DatasetSpec(
+        name="flower102",
+        aliases=("flowers-102", "flowers102"),
+        folders=("flowers-102", "flowers102", "flower102"),
+        entries=flowers.ENTRIES,
+        splits=flowers.SPLITS,
+        read=flowers.read,
+        remedy="scripts/get_flowers.py fetches them",
+    ),
+    DatasetSpec(
+        name="CUB_200_2011",
+        aliases=("cub", "cub200"),
+        folders=("CUB_200_2011", "cub_200_2011"),
+        entries=cub.ENTRIES,
+        splits=TRAIN_TEST,
+        read=cub.read,
+    ),
+    DatasetSpec(
+        name="car",
+        aliases=("cars", "stanford_cars"),
+        folders=("car", "cars", "stanford_cars"),
+        entries=cars.ENTRIES,
+        splits=cars.splits,
+        read=cars.read,
+        absent=cars.ABSENT,
+    ),
+    DatasetSpec(
+        name="dog",
+        aliases=("dogs", "stanford_dogs"),
+        folders=("dog", "dogs", "stanford_dogs"),
+        entries=dogs.ENTRIES,
+        splits=TRAIN_TEST,
+        read=dogs.read,
+    ),
+    DatasetSpec(
+        name="nabirds",
+        folders=("nabirds",),
+        entries=nabirds.ENTRIES,
+        splits=TRAIN_TEST,
+        read=nabirds.read,
+    ),
+    DatasetSpec(
+        name="INat2017",
+        aliases=("inat2017", "inat"),
+        folders=("INat2017", "inat2017"),
+        entries=inat.ENTRIES,
+        splits=("train", "val"),
+        read=inat.read,
+    ),
+    DatasetSpec(
+        name="pet",
+        aliases=("pets", "oxford-iiit-pet"),
+        folders=("oxford-iiit-pet", "pet", "pets"),
+        entries=pet.ENTRIES,
+        splits=TRAIN_TEST,
+        read=pet.read,
+    ),
+    DatasetSpec(
+        name="aircraft",
+        aliases=("fgvc-aircraft",),
+        folders=("fgvc-aircraft-2013b", "fgvc-aircraft", "aircraft"),
+        entries=aircraft.ENTRIES,
+        splits=("train", "val", "trainval", "test"),
+        read=aircraft.read,
+    ),
+    DatasetSpec(
+        name="food101",
+        aliases=("food-101",),
+        folders=("food-101", "food101"),
+        entries=food101.ENTRIES,
+        splits=TRAIN_TEST,
+        read=food101.read,
+    ),
+    DatasetSpec(
+        name="cifar10",
+        folders=("cifar-10-batches-py",),
+        entries=cifar.ENTRIES10,
+        splits=TRAIN_TEST,
+        read=cifar.read10,
+        prepare=cifar.prepare10,
+    ),
+    DatasetSpec(
+        name="cifar100",
+        folders=("cifar-100-python",),
+        entries=cifar.ENTRIES100,
+        splits=TRAIN_TEST,
+        read=cifar.read100,
+        prepare=cifar.prepare100,
+    ),
+    DatasetSpec(
+        name="folder",
+        splits=folder.splits,
+        read=folder.read,
+        find_root=lambda spec, data_root: folder.find(_existing(spec, data_root)),
+    ),
+    DatasetSpec(
+        name="csv",
+        splits=csv_list.splits,
+        read=csv_list.read,
+        find_root=lambda spec, data_root: csv_list.find(_existing(spec, data_root)),
+    ),
+    DatasetSpec(
+        name="synthetic",
+        splits=flowers.SPLITS,
+        read=synthetic.read,
+        find_root=_find_synthetic,
+        prepare=synthetic.draw,
+    ),
+)
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Every name and alias that `--dataset` takes."""
+    return tuple(name for spec in SPECS for name in spec.names)
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """The spec of a dataset by name or alias.
+
+    Raises:
+        InputError: there is no such dataset.
+    """
+    for spec in SPECS:
+        if name in spec.names:
+            return spec
+    raise InputError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
+
+
+def settle_carving(
+    spec: DatasetSpec, root: Path, fraction: float | None, seed: int
+) -> Carving | None:
+    """How a run carves its val split, or None where it does not.
+
+    Args:
+        spec: of the dataset.
+        root: from `spec.find_root`.
+        fraction: asked for, or None: then only data in a single heap is carved.
+        seed: of the carving.
+
+    Raises:
+        InputError: a fraction was asked for, but the dataset has a val split of its own.
+    """
+    official = spec.official_splits(root)
+    if fraction is None and official == ("train",):
+        fraction = DEFAULT_VAL_FRACTION
+    if fraction is None:
+        return None
+    if "val" in official:
+        raise InputError(f"--val_fraction: {spec.name} has a val split of its own")
+    return Carving(fraction, seed)
+
+
+def offered_splits(spec: DatasetSpec, root: Path, carving: Carving | None) -> tuple[str, ...]:
+    """The splits that a run can use: the official ones and a carved val."""
+    return (*spec.official_splits(root), *(("val",) if carving is not None else ()))

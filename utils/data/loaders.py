@@ -1,0 +1,259 @@
+"""Build the datasets and loaders that feed training and evaluation.
+
+Shapes: B batch, S image side in pixels, C classes.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from ml_collections import FrozenConfigDict
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils.data.batches import Batch, EvalBatches, Part, TrainBatches
+from utils.data.cache import open_cache
+from utils.data.presets import PRESETS, Augmentation
+from utils.data.resized_images import FileImages, ResizedImages
+from utils.data.splits import Split
+from utils.data.transforms import EvalView, Mixing, TrainView
+from utils.data_utils import derive_seed, seed_worker
+from utils.errors import RunError
+from utils.processes import rank, world_size
+
+View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
+
+
+class ImageDataset(Dataset):
+    """Serve the images of a split in batches, addressed by (epoch, position).
+
+    The random numbers of a sample depend on the seed, the epoch and the sample's id alone; those
+    that mix a batch, on the seed, the epoch and the batch. The epoch comes with the index, since a
+    persistent worker holds a copy of this object and never sees what the main process changes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        images: ResizedImages,
+        view: View,
+        img_size: int,
+        seed: int,
+        mixing: Mixing | None = None,
+        leaves_out_bad: bool = False,
+    ) -> None:
+        """Describe the samples.
+
+        Args:
+            split: the samples.
+            images: images of the same samples.
+            view: function of an image; may draw from torch's CPU generator.
+            img_size: S, pixels.
+            seed: random seed of the run.
+            mixing: function that mixes a batch; None: no mixing.
+            leaves_out_bad: whether an image that cannot be decoded makes its batch smaller instead
+                of raising.
+        """
+        self.split = split
+        self.images = images
+        self.view = view
+        self.img_size = img_size
+        self.seed = seed
+        self.mixing = mixing
+        self.leaves_out_bad = leaves_out_bad
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, part: Part) -> Batch:
+        """Load this process's part of a batch.
+
+        Raises:
+            RunError: an image cannot be decoded.
+        """
+        # Views draw from torch's CPU generator. Its state is restored, so that loading in this
+        # process (no workers) changes it as little as loading in another. torch.manual_seed would
+        # seed the MPS generator too.
+        state = torch.default_generator.get_state()
+        # One thread, as in a worker: some augmentations take the mean of an image, whose last bit
+        # depends on how many threads add it up.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            own = self._batch(part.samples[part.begin : part.end])
+            return self._mixed(own, part) if self.mixing and len(own.labels) else own
+        finally:
+            torch.set_num_threads(num_threads)
+            torch.default_generator.set_state(state)
+
+    def _batch(self, indices: list[tuple[int, int]]) -> Batch:
+        shape = (len(indices), 3, self.img_size, self.img_size)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        positions, sizes, bad = [], [], []
+        for epoch, position in indices:
+            sample_id = str(self.split.ids[position])
+            try:
+                resized = self.images.load(position)
+            except RunError as error:
+                if not self.leaves_out_bad:
+                    raise
+                bad.append((sample_id, str(error)))
+                continue
+            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
+            images[len(positions)] = self.view(resized.image)
+            positions.append(position)
+            sizes.append(resized.original_size)
+        return Batch(
+            images[: len(positions)],
+            torch.from_numpy(self.split.labels[positions]),
+            torch.tensor(positions, dtype=torch.int64),
+            torch.tensor(sizes, dtype=torch.int64).view(-1, 2),
+            bad=tuple(bad),
+        )
+
+    def _mixed(self, batch: Batch, part: Part) -> Batch:
+        """Mix a part as the whole batch is mixed: each image with the one before it."""
+        images, labels = batch.images, batch.labels
+        before = None if part.is_whole else self._before(part)
+        if before is not None:
+            images = torch.cat([before.images, images])
+            labels = torch.cat([before.labels, labels])
+        epoch, position = part.samples[0]
+        seed = derive_seed(self.seed, epoch, "mix", str(self.split.ids[position]))
+        torch.default_generator.manual_seed(seed)
+        images, targets = self.mixing(images, labels)
+        own = slice(0 if before is None else 1, None)
+        images = images[own].contiguous(memory_format=torch.channels_last)
+        targets = targets[own]
+        return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
+
+    def _before(self, part: Part) -> Batch | None:
+        """Load the sample that is mixed into the part's first; None if all others are bad."""
+        others = [*part.samples[part.end :], *part.samples[: part.begin]]
+        for sample in reversed(others):
+            before = self._batch([sample])
+            if len(before.labels):
+                return before
+        return None
+
+
+# --- Loaders --------------------------------------------------------------------------------------
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Return the batch: the dataset hands out whole batches, nothing is to be collated."""
+    return batch
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batches: Iterable[Part],
+    num_workers: int,
+    device: torch.device,
+    start_method: str | None = None,
+) -> DataLoader:
+    """Build a loader of `batches`, in their order.
+
+    Args:
+        dataset: the samples.
+        batches: parts of batches for this process.
+        num_workers: number of loader processes; changes no batch.
+        device: device of the model.
+        start_method: how processes start, `fork` or `spawn`; None: the system's own way.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        collate_fn=_as_it_is,
+        # Without its own, each pass over the loader would draw from the global generator.
+        generator=torch.Generator().manual_seed(dataset.seed),
+        worker_init_fn=seed_worker,
+        pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
+        multiprocessing_context=start_method if num_workers else None,
+    )
+
+
+def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedImages:
+    """Open the resized images of `split`, from their files or from a cache that is built if absent.
+
+    Args:
+        config: config of the run.
+        split: the samples.
+        phase: `train` or `eval`.
+
+    Raises:
+        RunError: a cache must be built, and an image is bad or there is no room.
+    """
+    preset = PRESETS[config.preset]
+    size_of = preset.train_size if phase == "train" else preset.eval_size
+    files = FileImages(split, functools.partial(size_of, config.img_size))
+    may_be_bad = phase == "train" and config.skip_bad_images > 0
+    if config.cache == "disk":
+        side = preset.train_side if phase == "train" else preset.eval_side
+        geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
+        return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+    return files
+
+
+def augmentation_of(config: FrozenConfigDict) -> Augmentation:
+    """Return what a run's flags do to images of training besides resizing, cropping, flipping."""
+    return Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
+
+
+def train_loader(
+    config: FrozenConfigDict,
+    split: Split,
+    micro_batches: int,
+    device: torch.device,
+    start_step: int = 0,
+) -> DataLoader:
+    """Build a loader of this process's part of the micro-batches of a run, in shuffled order.
+
+    Args:
+        config: config of the run.
+        split: samples of training.
+        micro_batches: number of micro-batches of an optimizer step.
+        device: device of the model.
+        start_step: number of optimizer steps already done.
+
+    Raises:
+        RunError: as `open_images`.
+    """
+    augmentation = augmentation_of(config)
+    dataset = ImageDataset(
+        split,
+        open_images(config, split, "train"),
+        TrainView(PRESETS[config.preset], config.img_size, augmentation),
+        config.img_size,
+        config.seed,
+        Mixing(augmentation, len(split.classes)),
+        leaves_out_bad=config.skip_bad_images > 0,
+    )
+    step_size = config.train_batch_size
+    batches = TrainBatches(
+        len(split),
+        config.seed,
+        range(start_step * step_size, config.num_steps * step_size),
+        step_size // micro_batches,
+        rank(),
+        world_size(),
+    )
+    return make_loader(dataset, batches, config.num_workers, device)
+
+
+def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
+    """Build a loader of whole batches in split order, of which each process gets some.
+
+    Every sample is in one batch; the last may be smaller.
+
+    Raises:
+        RunError: as `open_images`.
+    """
+    view = EvalView(PRESETS[config.preset], config.img_size)
+    images = open_images(config, split, "eval")
+    dataset = ImageDataset(split, images, view, config.img_size, seed=0)
+    batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
+    return make_loader(dataset, batches, config.num_workers, device)

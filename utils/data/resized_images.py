@@ -1,0 +1,124 @@
+"""Load the resized images of a split, decoded from their files or mapped from a cache on disk.
+
+Both ways give the same bytes. `utils/data/cache.py` builds the caches.
+"""
+
+import errno
+import mmap
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.data.decode import decode
+from utils.data.image_files import refuse_bomb
+from utils.data.presets import Size
+from utils.data.splits import Split
+from utils.data.transforms import resize
+from utils.errors import RunError
+
+SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
+
+
+class ResizedImage(NamedTuple):
+    """One image on its way to the model."""
+
+    image: Tensor  # (3, H, W) uint8, channels last in memory
+    original_size: tuple[int, int]  # width and height, pixels
+
+
+class ResizedImages(Protocol):
+    """The resized images of a split."""
+
+    def load(self, position: int) -> ResizedImage:
+        """Load the image of the sample at `position`.
+
+        Raises:
+            RunError: the image cannot be decoded.
+        """
+        ...
+
+
+class FileImages:
+    """Decode and resize an image whenever it is asked for."""
+
+    def __init__(self, split: Split, size_of: SizeOf) -> None:
+        self.split = split
+        self.size_of = size_of
+
+    def load(self, position: int) -> ResizedImage:
+        """Decode and resize the image at `position`.
+
+        Raises:
+            RunError: the image cannot be decoded, or is too large before or after the resize.
+        """
+        path = self.split.path_of(position)
+        image = decode(path)
+        original = Size(*image.shape[1:])
+        size = self.size_of(original)
+        refuse_bomb(path, size.width, size.height)  # a line one pixel high grows without bound
+        return ResizedImage(resize(image, size), (original.width, original.height))
+
+
+class Index(NamedTuple):
+    """Where each of N images lies in the pixel file of a cache."""
+
+    offsets: np.ndarray  # (N + 1,) int64, bytes
+    sizes: np.ndarray  # (N, 2) int64, height and width of the resized images
+    originals: np.ndarray  # (N, 2) int64, width and height of the original images
+    bad: dict[int, str]  # position to what is wrong with the image
+
+    @classmethod
+    def of(cls, sizes: np.ndarray, originals: np.ndarray, bad: dict[int, str]) -> "Index":
+        """Build the index of images that lie one after another."""
+        ends = np.cumsum(sizes.prod(axis=1) * 3)
+        return cls(np.concatenate([[0], ends]), sizes, originals, bad)
+
+
+class CachedImages:
+    """Read resized images from a cache's pixel file, which each process maps into memory."""
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path = path
+        self.index = index
+        self._identity: tuple[int, ...] | None = None
+        # Mapped now, the file stays readable here and in forked workers even if it is deleted.
+        self._mapped: Tensor | None = self._map()
+
+    def _map(self) -> Tensor:
+        with self.path.open("rb") as file, warnings.catch_warnings():
+            stat = os.fstat(file.fileno())
+            identity = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if self._identity not in (None, identity):
+                raise OSError(errno.ESTALE, "built again while it was in use", str(self.path))
+            self._identity = identity
+            # Not torch.from_file: it maps for writing, which Linux grants only up to the size of
+            # the memory. torch warns of memory that is read-only.
+            warnings.simplefilter("ignore")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return torch.frombuffer(mapped, dtype=torch.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}
+
+    def load(self, position: int) -> ResizedImage:
+        """Return the image at `position` as a read-only view of the file.
+
+        Raises:
+            RunError: the image could not be decoded when the cache was built.
+            OSError: this is a spawned worker, and the file was deleted or built again before the
+                worker started.
+        """
+        if position in self.index.bad:
+            raise RunError(self.index.bad[position])
+        if self._mapped is None:  # not in __setstate__: a failure there is a worker's traceback
+            self._mapped = self._map()
+        begin, end = self.index.offsets[position : position + 2].tolist()
+        height, width = self.index.sizes[position].tolist()
+        image = self._mapped[begin:end].view(height, width, 3).permute(2, 0, 1)
+        return ResizedImage(image, tuple(self.index.originals[position].tolist()))

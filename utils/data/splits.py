@@ -1,0 +1,132 @@
+"""A split of a dataset: its samples, its identity, and how a val split is carved from train.
+
+No torch here.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import canonical_json
+
+# Of a dataset that is one heap of images: a run needs something to evaluate on.
+DEFAULT_VAL_FRACTION = 0.2
+
+PAIRS_AT_ONCE = 4096  # of a checksum: one by one takes eight times as long
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one split in their official order, S of them."""
+
+    dataset: str
+    name: str
+    root: Path
+    classes: tuple[str, ...]  # of the whole dataset, in index order
+    ids: np.ndarray  # (S,) text, stable names of the samples
+    paths: np.ndarray  # (S,) text, relative to `root`, with forward slashes
+    labels: np.ndarray  # (S,) int64, from 0
+    # For each class the names above it in the dataset's hierarchy, nearest first; empty: none.
+    parents: tuple[tuple[str, ...], ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path_of(self, position: int) -> str:
+        """Where the image of the sample at `position` lies."""
+        return f"{self.root}/{self.paths[position]}"
+
+    def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
+        """The samples at `positions`, in split order whatever the order of `positions`."""
+        keep = np.sort(np.asarray(positions, dtype=np.int64))
+        return replace(self, ids=self.ids[keep], paths=self.paths[keep], labels=self.labels[keep])
+
+    def checksum(self) -> str:
+        """The SHA-256 over ids and labels, as of the canonical JSON of the list of pairs."""
+        digest = hashlib.sha256(b"[")
+        for start in range(0, len(self), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            pairs = [*zip(self.ids[part].tolist(), self.labels[part].tolist(), strict=True)]
+            comma = "," if start else ""
+            digest.update(f"{comma}{canonical_json(pairs)[1:-1]}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Name, split, sample count and the checksum of ids and labels, for the env stamp."""
+        return {
+            "name": self.dataset,
+            "split": self.name,
+            "samples": len(self),
+            "checksum": self.checksum(),
+        }
+
+
+def check_same_classes(split: Split, other: Split) -> None:
+    """Refuse two splits of a dataset whose lists name other classes: labels would not match.
+
+    Raises:
+        InputError: names the first class that differs.
+    """
+    if split.classes == other.classes:
+        return
+    pairs = itertools.zip_longest(split.classes, other.classes, fillvalue="none")
+    index, (name, other_name) = next(
+        (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
+    )
+    raise InputError(
+        f"{split.root}: {split.name} and {other.name} list other classes: class {index} is {name} "
+        f"in {split.name} and {other_name} in {other.name}"
+    )
+
+
+def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:
+    """For each id a key to sort by: a random order that is the same on every machine."""
+    return [hashlib.sha256(f"{seed}:{sample_id}".encode()).digest() for sample_id in ids]
+
+
+class Carving(NamedTuple):
+    """How a val split is cut out of train where a dataset has none."""
+
+    fraction: float  # of the train samples, above 0 and below 1
+    seed: int
+
+
+def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
+    """Cut `split` in two: what stays train, and a stratified val split.
+
+    Each class gives its share, rounded so that the sum is `fraction` of all samples (the largest
+    remainders are rounded up), and keeps at least one sample for training. Which ones: by the hash
+    of seed and id, so the same on every machine.
+
+    Raises:
+        InputError: no sample, or every one, would be carved.
+    """
+    keys = stable_keys(split.ids, carving.seed)
+    order = np.array(sorted(range(len(split)), key=keys.__getitem__), dtype=np.int64)
+    counts = np.bincount(split.labels, minlength=len(split.classes))
+    shares = counts * carving.fraction
+    quotas = np.minimum(np.floor(shares).astype(np.int64), np.maximum(counts - 1, 0))
+    missing = round(len(split) * carving.fraction) - int(quotas.sum())
+    for label in np.argsort(np.floor(shares) - shares, kind="stable"):
+        if missing <= 0:
+            break
+        if quotas[label] < counts[label] - 1 and shares[label] > quotas[label]:
+            quotas[label] += 1
+            missing -= 1
+    by_class = order[np.argsort(split.labels[order], kind="stable")]
+    rank = np.arange(len(split)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_val = rank < np.repeat(quotas, counts)
+    if not is_val.any():
+        raise InputError(
+            f"--val_fraction {carving.fraction} of {len(split)} samples of {split.dataset} in "
+            f"{int((counts > 0).sum())} classes carves none; give more"
+        )
+    train, val = split.select(by_class[~is_val]), split.select(by_class[is_val])
+    return replace(train, name="train"), replace(val, name="val")

@@ -1,0 +1,177 @@
+"""End every entrypoint the same way: exit codes, the one error line, SIGTERM."""
+
+import functools
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ml_collections import FrozenConfigDict
+
+from utils.console import _log_to_stdout, drop
+from utils.errors import (
+    Alone,
+    InputError,
+    RunError,
+    Terminated,
+    failure_behind,
+    is_lost_loader,
+    is_lost_process,
+    is_out_of_memory,
+    lost_process,
+    one_line,
+)
+from utils.processes import is_main
+
+
+def less_memory(config: FrozenConfigDict) -> str:
+    """Which flags lower the memory that a run takes."""
+    remedies = []
+    if "train_batch_size" in config:
+        micro_batches = config.gradient_accumulation_steps
+        at_a_time = config.train_batch_size // micro_batches
+        if at_a_time > 1:
+            remedies.append(
+                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
+                "time)"
+            )
+        if not config.grad_checkpointing:
+            remedies.append("--grad_checkpointing")
+        remedies.append("a smaller --img_size")
+    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
+    return f"less is needed with {'; '.join(remedies)}"
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[Callable[[], None]]:
+    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
+
+    What it yields has SIGTERM ignored until the block ends: why a run ends is to be said.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals are the main thread's affair
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Let no OSError of a background thread print a traceback.
+
+    TensorBoard writes in one. It keeps its error, and raises it again at the next call.
+    """
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _ending(failure: BaseException) -> tuple[int, str]:
+    """The exit code of a failure or signal, and what to say of it."""
+    match failure:
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case Terminated():
+            return 143, "terminated"
+        case InputError():
+            return 2, one_line(failure)
+    return 1, one_line(failure)
+
+
+def _say(line: str) -> None:
+    """Write to stderr, if it can be written."""
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
+
+
+def _let_go_of(failure: BaseException) -> None:
+    """Clear the frames that a failure passed through.
+
+    A loader in them ends its processes then, in good order. Garbage collection would take its
+    queues first, wait in vain for the processes, and may print a traceback of a queue's thread.
+    """
+    chain: BaseException | None = failure
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain.__traceback__ = None  # a cleared frame keeps what its function closes over
+        chain = chain.__cause__ or chain.__context__
+
+
+def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
+    """Give `main` the endings of contracts, section 6: it returns the exit code.
+
+    The wrapped function takes the arguments after the program's name; None means `sys.argv[1:]`.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        with _sigterm_raises() as ignore_sigterm:
+            try:
+                with _log_to_stdout(), _quiet_threads():
+                    main(sys.argv[1:] if argv is None else list(argv))
+            except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
+                ignore_sigterm()
+                caught, failure = error, failure_behind(error)
+                code, said = _ending(failure)
+                if is_main() or isinstance(failure, Alone):
+                    _say(f"error: {said}\n")
+            else:
+                return 0
+        # A signal ends at once: loaders' processes end by SIGTERM when Python does.
+        if isinstance(failure, InputError | RunError):
+            _let_go_of(caught)
+        return code
+
+    return run
+
+
+@contextmanager
+def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
+    """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
+
+    Args:
+        where: says, at the time of the failure, the step and the last good checkpoint.
+        less_memory: says which flags lower the memory.
+
+    Raises:
+        RunError: for a `RunError` or `OSError` inside (damaged image, disk full), for memory that
+            ran out, for a loader process or another process of the run that was lost. `Alone`, if
+            other processes do not know of it.
+    """
+    try:
+        yield
+    except (RunError, OSError, MemoryError, RuntimeError, KeyboardInterrupt, Terminated) as caught:
+        error = failure_behind(caught)
+        if isinstance(error, KeyboardInterrupt | Terminated | InputError):
+            raise
+        what = one_line(error)
+        if is_out_of_memory(error):
+            said = what if str(error) else "memory ran out"
+            what = f"{said}; {less_memory()}"
+        elif isinstance(error, RuntimeError) and is_lost_process(error):
+            what = lost_process(error)
+        elif isinstance(error, RuntimeError) and not is_lost_loader(error):
+            raise
+        is_shared = isinstance(error, RunError) and not isinstance(error, Alone)
+        kind = RunError if is_shared else Alone
+        raise kind(f"{what}; {where()}") from error

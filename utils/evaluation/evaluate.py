@@ -1,0 +1,180 @@
+"""Evaluate a model on a split. Knows no writer and no file.
+
+Shapes: B batch, S samples, C classes, H heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ml_collections import FrozenConfigDict
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.console import progress
+from utils.data.batches import Normalizer
+from utils.data.presets import PRESETS, Preset, crop_to_image
+from utils.errors import RunError
+from utils.evaluation.metrics import summarize
+from utils.processes import (
+    failing_together,
+    from_main,
+    gather_objects_on_main,
+    gather_rows,
+    is_main,
+)
+from utils.signals import Stopped, stop_signal, until_stop
+
+
+class Evaluation(NamedTuple):
+    """Of samples of a split, on the CPU."""
+
+    logits: np.ndarray  # (S, C) float32
+    labels: np.ndarray  # (S,) int64
+    # (S, H, 2) float64, relative to the original image: what each head looked at; None if the model
+    # selects no parts.
+    parts: np.ndarray | None
+    positions: np.ndarray  # (S,) int64, in the split
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    normalize: Normalizer,
+    preset: Preset,
+    flips: bool = False,
+    bar: tqdm | None = None,
+) -> Evaluation | None:
+    """Logits and selected parts of the samples that the loader yields; None if there are none.
+
+    It ends early when the run is asked to stop. The model is put into eval mode and back into the
+    mode it was in.
+
+    Args:
+        model: on the device of `normalize`.
+        loader: of batches.
+        normalize: brings images to the device.
+        preset: by which the images were cropped.
+        flips: whether logits are the mean over each image and its mirror image; parts are the
+            image's own.
+        bar: counts samples.
+
+    Raises:
+        RunError: an image cannot be decoded.
+    """
+    was_training = model.training
+    model.eval()
+    logits, parts, labels, positions, sizes = [], [], [], [], []
+    for batch in until_stop(loader):
+        images = normalize(batch.images)
+        output = model(images)
+        batch_logits = output.logits
+        if flips:
+            batch_logits = (batch_logits + model(images.flip(-1)).logits) / 2
+        logits.append(batch_logits)  # stays on the device: no sync a batch
+        if output.parts is not None:
+            parts.append(output.parts)
+        labels.append(batch.labels)
+        positions.append(batch.positions)
+        sizes.append(batch.sizes)
+        img_size = batch.images.shape[-1]
+        if bar is not None:
+            bar.update(len(batch.labels))
+    model.train(was_training)
+    if not logits:
+        return None
+    points = None
+    if parts:
+        points = crop_to_image(
+            torch.cat(parts).cpu().numpy(), torch.cat(sizes).numpy(), img_size, preset
+        )
+    return Evaluation(
+        torch.cat(logits).cpu().numpy(),
+        torch.cat(labels).numpy(),
+        points,
+        torch.cat(positions).numpy(),
+    )
+
+
+def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int) -> Evaluation:
+    """The evaluations of all processes as one, in split order.
+
+    Args:
+        evaluations: of each process; None where it had no sample.
+        num_samples: of the split.
+
+    Raises:
+        RunError: not each sample is there once, or a logit is not finite.
+    """
+    there = [evaluation for evaluation in evaluations if evaluation is not None]
+    columns = [
+        None if column[0] is None else np.concatenate(column) for column in zip(*there, strict=True)
+    ]
+    seen = Evaluation(*columns) if columns else None
+    order = np.argsort(seen.positions, kind="stable") if seen else np.arange(0)
+    if seen is None or not np.array_equal(seen.positions[order], np.arange(num_samples)):
+        raise RunError(f"evaluated {len(order)} samples, expected {num_samples}, each once")
+    if not np.isfinite(seen.logits).all():
+        bad = int((~np.isfinite(seen.logits)).any(axis=1).sum())
+        raise RunError(f"logits of {bad} of {len(order)} evaluated samples are not finite")
+    return Evaluation(*(None if column is None else column[order] for column in seen))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models on the split of a run, in all its processes."""
+
+    config: FrozenConfigDict
+    loader: DataLoader
+    normalize: Normalizer
+
+    def __call__(
+        self, model: nn.Module, step: int, selected_on: str
+    ) -> tuple[Evaluation | None, dict[str, Any]]:
+        """Evaluation and metrics of `model` after `step` optimizer steps.
+
+        The evaluation is of the whole split in the process that writes, else None; the metrics are
+        the same in all.
+
+        Args:
+            model: on the device of `normalize`.
+            step: that its weights are of.
+            selected_on: the split whose accuracy chose, or is to choose, these weights.
+
+        Raises:
+            RunError: an image cannot be decoded, or a logit is not finite.
+            Stopped: a process was asked to stop.
+        """
+        config = self.config
+        with (
+            failing_together(),
+            progress(len(self.loader.dataset), "eval", "img") as bar,
+        ):
+            own = evaluate(
+                model,
+                self.loader,
+                self.normalize,
+                PRESETS[config.preset],
+                config.tta == "flip",
+                bar,
+            )
+        stop = max(signum for (signum,) in gather_rows([stop_signal()]))
+        if stop:
+            raise Stopped(stop)
+        evaluation, metrics = None, {}
+        evaluations = gather_objects_on_main(own)
+        with failing_together():
+            if is_main():
+                evaluation = whole_evaluation(evaluations, len(self.loader.dataset))
+                metrics = {
+                    "split": config.eval_split,
+                    "selected_on": selected_on,
+                    "step": step,
+                    "tta": config.tta,
+                    **summarize(evaluation.logits, evaluation.labels),
+                }
+        return evaluation, from_main(metrics)

@@ -1,0 +1,107 @@
+"""Keep a run's folder: its name, its stamp, earlier runs of the name, retention."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_writable
+from utils.errors import InputError
+from utils.files import write_text
+
+RETENTION_DAYS = 90
+
+
+def _has_state(paths: RunPaths) -> bool:
+    """Whether a run has a snapshot, whole or not."""
+    return any(paths.last.parent.glob("last*.bin"))
+
+
+def _is_unfinished(paths: RunPaths) -> bool:
+    """Whether there is a run of this name that can go on and did not end."""
+    return _has_state(paths) and read_stamp(paths).get("status") == "unfinished"
+
+
+def read_stamp(paths: RunPaths) -> dict[str, Any]:
+    """What the stamp of a run says; empty if there is none that can be read."""
+    try:
+        stamp = json.loads(paths.env_stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def check_run_name(paths: RunPaths) -> None:
+    """Refuse a run that cannot be written: an output folder that is a file, a name that folds.
+
+    Raises:
+        InputError: the output folder cannot be written into, or a run whose name differs only in
+            case exists (Mac file systems would mix the two).
+    """
+    check_writable(paths.output_dir, "--output_dir")
+    tensorboard = paths.output_dir / TENSORBOARD_FOLDER
+    if tensorboard.exists() and not tensorboard.is_dir():
+        raise InputError(f"--output_dir {paths.output_dir}: {tensorboard} is a file, not a folder")
+    for parent in (paths.output_dir, tensorboard):
+        taken = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        for name in taken:
+            if name != paths.name and name.casefold() == paths.name.casefold():
+                raise InputError(
+                    f"--name {paths.name} differs only in case from the run {name} in {parent}; "
+                    "choose another name"
+                )
+
+
+def keep_previous_run(paths: RunPaths) -> RunPaths | None:
+    """Move a run of the same name and its TensorBoard folder to `<name>~1`, `~2`, ...
+
+    Returns:
+        Where the previous run is now, or None if there was none.
+    """
+    if not (paths.run.exists() or paths.tensorboard.exists()):
+        return None
+    number = 1
+    while True:
+        kept = RunPaths(paths.output_dir, f"{paths.name}~{number}")
+        if not (kept.run.exists() or kept.tensorboard.exists()):
+            break
+        number += 1
+    for before, after in ((paths.run, kept.run), (paths.tensorboard, kept.tensorboard)):
+        if before.exists():
+            before.rename(after)
+    if kept.retention.exists():  # it says where the run lies, and that has changed
+        note = kept.retention.read_text(encoding="utf-8", errors="replace")
+        date = re.search(r"^keep until: (\S+)$", note, re.MULTILINE)
+        if date is not None:
+            write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
+    return kept
+
+
+def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:
+    """The note that says how long the run is to be kept, where it is, and what it holds."""
+    held = [
+        paths.predictions,
+        paths.metrics,
+        paths.per_class,
+        paths.labelmap,
+        paths.env_stamp,
+        paths.tensorboard,
+    ]
+    if has_checkpoint:
+        held[:0] = [paths.checkpoint, paths.last]
+    lines = [
+        f"run: {paths.name}",
+        f"retention: at least {RETENTION_DAYS} days",
+        f"keep until: {keep_until}",
+        f"location: {paths.run.resolve()}",
+        "artifacts:",
+        *(f"  - {path.relative_to(paths.output_dir).as_posix()}" for path in held),
+        "rule: checkpoints are never committed to version control.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
+    """Write the retention note of a run that starts now."""
+    until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
+    write_text(paths.retention, retention_note(paths, until.isoformat(), has_checkpoint))

@@ -1,0 +1,89 @@
+"""Hold what training changes: the model, its optimizer and schedule, its averaged weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ml_collections import FrozenConfigDict
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from utils.data_utils import EMA
+from utils.training.ddp import exchange_gradients
+from utils.training.optimizer import build_optimizer, build_scheduler
+
+
+def build_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of the weights of `model`, or None without a decay.
+
+    The first update takes the weights as they are; each later one keeps `decay` of the average.
+    """
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def build_learner(model: nn.Module, config: FrozenConfigDict) -> "Learner":
+    """Return the learner of `model`, which is on its device, by the flags of a run."""
+    optimizer = build_optimizer(model, config, model.no_weight_decay(), model.layer_of)
+    return Learner(
+        model,
+        exchange_gradients(model),
+        optimizer,
+        build_scheduler(optimizer, config),
+        build_ema(model, config.ema_decay),
+        config.contrastive_scope == "effective",
+    )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Model, optimizer, schedule and averaged weights of a run."""
+
+    model: nn.Module
+    shared: nn.Module  # the same model, as all processes train it together
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    ema: AveragedModel | None
+    is_joint: bool = False  # whether a step's loss is over all its micro-batches together
+
+    def variants(self) -> dict[str, nn.Module]:
+        """Return the models to evaluate: raw weights, and averaged ones if there are any."""
+        return {"": self.model, **({} if self.ema is None else {EMA: self.ema.module})}
+
+    def advance(self) -> None:
+        """Set the next learning rate and update the averaged weights, after an optimizer step."""
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data, on the devices where they are."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "ema": {} if self.ema is None else self.ema.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, with the hyper-parameters that this learner was built with."""
+        groups, base_lrs = self.optimizer.param_groups, self.scheduler.base_lrs
+        chosen = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        # Learning rate, decay or length of the run may be others than when the state was saved.
+        self.scheduler.base_lrs = base_lrs
+        for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(values)
+        rates = [
+            base_lr * factor(self.scheduler.last_epoch)
+            for base_lr, factor in zip(base_lrs, self.scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.scheduler._last_lr = rates

@@ -1,0 +1,102 @@
+"""How the batch of an optimizer step is cut into micro-batches, and what that does to the loss."""
+
+import torch
+from ml_collections import FrozenConfigDict
+
+from utils.console import log
+from utils.errors import InputError
+
+# Weight gradients are wrong on MPS where batch x tokens reaches 32,767 (pytorch #177116, #195163).
+MAX_MPS_ROWS = 32_766
+
+
+def fit_micro_batches(
+    device: torch.device,
+    batch_size: int,
+    micro_batches: int,
+    num_tokens: int,
+    may_split: bool,
+    remedy: str = "--contrastive_scope effective",
+) -> int:
+    """How many micro-batches to cut a batch into, so that MPS computes right weight gradients.
+
+    Args:
+        device: that the run uses; any but MPS takes what was asked for.
+        batch_size: samples an optimizer step.
+        micro_batches: that were asked for.
+        num_tokens: of one image.
+        may_split: whether smaller micro-batches leave the loss unchanged.
+        remedy: flags with which they would.
+
+    Raises:
+        InputError: they must be smaller and may not; names the `--gradient_accumulation_steps` that
+            fits.
+    """
+    largest = MAX_MPS_ROWS // num_tokens
+    if device.type != "mps" or batch_size // micro_batches <= largest:
+        return micro_batches
+    divisors = (n for n in range(1, batch_size + 1) if batch_size % n == 0)
+    fits = next((n for n in divisors if batch_size // n <= largest), None)
+    if fits is not None and may_split:
+        return fits
+    advice = "a smaller --img_size" if fits is None else f"--gradient_accumulation_steps {fits}"
+    if not may_split and fits is not None:
+        advice += f" or {remedy}"
+    raise InputError(
+        f"a micro-batch of {batch_size // micro_batches} images of {num_tokens} tokens is over "
+        f"{MAX_MPS_ROWS} rows, for which MPS computes wrong gradients; use {advice}"
+    )
+
+
+# Samples that the contrastive loss should see together: with B of them, B of the B x B pairs are of
+# a sample and itself and cost nothing, so that its weight is 1 - 1/B.
+MIN_COMPARED = 8
+
+
+def plan_micro_batches(
+    config: FrozenConfigDict, num_tokens: int, device: torch.device, world_size: int = 1
+) -> int:
+    """Micro-batches an optimizer step: as asked, or more where the device needs them smaller.
+
+    Warns where the contrastive loss compares few samples.
+
+    Args:
+        config: of a training run.
+        num_tokens: of one image.
+        device: that the run uses.
+        world_size: number of processes, which share each micro-batch.
+
+    Raises:
+        InputError: they must be smaller, and that would change the loss; or the processes cannot
+            share them evenly.
+    """
+    asked, batch = config.gradient_accumulation_steps, config.train_batch_size
+    compares = config.head == "parts" and config.contrastive_weight > 0
+    is_joint = config.contrastive_scope == "effective"
+    # The mean over samples is the mean over micro-batches; what compares or mixes samples is not.
+    mixes = config.mixup > 0 or config.cutmix > 0
+    leaves_loss = (not compares or is_joint) and not mixes
+    remedy = "--mixup 0 --cutmix 0" if mixes else "--contrastive_scope effective"
+    micro_batches = fit_micro_batches(device, batch, asked, num_tokens, leaves_loss, remedy)
+    if micro_batches != asked:
+        log.info(
+            "%d micro-batches a step instead of %d: MPS computes wrong gradients for larger ones; "
+            "the loss is the same",
+            micro_batches,
+            asked,
+        )
+    if batch // micro_batches % world_size:
+        raise InputError(
+            f"{world_size} processes cannot share micro-batches of {batch // micro_batches} images "
+            f"evenly: --train_batch_size {batch}, {micro_batches} micro-batches"
+        )
+    compared = batch if is_joint else batch // micro_batches
+    if compares and compared < MIN_COMPARED:
+        advice = "" if compared == batch else " or --contrastive_scope effective"
+        log.warning(
+            "warning: the contrastive loss compares only %d samples at a time, and weighs less the "
+            "fewer they are; use a larger --train_batch_size%s",
+            compared,
+            advice,
+        )
+    return micro_batches
