@@ -98,7 +98,7 @@ def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
             loader = eval_loader(config, subset.split, device)
         normalize = Normalizer(checkpoint.normalization, device)
         evaluator = Evaluator(config, loader, normalize)
-        evaluation, metrics = evaluator(model, checkpoint.step, selected_on)
+        evaluation, metrics = evaluator.evaluate(model, checkpoint.step, selected_on)
         metrics["checkpoint_id"] = weights_id
         with failing_together():
             run.log_evaluation(metrics, checkpoint.step)

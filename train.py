@@ -19,30 +19,30 @@ from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, num_tokens, patch_sizes
 from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
-from utils.console import log, log_table, progress, show_training
+from utils.console import log, log_table, progress_bar, show_training
 from utils.data_utils import RunPaths, seed_everything
 from utils.dataset import Data, carving_of, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.processes import failing_together, joined_processes, main_first, on_main, world_size
-from utils.training.progress import TrainingState
+from utils.training.progress import Progress
 
 if TYPE_CHECKING:
     from models.build import ModelPlan
     from models.losses import Objective
     from models.pretrained.weights import Pretrained
     from models.vit import Backbone
-    from utils.run.resume import Past
+    from utils.run.resume import ResumePoint
     from utils.run.session import Session
 
 
-def find_past(config: FrozenConfigDict) -> "Past | None":
+def find_past(config: FrozenConfigDict) -> "ResumePoint | None":
     """What the run goes on from, the same in all processes; None for a new one."""
     if config.resume is None:
         return None
-    from utils.run.resume import open_past
+    from utils.run.resume import open_resume_point
 
-    return on_main(open_past, config)
+    return on_main(open_resume_point, config)
 
 
 def starting_weights(config: FrozenConfigDict) -> "Pretrained | None":
@@ -99,7 +99,7 @@ def build_planned_model(
 
 
 def train_loop(
-    config: FrozenConfigDict, state: TrainingState, objective: "Objective", session: "Session"
+    config: FrozenConfigDict, state: Progress, objective: "Objective", session: "Session"
 ) -> None:
     """Train to the end, evaluating and saving now and then and after the last step."""
     from utils.training.train_step import train_step
@@ -107,11 +107,11 @@ def train_loop(
     learner, meter = session.learner, session.meter
     if state.saved is None:
         session.saver.save(state)  # a disk that is too small is to say so now
-    with progress(config.num_steps, "train", "step") as bar:
+    with progress_bar(config.num_steps, "train", "step") as bar:
         bar.update(state.step)
         while True:
             if state.is_eval_due(config):
-                session.keep_best(state)
+                session.best_keeper.update(state)
                 session.saver.save(state)
                 meter.restart()  # neither is training time
             if state.is_over(config):
@@ -139,15 +139,15 @@ def train_loop(
 def train(
     config: FrozenConfigDict,
     data: Data,
-    past: "Past | None",
-    state: TrainingState,
+    past: "ResumePoint | None",
+    state: Progress,
     command: str,
 ) -> None:
     """Check the rest, make the first writes, train, summarise."""
     from models.losses import build_objective
     from utils.dist_util import build_env_stamp, choose_device, config_hash, with_session
     from utils.run.checkpoint import Checkpoint
-    from utils.run.resume import check_same_run, computes_otherwise, settle_best
+    from utils.run.resume import check_same_run, computes_otherwise, resolve_best
     from utils.run.session import open_session
     from utils.training.learner import build_learner
     from utils.training.micro_batches import plan_micro_batches
@@ -171,7 +171,7 @@ def train(
         stamp = build_env_stamp(config, command, device, facts)
     if past is not None:
         is_other = bool(changes) or computes_otherwise(past, stamp)
-        settle_best(state, RunPaths(Path(config.output_dir), config.name), is_other)
+        resolve_best(state, RunPaths(Path(config.output_dir), config.name), is_other)
     with failing_together(), main_first():
         splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
         prepare_images(config, splits, used, config.skip_bad_images)
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> None:
             config = parse_train_args(argv, patch_sizes())
             check_freeze(config, get_config(config.model_type).depth)
             data = open_data(config)
-        state = TrainingState()
+        state = Progress()
         checkpoint = RunPaths(Path(config.output_dir), config.name).checkpoint
 
         def where() -> str:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils.environment  # isort: split
 
 from scripts.shared.download import Official, fetch, file_md5, file_size, part_path
-from utils.console import Parser, log, log_table, progress
+from utils.console import Parser, log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 
@@ -198,7 +198,7 @@ def unpack(archive: Path, jpg: Path) -> None:
         shutil.rmtree(beside)
     beside.mkdir()
     try:
-        with tarfile.open(archive, "r:gz") as tar, progress(IMAGE_COUNT, "jpg", "image") as bar:
+        with tarfile.open(archive, "r:gz") as tar, progress_bar(IMAGE_COUNT, "jpg", "image") as bar:
             for member in _members(tar):
                 tar.extract(member, beside, filter="data")
                 bar.update()

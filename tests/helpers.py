@@ -13,11 +13,11 @@ from ml_collections import FrozenConfigDict
 
 import eval as eval_entrypoint
 import train as train_entrypoint
-from utils.data.batches import Batch, Part
+from utils.data.batches import Batch, BatchShare
 from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
 from utils.training.meter import TrainMeter
-from utils.training.step_loader import Step
+from utils.training.step_loader import StepBatches
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -106,14 +106,14 @@ def sealed(archive: bytes) -> bytes:
     return archive + hashlib.sha256(archive).hexdigest().encode()
 
 
-def whole_part(samples: list[tuple[int, int]]) -> Part:
+def whole_part(samples: list[tuple[int, int]]) -> BatchShare:
     """All of these (epoch, position) for the one process that there is."""
-    return Part(samples, 0, len(samples))
+    return BatchShare(samples, 0, len(samples))
 
 
-def step_of(micro_batches: list[Batch]) -> Step:
+def step_of(micro_batches: list[Batch]) -> StepBatches:
     """An optimizer step of one process."""
-    return Step(micro_batches, [[len(batch.labels)] for batch in micro_batches])
+    return StepBatches(micro_batches, [[len(batch.labels)] for batch in micro_batches])
 
 
 def meter_of(step: int = 0) -> TrainMeter:

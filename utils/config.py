@@ -12,7 +12,7 @@ from utils.data.catalog import get_spec
 from utils.data.presets import PRESETS
 from utils.data_flags import resolve_data_flags, resolve_data_root
 from utils.data_utils import RunPaths, check_writable
-from utils.dependent_flags import means_nothing, settle_dependent_flags
+from utils.dependent_flags import means_nothing, resolve_dependent_flags
 from utils.errors import InputError
 from utils.flags import (
     CACHE_FOLDER,
@@ -25,12 +25,12 @@ from utils.flags import (
 )
 from utils.processes import is_main
 from utils.recipes import parse_with_recipe
-from utils.run.folder import _has_state, _is_unfinished, check_run_name
-from utils.run.lock import refuse_if_locked
+from utils.run.folder import check_run_name, has_state, is_unfinished
+from utils.run.lock import check_not_locked
 
 
 @contextmanager
-def _os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
+def os_errors_are_input_errors(values: Mapping[str, Any]) -> Iterator[None]:
     """A path that the system does not take (too long, not to be entered) is bad input."""
     try:
         yield
@@ -93,7 +93,7 @@ def check_freeze(config: FrozenConfigDict, depth: int) -> None:
         raise InputError(f"--freeze {config.freeze}: {config.model_type} has {depth} blocks")
 
 
-def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with what the preset says where no flag does.
 
     Raises:
@@ -109,7 +109,7 @@ def _settle_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **chosen}
 
 
-def _settle_cache(values: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_cache(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with the default of `--cache_dir`.
 
     Raises:
@@ -136,7 +136,7 @@ def parse_train_args(argv: Sequence[str], patch_sizes: Mapping[str, int]) -> Fro
         SystemExit: with code 0, after `--help`.
     """
     values = parse_with_recipe(build_train_parser(tuple(patch_sizes)), argv, means_nothing)
-    with _os_errors_are_input_errors(_paths_in(values)):
+    with os_errors_are_input_errors(_paths_in(values)):
         return _checked_train_config(values, patch_sizes)
 
 
@@ -154,7 +154,7 @@ def _paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: values[flag] for flag in flags if values.get(flag)}
 
 
-def _settle_profile(values: dict[str, Any]) -> dict[str, Any]:
+def _resolve_profile(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with a profile for weights; without, None where Google's would be meant anyway."""
     profile = values["pretrained_profile"]
     if values["pretrained"] is not None:
@@ -167,7 +167,7 @@ def _settle_profile(values: dict[str, Any]) -> dict[str, Any]:
 def _checked_train_config(
     values: dict[str, Any], patch_sizes: Mapping[str, int]
 ) -> FrozenConfigDict:
-    values = _settle_preset(_settle_profile(settle_dependent_flags(values)))
+    values = _resolve_preset(_resolve_profile(resolve_dependent_flags(values)))
     check_img_size(values["img_size"], patch_sizes[values["model_type"]], values["slide_step"])
     batch, micro_batches = values["train_batch_size"], values["gradient_accumulation_steps"]
     if batch % micro_batches:
@@ -180,9 +180,9 @@ def _checked_train_config(
         raise InputError("--allow_change means nothing without --resume")
     if is_main():  # the others write nothing, and may be on another machine
         check_run_name(paths)
-        refuse_if_locked(paths.lock)
-        values["resume"] = _settle_resume(values["resume"], paths)
-    values = _settle_cache(values)  # below the output folder, unless told
+        check_not_locked(paths.lock)
+        values["resume"] = _resolve_resume(values["resume"], paths)
+    values = _resolve_cache(values)  # below the output folder, unless told
     if values["pretrained"] is not None:
         _check_file(values["pretrained"], "--pretrained")
     return _frozen(resolve_data_flags(values))
@@ -199,7 +199,7 @@ def parse_eval_args(argv: Sequence[str], model_names: Sequence[str]) -> FrozenCo
     """
     values = vars(build_eval_parser(tuple(model_names)).parse_args(argv))
     values |= {"skip_bad_images": 0, "val_fraction": None, "split_seed": None}
-    with _os_errors_are_input_errors(_paths_in(values)):
+    with os_errors_are_input_errors(_paths_in(values)):
         return _checked_eval_config(values)
 
 
@@ -207,12 +207,12 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     paths = RunPaths(values["output_dir"], values["name"])
     if is_main():
         check_run_name(paths)
-        refuse_if_locked(paths.lock)
-        if _is_unfinished(paths):
+        check_not_locked(paths.lock)
+        if is_unfinished(paths):
             raise InputError(
                 f"--name {paths.name} is an unfinished training run; choose another name"
             )
-    values = _settle_cache(values)
+    values = _resolve_cache(values)
     _check_file(values["checkpoint"], "--checkpoint")
     if values["checkpoint"].resolve().is_relative_to(paths.run.resolve()):
         raise InputError(
@@ -226,21 +226,21 @@ def _checked_eval_config(values: dict[str, Any]) -> FrozenConfigDict:
     return _frozen(values)
 
 
-def _settle_resume(resume: str | None, paths: RunPaths) -> str | None:
+def _resolve_resume(resume: str | None, paths: RunPaths) -> str | None:
     """`--resume` with an absolute path, if it is one.
 
     Raises:
         InputError: there is nothing to go on from, or a run is unfinished and would be restarted.
     """
     if resume is None:
-        if _is_unfinished(paths):
+        if is_unfinished(paths):
             raise InputError(
                 f"--name {paths.name} is an unfinished run: add --resume to go on with it, or "
                 "choose another name"
             )
         return None
     if resume == LAST:
-        if not _has_state(paths):
+        if not has_state(paths):
             raise InputError(
                 f"--resume: {paths.run} has no state to go on from; start it without --resume"
             )
@@ -329,7 +329,7 @@ def resolve_from_checkpoint(
     if checkpoint["carving"] and values["dataset"] == checkpoint["dataset"]:
         values["val_fraction"] = checkpoint["carving"]["fraction"]
         values["split_seed"] = checkpoint["carving"]["seed"]
-    with _os_errors_are_input_errors(_paths_in(values)):
+    with os_errors_are_input_errors(_paths_in(values)):
         values = resolve_data_flags(values)
     values["num_workers"] = _workers(config, config.tiny_infer_subset)
     return _frozen(values)

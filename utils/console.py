@@ -68,7 +68,7 @@ def drop(stream: TextIO) -> None:
 
 
 @contextmanager
-def _log_to_stdout() -> Iterator[None]:
+def log_to_stdout() -> Iterator[None]:
     """Send the project's log lines to the current stdout for the length of one run.
 
     Of several processes one speaks. Nobody may listen any more: Ctrl-C ends `| tee` too.
@@ -91,7 +91,7 @@ def _log_to_stdout() -> Iterator[None]:
             drop(sys.stdout)
 
 
-def progress(total: int, what: str, unit: str) -> tqdm:
+def progress_bar(total: int, what: str, unit: str) -> tqdm:
     """A progress bar with rate and ETA on a terminal; silent where there is none."""
     is_shown = sys.stderr.isatty() and is_main()
     return tqdm(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.data.catalog import DatasetSpec, get_spec, offered_splits, settle_carving
+from utils.data.catalog import DatasetSpec, get_spec, offered_splits, resolve_carving
 from utils.data.splits import Carving
 from utils.errors import InputError
 from utils.flags import DEFAULT_SPLIT_SEED, SYNTHETIC_FOLDER
@@ -57,7 +57,7 @@ def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) ->
     fraction, seed = values["val_fraction"], values["split_seed"]
     if "train_split" in values:  # an evaluation carves as its checkpoint did
         given_seed, seed = seed, DEFAULT_SPLIT_SEED if seed is None else seed
-        carving = settle_carving(spec, root, fraction, seed)
+        carving = resolve_carving(spec, root, fraction, seed)
         if carving is None and given_seed is not None:
             raise InputError("--split_seed means nothing without --val_fraction")
     else:
@@ -69,7 +69,7 @@ def _resolve_splits(spec: DatasetSpec, root: Path, values: Mapping[str, Any]) ->
         split for split in ("val", "test", *offered) if split in offered
     )
     for flag, split in chosen.items():
-        spec.refuse_split(split, offered, flag)
+        spec.check_split(split, offered, flag)
     return {
         **chosen,
         "val_fraction": None if carving is None else carving.fraction,

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.console import log
-from utils.data.catalog import DatasetSpec, _os_errors_are_input_errors, get_spec, offered_splits
+from utils.data.catalog import DatasetSpec, get_spec, offered_splits, os_errors_are_input_errors
 from utils.data.image_checks import check_images
 from utils.data.splits import Carving, Split, carve, check_same_classes
 from utils.data.subsets import Subset, select_subset
@@ -19,7 +19,7 @@ from utils.errors import InputError, check_utf8
 from utils.files import canonical_json, sha256_text, write_json
 
 
-@_os_errors_are_input_errors()
+@os_errors_are_input_errors()
 def open_split(
     spec: DatasetSpec, data_root: Path, split: str, carving: Carving | None = None
 ) -> Split:
@@ -38,7 +38,7 @@ def open_split(
     check_utf8(str(data_root))
     root = spec.find_root(spec, data_root)
     offered = offered_splits(spec, root, carving)
-    spec.refuse_split(split, offered)
+    spec.check_split(split, offered)
     is_carved = carving is not None and split in ("train", "val")
     listing = spec.read(root, "train" if is_carved else split)
     if len(listing.classes) < 2:

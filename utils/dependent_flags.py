@@ -41,7 +41,7 @@ def means_nothing(flag: str, values: Mapping[str, Any]) -> bool:
     return flag in DEPENDENT and DEPENDENT[flag].unmet(values) is not None
 
 
-def settle_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
+def resolve_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
     """`values` with the defaults of flags that depend on another one.
 
     Raises:

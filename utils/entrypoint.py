@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ml_collections import FrozenConfigDict
 
-from utils.console import _log_to_stdout, drop
+from utils.console import drop, log_to_stdout
 from utils.errors import (
     Alone,
     InputError,
@@ -127,7 +127,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
     def run(argv: Sequence[str] | None = None) -> int:
         with _sigterm_raises() as ignore_sigterm:
             try:
-                with _log_to_stdout(), _quiet_threads():
+                with log_to_stdout(), _quiet_threads():
                     main(sys.argv[1:] if argv is None else list(argv))
             except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
                 ignore_sigterm()

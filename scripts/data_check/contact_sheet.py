@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from utils.console import progress
+from utils.console import progress_bar
 from utils.data.image_files import decode_rgb
 from utils.data.threads import in_threads
 from utils.files import open_atomic
@@ -72,7 +72,7 @@ def contact_sheet(names: Sequence[str], paths: Sequence[str | None]) -> Image.Im
         if (path := paths[index]) is not None:
             photos[index] = ImageOps.fit(decode_rgb(path), (side, side))
 
-    with progress(len(names), "contact sheet", "img") as bar:
+    with progress_bar(len(names), "contact sheet", "img") as bar:
         in_threads(load, len(names), bar)
     # Composed: names from a Mac's folders may have an accent as a letter of its own.
     names = [unicodedata.normalize("NFC", name) for name in names]

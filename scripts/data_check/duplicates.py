@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.console import progress
+from utils.console import progress_bar
 
 HASHED_SIDE = 32  # pixels of the grey image that is hashed
 THUMBNAIL_SIDE = 16
@@ -75,7 +75,7 @@ def near_pairs(
         parts: positions that belong together, of images that can be decoded.
     """
     pairs, combinations = [], list(_combinations(parts))
-    with progress(sum(len(one) for one, _ in combinations), "compare", "img") as bar:
+    with progress_bar(sum(len(one) for one, _ in combinations), "compare", "img") as bar:
         for one, two in combinations:
             for first, second, distance in _close(hashes, one, two, bar):
                 correlation = _correlation(thumbnails[first], thumbnails[second])

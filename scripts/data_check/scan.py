@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from scripts.data_check.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
-from utils.console import progress
+from utils.console import progress_bar
 from utils.data.image_files import describe
 from utils.data.splits import Split
 from utils.errors import RunError
@@ -270,7 +270,7 @@ def scan(files: Files, num_workers: int) -> Scan:
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(num_workers, context, _listen) as pool:
         try:
-            with progress(len(paths), "check", "img") as bar:
+            with progress_bar(len(paths), "check", "img") as bar:
                 for one in _looks(pool, paths, PACKETS_AHEAD * num_workers):
                     found.note(done, one)
                     done += 1

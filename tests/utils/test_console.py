@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import REPO
 
-from utils.console import log, log_table, progress
+from utils.console import log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, Terminated
 
@@ -180,7 +180,7 @@ class TestEntrypoint:
 
 class TestProgress:
     def test_is_silent_off_a_terminal(self, capsys):
-        with progress(3, "train", "step") as bar:
+        with progress_bar(3, "train", "step") as bar:
             bar.update()
             assert bar.disable
         assert capsys.readouterr() == ("", "")
@@ -190,7 +190,7 @@ class TestProgress:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
         with os.fdopen(terminal, "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
-            with progress(4, "train", "step") as bar:
+            with progress_bar(4, "train", "step") as bar:
                 bar.update(2)
                 bar.refresh()
             shown = ""

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
 
 
-class Part(NamedTuple):
+class BatchShare(NamedTuple):
     """A batch, and which of its samples one process has."""
 
     samples: list[tuple[int, int]]  # (epoch, position) of all
@@ -96,10 +96,10 @@ class TrainBatches:
     def __len__(self) -> int:
         return len(self.stretch) // self.batch_size
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[BatchShare]:
         order = sample_order(self.num_samples, self.seed, self.stretch.start, self.stretch.stop)
         while batch := list(itertools.islice(order, self.batch_size)):
-            yield Part(batch, self.begin, self.end)
+            yield BatchShare(batch, self.begin, self.end)
 
 
 class EvalBatches:
@@ -118,10 +118,10 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self.firsts)
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[BatchShare]:
         for first in self.firsts:
             end = min(first + self.batch_size, self.num_samples)
-            yield Part([(0, position) for position in range(first, end)], 0, end - first)
+            yield BatchShare([(0, position) for position in range(first, end)], 0, end - first)
 
 
 class Normalizer:

@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
-from utils.console import log, progress
-from utils.data.image_files import describe, refuse_bomb
+from utils.console import log, progress_bar
+from utils.data.image_files import check_image_size, describe
 from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
@@ -106,7 +106,7 @@ def _plan(files: FileImages, may_be_bad: bool) -> Index:
         try:
             _, width, height, _ = describe(path)
             size = files.size_of(Size(height, width))
-            refuse_bomb(path, size.width, size.height)
+            check_image_size(path, size.width, size.height)
         except RunError as error:
             if not may_be_bad:
                 raise
@@ -115,7 +115,7 @@ def _plan(files: FileImages, may_be_bad: bool) -> Index:
         sizes[position] = size
         originals[position] = width, height
 
-    with progress(count, "cache: sizes", "img") as bar:
+    with progress_bar(count, "cache: sizes", "img") as bar:
         in_threads(measure, count, bar)
     return Index.of(sizes, originals, bad)
 
@@ -148,7 +148,7 @@ def _fill(file: BinaryIO, index: Index, files: FileImages, may_be_bad: bool) -> 
             raise RunError(f"image {files.split.path_of(position)} changed while it was cached")
         _write_at(file, int(index.offsets[position]), image.contiguous().flatten())
 
-    with progress(len(files.split), f"cache: {files.split.name}", "img") as bar:
+    with progress_bar(len(files.split), f"cache: {files.split.name}", "img") as bar:
         in_threads(put, len(files.split), bar)
 
 

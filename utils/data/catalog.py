@@ -32,7 +32,7 @@ TRAIN_TEST = ("train", "test")
 
 
 @contextmanager
-def _os_errors_are_input_errors() -> Iterator[None]:
+def os_errors_are_input_errors() -> Iterator[None]:
     """A folder that may not be entered, or a path that the system does not take, is bad input.
 
     macOS keeps programs out of Documents and external disks until the user lets them in.
@@ -45,7 +45,7 @@ def _os_errors_are_input_errors() -> Iterator[None]:
         ) from error
 
 
-@_os_errors_are_input_errors()
+@os_errors_are_input_errors()
 def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
     """`data_root` or the folder in it that has the dataset's entries.
 
@@ -109,7 +109,7 @@ class DatasetSpec:
         """Its name and aliases."""
         return (self.name, *self.aliases)
 
-    def refuse_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
+    def check_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
         """Refuse a split that is not `offered`.
 
         Raises:
@@ -123,20 +123,20 @@ class DatasetSpec:
             f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}{reason}"
         )
 
-    @_os_errors_are_input_errors()
+    @os_errors_are_input_errors()
     def official_splits(self, root: Path) -> tuple[str, ...]:
         """The splits that the data itself has."""
         return self.splits(root) if callable(self.splits) else self.splits
 
 
-@_os_errors_are_input_errors()
+@os_errors_are_input_errors()
 def _existing(spec: DatasetSpec, data_root: Path) -> Path:
     if not data_root.exists():
         raise InputError(f"--data_root {data_root} does not exist")
     return data_root
 
 
-@_os_errors_are_input_errors()
+@os_errors_are_input_errors()
 def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
     synthetic.is_drawn(data_root)  # refuses a folder with something else in it
     return data_root
@@ -271,7 +271,7 @@ def get_spec(name: str) -> DatasetSpec:
     raise InputError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
 
 
-def settle_carving(
+def resolve_carving(
     spec: DatasetSpec, root: Path, fraction: float | None, seed: int
 ) -> Carving | None:
     """How a run carves its val split, or None where it does not.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from utils.data.image_files import decode_rgb, exif_orientation, refuse_bomb
+from utils.data.image_files import check_image_size, decode_rgb, exif_orientation
 from utils.errors import RunError
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -105,7 +105,7 @@ def _decode_quickly(data: bytes, path: str) -> Tensor | None:
     header = read_header(data)
     if header is None:
         return None
-    refuse_bomb(path, header.width, header.height)
+    check_image_size(path, header.width, header.height)
     # A bytearray, since torch warns of memory that is read-only.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:

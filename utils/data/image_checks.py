@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.console import progress
+from utils.console import progress_bar
 from utils.data.image_files import MAX_PIXELS, TooLarge, decode_rgb, describe
 from utils.data.splits import Split
 from utils.data.threads import in_threads
@@ -60,7 +60,7 @@ def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[P
     def check(position: int) -> None:
         is_bad[position] = not is_good(Path(split.path_of(position)))
 
-    with progress(len(split), f"{what} {split.name}", "img") as bar:
+    with progress_bar(len(split), f"{what} {split.name}", "img") as bar:
         in_threads(check, len(split), bar, THREADS)
     return [Path(split.path_of(position)) for position in np.flatnonzero(is_bad)]
 
@@ -89,17 +89,17 @@ def check_images(
                 f"{missing[0].parent} (first: {missing[0].name}); fetch the whole archive, or "
                 "choose another split"
             )
-        _refuse_damaged(_failing(split, _looks_whole, "check"), split, allowed)
+        _check_damaged(_failing(split, _looks_whole, "check"), split, allowed)
     if sum(map(len, used)) <= MAX_DECODED_IN_CHECK:
         for split, allowed in zip(used, _allowances(used, may_be_damaged), strict=True):
-            _refuse_damaged(_failing(split, decodes, "decode"), split, allowed)
+            _check_damaged(_failing(split, decodes, "decode"), split, allowed)
 
 
 def _allowances(splits: Collection[Split], of_first: int) -> list[int]:
     return [of_first if number == 0 else 0 for number in range(len(splits))]
 
 
-def _refuse_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:
+def _check_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:
     if len(damaged) <= allowed:
         return
     counted = f"{len(damaged)} of {len(split)} images of split {split.name}"

@@ -55,7 +55,7 @@ class TooLarge(RunError):
     """An image of more than `MAX_PIXELS`."""
 
 
-def refuse_bomb(path: str | Path, width: int, height: int) -> None:
+def check_image_size(path: str | Path, width: int, height: int) -> None:
     """Refuse to decode an image of more than `MAX_PIXELS`.
 
     Raises:
@@ -81,7 +81,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
     """The image at `path`, not decoded yet, and its EXIF orientation."""
     try:
         with Image.open(path) as image:
-            refuse_bomb(path, *image.size)
+            check_image_size(path, *image.size)
             if image.format == "PNG" and "exif" not in image.info:
                 # EXIF may follow the pixels. `getexif` would load them too, but there an error is
                 # taken for one of EXIF; and what failed once does not fail again.

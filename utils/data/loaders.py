@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.data.batches import Batch, EvalBatches, Part, TrainBatches
+from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import FileImages, ResizedImages
@@ -66,7 +66,7 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, part: Part) -> Batch:
+    def __getitems__(self, part: BatchShare) -> Batch:
         """Load this process's part of a batch.
 
         Raises:
@@ -112,7 +112,7 @@ class ImageDataset(Dataset):
             bad=tuple(bad),
         )
 
-    def _mixed(self, batch: Batch, part: Part) -> Batch:
+    def _mixed(self, batch: Batch, part: BatchShare) -> Batch:
         """Mix a part as the whole batch is mixed: each image with the one before it."""
         images, labels = batch.images, batch.labels
         before = None if part.is_whole else self._before(part)
@@ -128,7 +128,7 @@ class ImageDataset(Dataset):
         targets = targets[own]
         return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
 
-    def _before(self, part: Part) -> Batch | None:
+    def _before(self, part: BatchShare) -> Batch | None:
         """Load the sample that is mixed into the part's first; None if all others are bad."""
         others = [*part.samples[part.end :], *part.samples[: part.begin]]
         for sample in reversed(others):
@@ -148,7 +148,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def make_loader(
     dataset: ImageDataset,
-    batches: Iterable[Part],
+    batches: Iterable[BatchShare],
     num_workers: int,
     device: torch.device,
     start_method: str | None = None,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.data.decode import decode
-from utils.data.image_files import refuse_bomb
+from utils.data.image_files import check_image_size
 from utils.data.presets import Size
 from utils.data.splits import Split
 from utils.data.transforms import resize
@@ -61,7 +61,7 @@ class FileImages:
         image = decode(path)
         original = Size(*image.shape[1:])
         size = self.size_of(original)
-        refuse_bomb(path, size.width, size.height)  # a line one pixel high grows without bound
+        check_image_size(path, size.width, size.height)  # a line one pixel high grows without bound
         return ResizedImage(resize(image, size), (original.width, original.height))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.console import progress
+from utils.console import progress_bar
 from utils.data.batches import Normalizer
 from utils.data.presets import PRESETS, Preset, crop_to_image
 from utils.errors import RunError
@@ -132,7 +132,7 @@ class Evaluator:
     loader: DataLoader
     normalize: Normalizer
 
-    def __call__(
+    def evaluate(
         self, model: nn.Module, step: int, selected_on: str
     ) -> tuple[Evaluation | None, dict[str, Any]]:
         """Evaluation and metrics of `model` after `step` optimizer steps.
@@ -152,7 +152,7 @@ class Evaluator:
         config = self.config
         with (
             failing_together(),
-            progress(len(self.loader.dataset), "eval", "img") as bar,
+            progress_bar(len(self.loader.dataset), "eval", "img") as bar,
         ):
             own = evaluate(
                 model,

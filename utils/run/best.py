@@ -11,8 +11,8 @@ from utils.processes import (
     failing_together,
 )
 from utils.run.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
-from utils.run.writer import Run
-from utils.training.progress import TrainingState
+from utils.run.writer import RunWriter
+from utils.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class BestKeeper:
     """Evaluates the weights in training, and keeps them and their predictions if they are best."""
 
     evaluator: Evaluator
-    run: Run
+    run: RunWriter
     models: dict[str, nn.Module]  # variants of the weights: raw ("") and averaged
     checkpoint: Checkpoint  # its fields that never change
 
-    def __call__(self, state: TrainingState) -> None:
+    def update(self, state: Progress) -> None:
         """Evaluate at `state.step`; ties keep the earlier checkpoint.
 
         Nothing is logged, written or remembered before all variants are evaluated: what is
@@ -33,7 +33,7 @@ class BestKeeper:
         evaluator = self.evaluator
         split = evaluator.config.eval_split
         results = {
-            variant: evaluator(model, state.step, selected_on=split)
+            variant: evaluator.evaluate(model, state.step, selected_on=split)
             for variant, model in self.models.items()
         }
         is_better = False

@@ -12,14 +12,14 @@ from utils.files import write_text
 RETENTION_DAYS = 90
 
 
-def _has_state(paths: RunPaths) -> bool:
+def has_state(paths: RunPaths) -> bool:
     """Whether a run has a snapshot, whole or not."""
     return any(paths.last.parent.glob("last*.bin"))
 
 
-def _is_unfinished(paths: RunPaths) -> bool:
+def is_unfinished(paths: RunPaths) -> bool:
     """Whether there is a run of this name that can go on and did not end."""
-    return _has_state(paths) and read_stamp(paths).get("status") == "unfinished"
+    return has_state(paths) and read_stamp(paths).get("status") == "unfinished"
 
 
 def read_stamp(paths: RunPaths) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _is_of_another_host(owner: dict[str, Any]) -> bool:
     )
 
 
-def refuse_if_locked(path: Path) -> None:
+def check_not_locked(path: Path) -> None:
     """Refuse a run that another process is writing; writes nothing.
 
     Raises:

@@ -15,10 +15,10 @@ from utils.processes import on_main
 from utils.run.checkpoint import load_checkpoint
 from utils.run.folder import read_stamp
 from utils.run.snapshot import Snapshot, load_newest, load_snapshot
-from utils.training.progress import TrainingState
+from utils.training.progress import Progress
 
 
-class Past(NamedTuple):
+class ResumePoint(NamedTuple):
     """What a run goes on from."""
 
     snapshot: Snapshot
@@ -31,9 +31,9 @@ class Past(NamedTuple):
         training = self.snapshot.training
         return None if self.stamp is None else training["step"] - bool(training["pending"])
 
-    def state(self) -> TrainingState:
+    def state(self) -> Progress:
         """How far the run is."""
-        state = TrainingState(**self.snapshot.training)
+        state = Progress(**self.snapshot.training)
         if self.stamp is None:  # the checkpoints stay with the other run
             state.best, state.saved, state.since_best = {}, None, 0
             state.evaluated = state.logged = 0
@@ -42,7 +42,7 @@ class Past(NamedTuple):
         return state
 
 
-def open_past(config: FrozenConfigDict) -> Past:
+def open_resume_point(config: FrozenConfigDict) -> ResumePoint:
     """The state that `--resume` names.
 
     Raises:
@@ -55,13 +55,13 @@ def open_past(config: FrozenConfigDict) -> Past:
     stamp = read_stamp(paths)
     if is_last or stamp.get("run_id") == snapshot.run_id:
         is_newest = is_last or Path(config.resume).resolve() == paths.last.resolve()
-        return Past(snapshot, {**stamp, "run_id": snapshot.run_id}, is_chosen=not is_newest)
+        return ResumePoint(snapshot, {**stamp, "run_id": snapshot.run_id}, is_chosen=not is_newest)
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
             "one: choose another name"
         )
-    return Past(snapshot, None)
+    return ResumePoint(snapshot, None)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,14 +122,14 @@ def check_same_run(
     return changes
 
 
-def computes_otherwise(past: Past, stamp: Mapping[str, Any]) -> bool:
+def computes_otherwise(past: ResumePoint, stamp: Mapping[str, Any]) -> bool:
     """Whether the last bits may be others than in the session before: other machine, threads."""
     *_, before = (past.stamp or {}).get("sessions") or [{}]
     keys = ("device", "num_threads", "processes", "torch_version", "hosts")
     return any(before.get(key) != stamp[key] for key in keys)
 
 
-def settle_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> None:
+def resolve_best(state: Progress, paths: RunPaths, is_changed: bool) -> None:
     """Forget a best evaluation of `state` whose checkpoint is not there any more, and say so."""
     for variant in on_main(_lost_best, state, paths, is_changed):
         del state.best[variant]
@@ -137,7 +137,7 @@ def settle_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> None
         state.since_best = 0  # nor does patience end the run before
 
 
-def _lost_best(state: TrainingState, paths: RunPaths, is_changed: bool) -> list[str]:
+def _lost_best(state: Progress, paths: RunPaths, is_changed: bool) -> list[str]:
     """The variants of the weights whose best checkpoint is not there any more.
 
     A checkpoint of a later step than the state is fine, as long as the flags are the same: its

@@ -20,29 +20,29 @@ from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, rank, world_size
 from utils.run.best import BestKeeper
 from utils.run.checkpoint import Checkpoint
-from utils.run.resume import Past
+from utils.run.resume import ResumePoint
 from utils.run.snapshot import Saver, Snapshots
-from utils.run.writer import Run, own_run
+from utils.run.writer import RunWriter, own_run
 from utils.signals import Stopped, stop_by, stop_requests
 from utils.training.ddp import warm_up_exchange
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
-from utils.training.progress import TrainingState
-from utils.training.step_loader import Skipped, Steps
+from utils.training.progress import Progress
+from utils.training.step_loader import BadImages, StepLoader
 
 
 @dataclass(frozen=True)
 class Session:
     """A training run at work, in one of its processes."""
 
-    run: Run
+    run: RunWriter
     learner: Learner
-    steps: Steps
+    steps: StepLoader
     normalize: Normalizer
     meter: TrainMeter
-    keep_best: BestKeeper
+    best_keeper: BestKeeper
     saver: Saver
-    skipped: Skipped
+    skipped: BadImages
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def open_session(
     micro_batches: int,
     checkpoint: Checkpoint,
     stamp: dict[str, Any],
-    past: Past | None,
-    state: TrainingState,
+    past: ResumePoint | None,
+    state: Progress,
     device: torch.device,
 ) -> Iterator[Session]:
     """Make the first writes, and wire what trains, for the length of the block.
@@ -81,7 +81,7 @@ def open_session(
     paths = RunPaths(Path(config.output_dir), config.name)
     normalize = Normalizer(checkpoint.normalization, device)
     train, evaluated = data.train.split, data.eval.split
-    skipped = Skipped(config.skip_bad_images, past.snapshot.skipped if past else ())
+    skipped = BadImages(config.skip_bad_images, past.snapshot.skipped if past else ())
     logged_until = None if past is None else past.logged_until
     snapshots = Snapshots(paths, config.keep)
 
@@ -123,7 +123,7 @@ def open_session(
         session = Session(
             run,
             learner,
-            Steps(train_batches, micro_batches, skipped),
+            StepLoader(train_batches, micro_batches, skipped),
             normalize,
             meter,
             BestKeeper(evaluator, run, learner.variants(), checkpoint),

@@ -16,12 +16,12 @@ from utils.errors import InputError
 from utils.files import open_atomic
 from utils.processes import failing_together, gather_objects_on_main, is_main, rank, world_size
 from utils.run.tensor_file import is_whole, load_archive, write_archive
-from utils.run.writer import Run
+from utils.run.writer import RunWriter
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
-from utils.training.progress import TrainingState
+from utils.training.progress import Progress
 from utils.training.random_state import rng_state, set_rng_state
-from utils.training.step_loader import Skipped
+from utils.training.step_loader import BadImages
 
 FORMAT = "fine-vit state"
 VERSION = 1
@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
     experiment: dict[str, Any]  # what of it enters the config hash
     data: dict[str, Any]  # identity of the splits and subsets
     position: dict[str, Any]  # step, epoch and samples of it that are done: for people
-    training: dict[str, Any]  # of TrainingState
+    training: dict[str, Any]  # of Progress
     learner: dict[str, Any]  # of Learner: model, optimizer, scheduler, averaged weights
     rng: list[dict[str, Any]]  # of each process
     meter: dict[str, Any]  # of TrainMeter: steps that are in no scalar yet
@@ -155,15 +155,15 @@ class Saver:
     config: FrozenConfigDict
     experiment: dict[str, Any]  # `experiment_of(config)` when the run began: files may change
     data: dict[str, Any]  # identity of the splits and subsets
-    run: Run
+    run: RunWriter
     snapshots: Snapshots
     learner: Learner
     meter: TrainMeter
-    skipped: Skipped
+    skipped: BadImages
     num_samples: int  # of an epoch
     device: torch.device
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: Progress) -> None:
         """Write the state, in the process that writes; the others pass their part on.
 
         Raises:

@@ -20,7 +20,7 @@ from utils.run.scalars import Scalars
 EVAL_SCALARS = ("loss", "accuracy", "top5", "mean_per_class_accuracy", "macro_f1")
 
 
-class Run:
+class RunWriter:
     """The folder of one run: what it says of itself, its scalars, its evaluations.
 
     Of several processes one writes; in the others every method does nothing.
@@ -152,14 +152,14 @@ def own_run(
     split: Split,
     logged_until: int | None = None,
     before: Callable[[], None] = lambda: None,
-) -> Iterator[Run]:
+) -> Iterator[RunWriter]:
     """A run that no other process writes as long as the block lasts; makes the first writes.
 
     Args:
         paths: where.
         stamp: from `build_env_stamp`.
         split: that is evaluated.
-        logged_until: as in `Run`.
+        logged_until: as in `RunWriter`.
         before: called by the process that writes, once no other does, before its first writes.
 
     Raises:
@@ -171,5 +171,5 @@ def own_run(
             if is_main():
                 held.enter_context(run_lock(paths.lock, paths.name))
                 before()
-            run = Run(paths, stamp, split, logged_until)
+            run = RunWriter(paths, stamp, split, logged_until)
         yield run

@@ -7,7 +7,7 @@ from ml_collections import FrozenConfigDict
 
 
 @dataclass
-class TrainingState:
+class Progress:
     """How far a run has come."""
 
     step: int = 0  # optimizer steps done

@@ -15,7 +15,7 @@ from utils.processes import gather_objects, gather_rows, raise_first_failure
 from utils.signals import Stopped, started, stop_signal
 
 
-class Skipped:
+class BadImages:
     """Bad images that were left out of training: at most so many, each named once."""
 
     def __init__(self, allowed: int, ids: Iterable[str] = ()) -> None:
@@ -47,7 +47,7 @@ class Skipped:
         return {"allowed": self.allowed, "count": len(self.ids), "ids": list(self.ids)}
 
 
-class Step(NamedTuple):
+class StepBatches(NamedTuple):
     """One optimizer step in this process; empty if every image is bad in every process."""
 
     micro_batches: list[Batch]  # those of which some process has a sample
@@ -60,10 +60,10 @@ class Step(NamedTuple):
         return sum(map(sum, self.counts))
 
 
-class Steps:
+class StepLoader:
     """The micro-batches of one optimizer step after another; all processes agree on them."""
 
-    def __init__(self, loader: DataLoader, micro_batches: int, skipped: Skipped) -> None:
+    def __init__(self, loader: DataLoader, micro_batches: int, skipped: BadImages) -> None:
         self.batches = started(loader)
         self.micro_batches = micro_batches
         self.skipped = skipped
@@ -71,10 +71,10 @@ class Steps:
         # be at work in that time, so this is the most that it can have waited.
         self.waited = 0.0
 
-    def __iter__(self) -> "Steps":
+    def __iter__(self) -> "StepLoader":
         return self
 
-    def __next__(self) -> Step:
+    def __next__(self) -> StepBatches:
         """Return the next step, without the micro-batches in which every image is bad everywhere.
 
         Raises:
@@ -102,7 +102,7 @@ class Steps:
             for batch, by_rank in zip(batches, counts, strict=True)
             if sum(by_rank)
         ]
-        return Step([batch for batch, _ in kept], [by_rank for _, by_rank in kept])
+        return StepBatches([batch for batch, _ in kept], [by_rank for _, by_rank in kept])
 
     def _next_batches(self) -> tuple[list[Batch], RunError | None]:
         """Return the batches of the next step, or what went wrong; measure how long it took."""

@@ -15,7 +15,7 @@ from utils.processes import rank, world_size
 from utils.training.ddp import Gather, gather_features, without_exchange
 from utils.training.learner import Learner
 from utils.training.meter import StepResult
-from utils.training.step_loader import Step
+from utils.training.step_loader import StepBatches
 
 # (model output, labels, shares of the classes or None, share of the samples, gather) to a scalar
 Loss = Callable[[NamedTuple, Tensor, Tensor | None, float, Gather | None], Tensor]
@@ -28,7 +28,11 @@ def _joined(outputs: Sequence[NamedTuple]) -> NamedTuple:
 
 
 def train_step(
-    learner: Learner, objective: Loss, step: Step, normalize: Normalizer, max_grad_norm: float
+    learner: Learner,
+    objective: Loss,
+    step: StepBatches,
+    normalize: Normalizer,
+    max_grad_norm: float,
 ) -> StepResult | None:
     """Make one optimizer step over micro-batches; nothing is read back from the device.
 
@@ -62,7 +66,7 @@ def train_step(
 
 
 def _accumulating_pass(
-    learner: Learner, objective: Loss, step: Step, normalize: Normalizer
+    learner: Learner, objective: Loss, step: StepBatches, normalize: Normalizer
 ) -> tuple[Tensor, Tensor]:
     """Add up the gradients of the micro-batches; return loss and number of right samples."""
     loss, correct = 0.0, 0
@@ -81,7 +85,7 @@ def _accumulating_pass(
 
 
 def _joint_pass(
-    learner: Learner, objective: Loss, step: Step, normalize: Normalizer
+    learner: Learner, objective: Loss, step: StepBatches, normalize: Normalizer
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradient of the loss of all micro-batches together; return as the above.
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         from utils.data.batches import Batch, Normalizer
         from utils.training.ddp import exchange_gradients
         from utils.training.learner import Learner
-        from utils.training.step_loader import Step
+        from utils.training.step_loader import StepBatches
         from utils.training.train_step import train_step
 
         model = build_model(get_config(args.model_type, args.img_size), num_classes=102)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         normalize = Normalizer(GOOGLE.normalization, torch.device("cpu"))
         gradients = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
 
-        step = Step([batch], [[args.batch_size] * world_size()])
+        step = StepBatches([batch], [[args.batch_size] * world_size()])
 
         actions = {
             "all-reduce alone": lambda: dist.all_reduce(gradients),

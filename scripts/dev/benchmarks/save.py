@@ -27,7 +27,7 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from utils.run.snapshot import Snapshot, Snapshots
     from utils.training.learner import build_learner
     from utils.training.random_state import rng_state
-    from utils.training.step_loader import Step
+    from utils.training.step_loader import StepBatches
     from utils.training.train_step import train_step
 
     device = torch.device("cpu")
@@ -39,7 +39,7 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     learner = build_learner(model, config)
     images = torch.randint(0, 256, (BATCH, 3, IMG_SIZE, IMG_SIZE), dtype=torch.uint8)
     batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH), torch.zeros(BATCH, 2))
-    step, normalize = Step([batch], [[BATCH]]), Normalizer(GOOGLE.normalization, device)
+    step, normalize = StepBatches([batch], [[BATCH]]), Normalizer(GOOGLE.normalization, device)
 
     def train() -> None:
         train_step(learner, Objective(), step, normalize, 1.0)

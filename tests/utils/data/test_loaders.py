@@ -17,7 +17,7 @@ from utils.data.presets import PRESETS, Augmentation
 from utils.data.transforms import EvalView, TrainView
 from utils.data_utils import seed_everything
 from utils.errors import RunError, one_line
-from utils.training.step_loader import Skipped, Steps
+from utils.training.step_loader import BadImages, StepLoader
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -74,8 +74,8 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
     )
 
 
-def steps_of(loader, micro_batches: int, skipped: Skipped) -> Steps:
-    return Steps(loader, micro_batches, skipped)
+def steps_of(loader, micro_batches: int, skipped: BadImages) -> StepLoader:
+    return StepLoader(loader, micro_batches, skipped)
 
 
 class TestImageDataset:
@@ -277,7 +277,7 @@ class TestDamage:
         with pytest.raises(RunError, match=r"photo_002.jpg"):
             list(of_training(split, **values))
         loader = of_training(split, skip_bad_images=1, batch=4, micro_batches=3, **values)
-        skipped = Skipped(1)
+        skipped = BadImages(1)
         with caplog.at_level("WARNING", logger="fine_vit"):
             steps = list(steps_of(loader, 1, skipped))
         assert [[len(batch.labels) for batch in step.micro_batches] for step in steps] == [[3]] * 3
@@ -303,7 +303,7 @@ class TestDamage:
         split = make_split(tmp_path, [0, 1])
         (tmp_path / split.paths[1]).write_bytes(b"")
         loader = of_training(split, batch=1, micro_batches=4, skip_bad_images=1)
-        steps = list(steps_of(loader, 2, Skipped(1)))
+        steps = list(steps_of(loader, 2, BadImages(1)))
         assert [len(step.micro_batches) for step in steps] == [1, 1]
         assert [step.counts for step in steps] == [[[1]], [[1]]]
 
@@ -313,7 +313,7 @@ class TestDamage:
             (tmp_path / split.paths[i]).write_bytes(b"")
         loader = of_training(split, batch=4, micro_batches=1, skip_bad_images=1)
         with pytest.raises(RunError, match=r"bad image 2, --skip_bad_images allows 1"):
-            list(steps_of(loader, 1, Skipped(1)))
+            list(steps_of(loader, 1, BadImages(1)))
 
 
 class TestSteps:
@@ -327,7 +327,7 @@ class TestSteps:
                 now[0] += 0.25
                 yield batch
 
-        steps = steps_of(loading(), 3, Skipped(0))
+        steps = steps_of(loading(), 3, BadImages(0))
         assert steps.waited == 0
         for step in steps:
             assert [len(batch.labels) for batch in step.micro_batches] == [2, 2, 2]

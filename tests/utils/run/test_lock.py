@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import InputError
-from utils.run.lock import refuse_if_locked, run_lock
+from utils.run.lock import check_not_locked, run_lock
 
 HOLDER = """
 import sys
@@ -157,7 +157,7 @@ class TestRefusal:
         with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
             pass
         with pytest.raises(InputError, match=message):
-            refuse_if_locked(lock)
+            check_not_locked(lock)
         assert owner_of(lock) == owner
         holder.communicate("")  # it ends well
         assert not lock.exists()
@@ -173,7 +173,7 @@ class TestRefusal:
         with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
             pass
         with pytest.raises(InputError, match=message):
-            refuse_if_locked(lock)
+            check_not_locked(lock)
 
     def test_leaves_the_lock_with_its_owner(self, lock, hold):
         hold(lock)
@@ -188,7 +188,7 @@ class TestTakingOver:
         holder.kill()
         holder.wait()
         assert owner_of(lock)["pid"] == holder.pid
-        refuse_if_locked(lock)
+        check_not_locked(lock)
         with run_lock(lock, "demo"):
             assert owner_of(lock)["pid"] == os.getpid()
             assert lock.read_text(encoding="utf-8").count("\n") == 1
@@ -215,7 +215,7 @@ class TestTakingOver:
     def test_from_one_that_left_garbage(self, lock, content):
         lock.parent.mkdir()
         lock.write_bytes(content)
-        refuse_if_locked(lock)
+        check_not_locked(lock)
         assert lock.read_bytes() == content
         with run_lock(lock, "demo"):
             assert owner_of(lock)["name"] == "demo"
@@ -271,23 +271,23 @@ class TestOtherHost:
 
 
 class TestLooking:
-    """`refuse_if_locked` writes nothing."""
+    """`check_not_locked` writes nothing."""
 
     def test_at_nothing(self, tmp_path):
-        refuse_if_locked(tmp_path / "output" / ".demo.lock")
-        refuse_if_locked(tmp_path / ".demo.lock")
+        check_not_locked(tmp_path / "output" / ".demo.lock")
+        check_not_locked(tmp_path / ".demo.lock")
         assert list(tmp_path.iterdir()) == []
 
     def test_at_one_that_is_free_or_held(self, lock, hold):
         lock.parent.mkdir()
         lock.write_bytes(b"some text")
         stat = lock.stat()
-        refuse_if_locked(lock)
+        check_not_locked(lock)
         assert (lock.read_bytes(), lock.stat().st_mtime_ns) == (b"some text", stat.st_mtime_ns)
         hold(lock)
         content, stat = lock.read_bytes(), lock.stat()
         with pytest.raises(InputError, match="is being written by process"):
-            refuse_if_locked(lock)
+            check_not_locked(lock)
         assert (lock.read_bytes(), lock.stat().st_mtime_ns) == (content, stat.st_mtime_ns)
         assert [path.name for path in lock.parent.iterdir()] == [lock.name]
 

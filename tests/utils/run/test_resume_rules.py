@@ -23,10 +23,16 @@ from utils.errors import InputError
 from utils.files import write_json
 from utils.flags import CHANGEABLE
 from utils.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.run.resume import Past, check_same_run, differences, open_past, settle_best
+from utils.run.resume import (
+    ResumePoint,
+    check_same_run,
+    differences,
+    open_resume_point,
+    resolve_best,
+)
 from utils.run.snapshot import Snapshot, Snapshots, load_snapshot
 from utils.run.tensor_file import load_archive, save_archive
-from utils.training.progress import TrainingState
+from utils.training.progress import Progress
 
 NUM_SAMPLES = 200
 DATA = {
@@ -77,7 +83,7 @@ def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> Froz
 
 
 def snapshot_of(config: FrozenConfigDict, step: int = 4, run_id: str = "mine") -> Snapshot:
-    training = TrainingState(step, step, {"": METRICS}, since_best=2, saved=step - 1)
+    training = Progress(step, step, {"": METRICS}, since_best=2, saved=step - 1)
     return Snapshot(
         run_id,
         config.to_dict(),
@@ -265,9 +271,11 @@ class TestSameData:
 
 class TestOpenPast:
     @pytest.fixture
-    def open_from(self, paths, saved) -> Callable[..., Past]:
-        def call(*resume: str, name: str = "run") -> Past:
-            return open_past(config_of(RunPaths(paths.output_dir, name), "--resume", *resume))
+    def open_from(self, paths, saved) -> Callable[..., ResumePoint]:
+        def call(*resume: str, name: str = "run") -> ResumePoint:
+            return open_resume_point(
+                config_of(RunPaths(paths.output_dir, name), "--resume", *resume)
+            )
 
         return call
 
@@ -279,7 +287,7 @@ class TestOpenPast:
         past = open_from()
         assert past.logged_until == past.snapshot.position["step"] == 4
         assert past.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
-        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
+        assert past.state() == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
 
     @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"run_id": "another"}'])
     def test_takes_the_id_from_the_state(self, paths, open_from, content):
@@ -306,7 +314,7 @@ class TestOpenPast:
         past = open_from(str(paths.older(1)))
         assert past.is_chosen
         assert past.logged_until == 4
-        assert past.state() == TrainingState(4, 4, {"": METRICS}, since_best=2, saved=4)
+        assert past.state() == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
 
     @pytest.mark.parametrize("there", [None, "finished"])
     def test_of_another_run_starts_a_new_one(self, paths, open_from, there):
@@ -365,10 +373,10 @@ class TestSettleBest:
 
         def call(is_changed: bool = False, **best: dict) -> tuple[dict, list[str]]:
             named = {"" if variant == "raw" else variant: dict(of) for variant, of in best.items()}
-            state = TrainingState(step=6, evaluated=6, best=named, since_best=5)
+            state = Progress(step=6, evaluated=6, best=named, since_best=5)
             caplog.clear()
             with caplog.at_level("WARNING", logger="fine_vit"):
-                settle_best(state, paths, is_changed)
+                resolve_best(state, paths, is_changed)
             # What is evaluated anew has patience anew.
             is_lost = len(state.best) < len(best)
             assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
-from utils.training.progress import TrainingState
+from utils.training.progress import Progress
 
 
 def config(num_steps: int = 10, eval_every: int = 3, patience: int | None = None):
@@ -17,7 +17,7 @@ def config(num_steps: int = 10, eval_every: int = 3, patience: int | None = None
 
 
 def run(
-    state: TrainingState,
+    state: Progress,
     config: FrozenConfigDict,
     better: set[int],
     stop: tuple[int, bool] | None = None,
@@ -43,17 +43,17 @@ class TestEvaluations:
     @given(num_steps=st.integers(1, 60), eval_every=st.integers(1, 70))
     def test_are_due_every_so_often_and_at_the_end(self, num_steps, eval_every):
         expected = sorted({*range(eval_every, num_steps + 1, eval_every), num_steps})
-        state = TrainingState()
+        state = Progress()
         assert run(state, config(num_steps, eval_every), set()) == expected
         assert state.step == num_steps
 
     def test_of_one_step_are_due_once(self):
-        state = TrainingState(step=3)
+        state = Progress(step=3)
         assert state.is_eval_due(config())
         state.evaluated = 3
         assert not state.is_eval_due(config())
-        assert not TrainingState().is_eval_due(config())  # nothing is learned yet
-        assert not TrainingState(step=4, evaluated=3).is_eval_due(config())
+        assert not Progress().is_eval_due(config())  # nothing is learned yet
+        assert not Progress(step=4, evaluated=3).is_eval_due(config())
 
     @settings(max_examples=100, deadline=None)
     @given(
@@ -67,10 +67,10 @@ class TestEvaluations:
         self, num_steps, eval_every, patience, better, stop
     ):
         flags = config(num_steps, eval_every, patience)
-        whole, first = TrainingState(), TrainingState()
+        whole, first = Progress(), Progress()
         expected = run(whole, flags, better)
         before = run(first, flags, better, stop)
-        second = TrainingState(**json.loads(json.dumps(first.to_dict())))
+        second = Progress(**json.loads(json.dumps(first.to_dict())))
         assert before + run(second, flags, better) == expected
         assert second == whole
 
@@ -88,14 +88,14 @@ class TestPatience:
         ],
     )
     def test_ends_a_run_that_gets_no_better(self, patience, better, ends_at):
-        state, flags = TrainingState(), config(30, 3, patience)
+        state, flags = Progress(), config(30, 3, patience)
         run(state, flags, better)
         assert state.step == ends_at
         assert state.is_over(flags)
         assert state.is_out_of_patience(flags) is (ends_at < 30)
 
     def test_that_ran_out_may_be_given_anew(self):
-        state = TrainingState(step=9, evaluated=9, since_best=3)
+        state = Progress(step=9, evaluated=9, since_best=3)
         assert state.is_over(config(patience=3))
         assert not state.is_over(config(patience=4))
         assert not state.is_over(config(patience=None))
@@ -104,11 +104,11 @@ class TestPatience:
 @pytest.mark.parametrize(("step", "over"), [(0, False), (9, False), (10, True), (11, True)])
 def test_is_over_after_the_last_step(step, over):
     """A run that is to be shorter than it is already is over, too."""
-    assert TrainingState(step=step).is_over(config()) is over
+    assert Progress(step=step).is_over(config()) is over
 
 
 def test_is_plain_data_that_no_later_step_changes():
-    state = TrainingState(3, 3, {"": {"accuracy": 0.5, "step": 3}}, 1, 2)
+    state = Progress(3, 3, {"": {"accuracy": 0.5, "step": 3}}, 1, 2)
     plain = state.to_dict()
     assert plain == {
         "step": 3,
@@ -121,10 +121,10 @@ def test_is_plain_data_that_no_later_step_changes():
     }
     state.best[""]["accuracy"] = 0.75
     assert plain["best"][""]["accuracy"] == 0.5
-    assert TrainingState(**plain).to_dict() == plain
+    assert Progress(**plain).to_dict() == plain
 
 
 def test_two_states_share_nothing():
-    one, other = TrainingState(), TrainingState()
+    one, other = Progress(), Progress()
     one.best[""] = {}
     assert other.best == {}

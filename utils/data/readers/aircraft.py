@@ -9,11 +9,11 @@ from pathlib import Path
 
 from utils.data.readers.listing import (
     Listing,
+    check_not_shared,
     clean_name,
     make_listing,
     read_lines,
     read_pairs,
-    refuse_shared,
     to_int,
 )
 from utils.errors import InputError
@@ -68,7 +68,7 @@ def _read_variants(path: Path) -> list[str]:
     for line, name in names.items():
         if not name:
             raise InputError(f"{path} {line} has no name")
-    refuse_shared(path, "class name", names)
+    check_not_shared(path, "class name", names)
     return [line for _, line in lines]
 
 

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from utils.data.readers.listing import (
     Listing,
+    check_not_shared,
     clean_name,
     make_listing,
     read_table,
-    refuse_shared,
     same_keys,
     to_int,
 )
@@ -63,10 +63,10 @@ class BirdLists:
         for key, name in classes.items():
             if not name:
                 raise InputError(f"{self.root / CLASSES_FILE} gives class {key} no name")
-        refuse_shared(self.root / CLASSES_FILE, "class name", classes)
+        check_not_shared(self.root / CLASSES_FILE, "class name", classes)
         # Of both splits: an image that is trained on must not be tested on.
-        refuse_shared(self.root / IMAGES_FILE, "path", self.paths)
-        refuse_shared(self.root / IMAGES_FILE, "sample id", ids)
+        check_not_shared(self.root / IMAGES_FILE, "path", self.paths)
+        check_not_shared(self.root / IMAGES_FILE, "sample id", ids)
         chosen = [key for key in self.paths if self.splits[key] == SPLIT_VALUES[split]]
         if not chosen:
             raise InputError(f"{self.root / SPLITS_FILE} has no image of the {split} split")

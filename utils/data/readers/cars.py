@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from utils.data.readers.listing import Listing, clean_name, make_listing, refuse_shared, unpacked
+from utils.data.readers.listing import Listing, check_not_shared, clean_name, make_listing, unpacked
 from utils.data.readers.matlab import load_mat, text, whole_number
 from utils.errors import InputError
 
@@ -91,7 +91,7 @@ def _read_classes(path: Path) -> list[str]:
     for key, name in classes.items():
         if not name:
             raise InputError(f"{path} gives {key} no name; {REMEDY}")
-    refuse_shared(path, "class name", classes)
+    check_not_shared(path, "class name", classes)
     return list(classes.values())
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.console import progress
+from utils.console import progress_bar
 from utils.data.readers.listing import Listing, clean_name, make_listing, read_bytes
 from utils.errors import InputError, printable
 from utils.files import sha256_file, write_json
@@ -316,7 +316,7 @@ def _prepare(root: Path, layout: _Layout) -> None:
 def _unpack(folder: Path, splits: dict[str, list[np.ndarray]]) -> None:
     """Write each row of the `splits` as a PNG below `folder`, lossless."""
     total = sum(len(rows) for batches in splits.values() for rows in batches)
-    with progress(total, "unpack images", "image") as bar:
+    with progress_bar(total, "unpack images", "image") as bar:
         for split, batches in splits.items():
             (folder / split).mkdir(parents=True)
             images = np.concatenate(batches).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

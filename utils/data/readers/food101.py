@@ -7,7 +7,13 @@ classes, `meta/labels.txt` in the same order their names for people (`Apple pie`
 
 from pathlib import Path
 
-from utils.data.readers.listing import Listing, clean_name, make_listing, read_lines, refuse_shared
+from utils.data.readers.listing import (
+    Listing,
+    check_not_shared,
+    clean_name,
+    make_listing,
+    read_lines,
+)
 from utils.errors import InputError
 
 ENTRIES = ("images", "meta")
@@ -61,6 +67,6 @@ def _read_classes(keys_path: Path, names_path: Path) -> tuple[list[str], list[st
     for line, name in names.items():
         if not name:
             raise InputError(f"{names_path} {line} has no name")
-    refuse_shared(keys_path, "class", {f"line {number}": line for number, line in keys})
-    refuse_shared(names_path, "class name", names)
+    check_not_shared(keys_path, "class", {f"line {number}": line for number, line in keys})
+    check_not_shared(names_path, "class name", names)
     return [line for _, line in keys], list(names.values())

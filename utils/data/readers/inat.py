@@ -91,11 +91,11 @@ def _entries(
         columns = []
     kinds_there = [set(map(type, column)) for column in columns]  # True is no 1
     if kinds_there != [{kind} if entries else set() for kind in kinds.values()]:
-        _refuse_first(path, section, entries, kinds)
+        _check_first(path, section, entries, kinds)
     return zip(*columns, strict=True)
 
 
-def _refuse_first(path: Path, section: str, entries: list, kinds: dict[str, type]) -> NoReturn:
+def _check_first(path: Path, section: str, entries: list, kinds: dict[str, type]) -> NoReturn:
     """Refuse the first entry that does not have what it needs; there is one."""
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):

@@ -63,8 +63,8 @@ def make_listing(
     """
     if not len(ids):
         raise InputError(f"{source} lists no image")
-    _refuse_repeats(source, "class name", classes)
-    _refuse_repeats(source, "image", ids)
+    _check_no_repeats(source, "class name", classes)
+    _check_no_repeats(source, "image", ids)
     numbers = np.asarray(labels, dtype=np.int64)
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))
     if len(wrong):
@@ -85,7 +85,7 @@ def make_listing(
     )
 
 
-def _refuse_repeats(source: Path, what: str, values: Sequence[str]) -> None:
+def _check_no_repeats(source: Path, what: str, values: Sequence[str]) -> None:
     if len(set(values)) == len(values):
         return
     seen: set[str] = set()
@@ -216,7 +216,7 @@ def same_keys(
             raise InputError(f"{path} has {key}, which {of} lacks")
 
 
-def refuse_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
+def check_not_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
     """Refuse a list file that gives one value to two keys.
 
     Raises:

@@ -37,7 +37,7 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
     from scipy.io.matlab import MatReadError
 
     try:
-        _refuse_damaged(data)
+        _check_damaged(data)
         return loadmat(io.BytesIO(data))
     # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
     except (
@@ -60,7 +60,7 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
         ) from error
 
 
-def _refuse_damaged(data: bytes) -> None:
+def _check_damaged(data: bytes) -> None:
     """Look at the type and size of each element: scipy crashes Python over those it does not know.
 
     Raises:

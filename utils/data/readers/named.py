@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.readers.listing import clean_name, refuse_shared
+from utils.data.readers.listing import check_not_shared, clean_name
 from utils.errors import InputError
 
 
@@ -29,7 +29,7 @@ def name_classes(lists: Mapping[Path, Sequence[Sample]]) -> list[str]:
         InputError: an image comes twice, a class id has two names or none, two have the same, or
             they are not 1, 2, 3 and so on.
     """
-    _refuse_repeats(lists)
+    _check_no_repeats(lists)
     names: dict[int, str] = {}
     for path, samples in lists.items():
         for sample in samples:
@@ -51,11 +51,11 @@ def name_classes(lists: Mapping[Path, Sequence[Sample]]) -> list[str]:
     for key, name in classes.items():
         if not name:
             raise InputError(f"{files} give {key} no name")
-    refuse_shared(files, "class name", classes)
+    check_not_shared(files, "class name", classes)
     return list(classes.values())
 
 
-def _refuse_repeats(lists: Mapping[Path, Sequence[Sample]]) -> None:
+def _check_no_repeats(lists: Mapping[Path, Sequence[Sample]]) -> None:
     """Refuse an image that comes twice: what is trained on must not be tested on."""
     owners: dict[str, Path] = {}
     for path, samples in lists.items():
