@@ -13,6 +13,7 @@ class Dependence(NamedTuple):
 
     needs: Mapping[str, tuple[str, ...]]  # other flags, and their values that do (empty: any)
     default: Any
+    unmet_value: Any = None  # what the config holds where the need is not met
 
     def unmet(self, values: Mapping[str, Any]) -> str | None:
         """The first need that `values` does not meet, as a flag to type, or None."""
@@ -31,6 +32,8 @@ DEPENDENT = {
     "contrastive_margin": Dependence({"head": ("parts",)}, 0.4),
     "contrastive_scope": Dependence({"head": ("parts",)}, "micro"),
     "layer_decay": Dependence({"optimizer": ("adamw",)}, 1.0),
+    # Under AdamW too the config holds 0.9: configs and hashes from before stay what they are.
+    "momentum": Dependence({"optimizer": ("sgd",)}, 0.9, unmet_value=0.9),
     "pos_resample": Dependence({"pretrained": ()}, "bicubic"),
     "part_init": Dependence({"pretrained": (), "head": ("parts",)}, "pretrained"),
 }
@@ -52,6 +55,6 @@ def resolve_dependent_flags(values: dict[str, Any]) -> dict[str, Any]:
         unmet = dependence.unmet(values)
         if unmet is not None and values[flag] is not None:
             raise InputError(f"--{flag} means nothing without {unmet}")
-        if unmet is None and values[flag] is None:
-            settled[flag] = dependence.default
+        if values[flag] is None:
+            settled[flag] = dependence.default if unmet is None else dependence.unmet_value
     return settled

@@ -287,7 +287,11 @@ def _add_pretrained_flags(group: argparse._ArgumentGroup) -> None:
 def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="optimizer")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="of SGD")
+    group.add_argument(
+        "--momentum",
+        type=fraction,
+        help="with sgd: share of the last step's direction that the next one keeps (default: 0.9)",
+    )
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--num_steps",

@@ -215,15 +215,15 @@ class TestDependentFlags:
         return run
 
     def test_are_all_in_the_table_above(self):
-        assert DEPENDENT_ARGV.keys() == DEPENDENT.keys()
+        assert DEPENDENT_ARGV.keys() | {"momentum"} == DEPENDENT.keys()
 
-    @pytest.mark.parametrize("flag", DEPENDENT)
+    @pytest.mark.parametrize("flag", DEPENDENT_ARGV)
     def test_without_the_other_are_refused(self, parse, flag):
         argv, (needed, *_), _ = DEPENDENT_ARGV[flag]
         with pytest.raises(InputError, match=f"^--{flag} means nothing without {needed}"):
             parse(*argv)
 
-    @pytest.mark.parametrize("flag", DEPENDENT)
+    @pytest.mark.parametrize("flag", DEPENDENT_ARGV)
     def test_that_repeat_their_default_are_refused_too(self, parse, flag):
         """What was typed and has no effect is said, whatever its value."""
         _, (needed, *_), _ = DEPENDENT_ARGV[flag]
@@ -231,17 +231,26 @@ class TestDependentFlags:
         with pytest.raises(InputError, match=f"^--{flag} means nothing without {needed}"):
             parse(f"--{flag}={default}")
 
-    @pytest.mark.parametrize("flag", DEPENDENT)
+    @pytest.mark.parametrize("flag", DEPENDENT_ARGV)
     def test_with_the_other_are_taken(self, parse, flag):
         argv, needed, value = DEPENDENT_ARGV[flag]
         assert parse(*argv, *needed)[flag] == value
         assert value != DEPENDENT[flag].default
 
-    @pytest.mark.parametrize("flag", DEPENDENT)
+    @pytest.mark.parametrize("flag", DEPENDENT_ARGV)
     def test_have_a_default_only_with_the_other(self, parse, flag):
         _, needed, _ = DEPENDENT_ARGV[flag]
         assert parse(*needed)[flag] == DEPENDENT[flag].default
         assert parse()[flag] is None
+
+    def test_momentum_is_refused_under_another_optimizer_and_keeps_its_value_there(self, parse):
+        for value in ("0.5", "0.9"):
+            with pytest.raises(
+                InputError, match=r"^--momentum means nothing without --optimizer sgd$"
+            ):
+                parse("--momentum", value, "--optimizer", "adamw")
+        assert parse("--momentum", "0.5").momentum == 0.5
+        assert parse().momentum == parse("--optimizer", "adamw").momentum == 0.9
 
     def test_part_init_needs_both(self, parse):
         random = ["--part_init", "random"]
