@@ -7,8 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-
-from ml_collections import FrozenConfigDict
+from typing import TYPE_CHECKING
 
 from utils.console import drop, log_to_stdout
 from utils.errors import (
@@ -25,8 +24,11 @@ from utils.errors import (
 )
 from utils.processes import is_main
 
+if TYPE_CHECKING:
+    from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
 
-def less_memory(config: FrozenConfigDict) -> str:
+
+def less_memory(config: "FrozenConfigDict") -> str:
     """Which flags lower the memory that a run takes."""
     remedies = []
     if "train_batch_size" in config:

@@ -7,9 +7,7 @@ from torch import nn
 
 from utils.data_utils import checkpoint_paths
 from utils.evaluation.evaluate import Evaluation, Evaluator
-from utils.processes import (
-    failing_together,
-)
+from utils.processes import failing_together
 from utils.run.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
 from utils.run.writer import RunWriter
 from utils.training.progress import Progress
