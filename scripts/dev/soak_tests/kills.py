@@ -21,16 +21,18 @@ from utils.console import log
 from utils.data_utils import RunPaths
 from utils.errors import RunError
 
-MAX_LINES = 10  # a process is killed after so many of its lines at the latest; 4 come at the start
-MAX_EXTRA_STEPS = 4  # and after the time of so many steps
+STARTING_SHARE = 0.25  # of the kills come while a process starts, within its first lines:
+STARTING_LINES = 4
+MAX_STEP_LINES = 6  # the others come after at most so many lines about steps
+MAX_EXTRA_STEPS = 4  # and the time of at most so many steps
 STEPS_A_KILL = 24  # more than a process can do until it is killed
 # No two of these have a common divisor: snapshots hold unfinished readings, and evaluations come at
 # steps that are saved and at steps that are not.
 RHYTHM = shlex.split("--save_every 2 --log_every 3 --eval_every 5 --num_workers 2")
 
 
-def kill_after(flags: list[str], output: Path, lines: int, seconds: float) -> str:
-    """Run train.py and kill it with SIGKILL `seconds` after its first `lines` lines.
+def kill_at_random(flags: list[str], output: Path, generator: random.Random, extra: float) -> str:
+    """Run train.py and kill it with SIGKILL, at the latest `extra` seconds after the lines above.
 
     Returns:
         Its last line on stdout.
@@ -39,8 +41,11 @@ def kill_after(flags: list[str], output: Path, lines: int, seconds: float) -> st
         RunError: the run ended by itself before.
     """
     with training(flags, output) as run:
-        run.wait_for_lines(lines)
-        run.process.join(seconds)
+        if generator.random() < STARTING_SHARE:
+            run.wait_for_lines(generator.randrange(STARTING_LINES))
+        else:
+            run.wait_for_lines(generator.randint(1, MAX_STEP_LINES), "step ")
+        run.process.join(generator.uniform(0, extra))
         if run.process.exitcode is not None:
             raise RunError(
                 f"a run ended with code {run.code()} before it was killed: {run.last_words()}"
@@ -68,9 +73,8 @@ def soak_kills(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = random.Random(args.seed)
     with watched(killed) as watch:
         for kill in range(1, args.kills + 1):
-            lines, seconds = generator.randrange(MAX_LINES), generator.uniform(0, extra)
             resumed = [*flags, "killed", *resume_flags(killed)]
-            last = kill_after(resumed, folder / f"kill{kill}", lines, seconds)
+            last = kill_at_random(resumed, folder / f"kill{kill}", generator, extra)
             log.info("kill %d of %d, after: %s", kill, args.kills, last)
             watch.check()
         run_to_its_end([*flags, "killed", *resume_flags(killed)], folder / "end")

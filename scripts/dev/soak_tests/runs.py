@@ -106,9 +106,9 @@ class Training:
         """The end of stderr, or of stdout where stderr is empty, on one line."""
         return " | ".join((self.errors() or self.lines() or ["nothing"])[-3:])
 
-    def wait_for_lines(self, count: int) -> None:
-        """Wait until `count` lines are on stdout, or the process has ended."""
-        while self.process.is_alive() and len(self.lines()) < count:
+    def wait_for_lines(self, count: int, start: str = "") -> None:
+        """Wait for `count` lines on stdout that begin with `start`, or for the process's end."""
+        while self.process.is_alive() and sum(s.startswith(start) for s in self.lines()) < count:
             time.sleep(PAUSE)
 
     def code(self) -> int:

@@ -32,7 +32,7 @@ class TestKills:
 
     def test_a_run_that_ends_by_itself_is_said(self, tmp_path):
         with pytest.raises(RunError, match="ended with code 0 before it was killed"):
-            kills.kill_after(["--help"], tmp_path / "out", 10**6, 60.0)
+            kills.kill_at_random(["--help"], tmp_path / "out", random.Random(0), 60.0)
 
     def test_a_run_that_fails_is_said(self, tmp_path):
         with pytest.raises(RunError, match=r"--name x --no ended with code 2: error: .*--no"):
