@@ -12,22 +12,24 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from models.configs import model_names
 from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
-from utils.console import log
-from utils.data_utils import RunPaths, seed_everything
-from utils.dataset import open_subset, prepare_images
+from utils.data_utils import RunPaths
+from utils.dataset import labelmap, open_subset, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
-from utils.processes import failing_together, joined_processes, main_first, world_size
+from utils.processes import failing_together, joined_processes, main_first
 
 if TYPE_CHECKING:
+    import torch
+
     from models.vit import Backbone
+    from utils.data.splits import Split
     from utils.run.checkpoint import Checkpoint
 
 
@@ -55,55 +57,75 @@ def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]
         )
 
 
-def evaluate_checkpoint(config: FrozenConfigDict, command: str) -> None:
-    """Check, wire, make the first writes, evaluate, export, summarise."""
-    from utils.data.batches import Normalizer
-    from utils.data.loaders import eval_loader
-    from utils.dist_util import build_env_stamp, choose_device
-    from utils.evaluation.evaluate import Evaluator
+class Plan(NamedTuple):
+    """All decisions of an evaluation."""
+
+    config: FrozenConfigDict
+    split: "Split"  # the samples to evaluate
+    device: "torch.device"
+    model: "Backbone"  # on the device
+    checkpoint: "Checkpoint"
+    stamp: dict[str, Any]
+
+
+def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
+    """Decide and check everything; writes only images that are still to be drawn or unpacked."""
+    from utils.dist_util import build_env_stamp, open_device
     from utils.run.checkpoint import checkpoint_id, load_checkpoint
-    from utils.run.writer import own_run
 
     with failing_together():
-        device, reason = choose_device(config.device, config.prefer_mps, world_size())
-        log.info("device %s (%s)", device, reason)
-        checkpoint = load_checkpoint(Path(config.checkpoint))
-        config = resolve_from_checkpoint(config, checkpoint._asdict())
+        checkpoint = load_checkpoint(Path(flags.checkpoint))
+        config = resolve_from_checkpoint(flags, checkpoint._asdict())
         config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
         split, subset = open_subset(config, "eval")
         check_classes(checkpoint, split.dataset, split.classes)
-        seed_everything(config.seed)
+        device = open_device(config)
         model = load_model(checkpoint, config.checkpoint).to(device)
-    weights_id = checkpoint_id(checkpoint.state_dict)
-    selected_on = checkpoint.metrics.get("split")
-    facts = {
-        "dataset": split.identity(),
-        "carving": checkpoint.carving if config.val_fraction is not None else None,
-        "selected_on": selected_on,
-        "tiny_train_subset": "none",
-        "tiny_infer_subset": subset.identity,
-        "normalization": checkpoint.normalization,
-        "checkpoint": str(Path(config.checkpoint).resolve()),
-        "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
-        "checkpoint_id": weights_id,
-    }
-    with failing_together():
+        facts = {
+            "dataset": split.identity(),
+            "carving": checkpoint.carving if config.val_fraction is not None else None,
+            "selected_on": checkpoint.metrics.get("split"),
+            "tiny_train_subset": "none",
+            "tiny_infer_subset": subset.identity,
+            "normalization": checkpoint.normalization,
+            "checkpoint": str(Path(config.checkpoint).resolve()),
+            "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
+            "checkpoint_id": checkpoint_id(checkpoint.state_dict),
+        }
         stamp = build_env_stamp(config, command, device, facts)
     with failing_together(), main_first():
         prepare_images(config, (split,), (subset.split,))
+    return Plan(config, subset.split, device, model, checkpoint, stamp)
 
+
+def evaluate(plan: Plan) -> None:
+    """Make the first writes, evaluate, write the rest, and say how good it is."""
+    from utils.data.batches import Normalizer
+    from utils.data.loaders import eval_loader
+    from utils.evaluation.evaluate import Evaluator
+    from utils.run.lock import locked_run
+    from utils.run.scalars import EventLog
+    from utils.run.writer import RunWriter
+
+    config, split, step = plan.config, plan.split, plan.checkpoint.step
     paths = RunPaths(Path(config.output_dir), config.name)
-    with own_run(paths, stamp, subset.split) as run:
+    classes = labelmap(split.dataset, split.classes, split.parents)
+    writer = RunWriter(paths, plan.stamp, split, classes, EventLog())
+    with locked_run(paths):
         with failing_together():
-            loader = eval_loader(config, subset.split, device)
-        normalize = Normalizer(checkpoint.normalization, device)
+            writer.begin()
+        with failing_together():
+            loader = eval_loader(config, split, plan.device)
+        normalize = Normalizer(plan.checkpoint.normalization, plan.device)
         evaluator = Evaluator(config, loader, normalize)
-        evaluation, metrics = evaluator.evaluate(model, checkpoint.step, selected_on)
-        metrics["checkpoint_id"] = weights_id
+        evaluation, metrics = evaluator.evaluate(
+            plan.model, step, plan.checkpoint.metrics.get("split")
+        )
+        metrics["checkpoint_id"] = plan.stamp["checkpoint_id"]
         with failing_together():
-            run.log_evaluation(metrics, checkpoint.step)
-            run.export(evaluation, metrics, config.export_logits)
-            run.finish({"": metrics})
+            writer.log_evaluation(metrics)
+            writer.write_evaluation(evaluation, metrics, config.export_logits)
+            writer.finish({"": metrics})
 
 
 @entrypoint
@@ -111,11 +133,11 @@ def main(argv: Sequence[str]) -> None:
     """Argv to a finished evaluation."""
     with joined_processes():
         with failing_together():
-            config = parse_eval_args(argv, model_names())
+            flags = parse_eval_args(argv, model_names())
         with named_failures(
-            lambda: f"evaluating {config.checkpoint}, which is whole", lambda: less_memory(config)
+            lambda: f"evaluating {flags.checkpoint}, which is whole", lambda: less_memory(flags)
         ):
-            evaluate_checkpoint(config, f"eval.py {shlex.join(argv)}")
+            evaluate(plan_evaluation(flags, f"eval.py {shlex.join(argv)}"))
 
 
 if __name__ == "__main__":

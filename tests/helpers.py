@@ -16,6 +16,7 @@ import train as train_entrypoint
 from utils.data.batches import Batch, BatchShare
 from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
+from utils.run.checkpoint import Checkpoint, save_checkpoint
 from utils.training.meter import TrainMeter
 from utils.training.step_loader import StepBatches
 
@@ -98,6 +99,13 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Save all fields of a checkpoint, changed ones too."""
+    about = checkpoint._asdict()
+    metrics = {**about.pop("metrics"), "step": about.pop("step")}
+    save_checkpoint(path, metrics=metrics, weights=about.pop("state_dict"), about=about)
 
 
 def sealed(archive: bytes) -> bytes:

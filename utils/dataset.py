@@ -16,7 +16,7 @@ from utils.data.image_checks import check_images
 from utils.data.splits import Carving, Split, carve, check_same_classes
 from utils.data.subsets import Subset, select_subset
 from utils.errors import InputError, check_utf8
-from utils.files import canonical_json, sha256_text, write_json
+from utils.files import canonical_json, sha256_text
 
 
 @os_errors_are_input_errors()
@@ -75,11 +75,6 @@ def labelmap(
         "checksum": sha256_text(canonical_json(list(classes))),
         **({"parents": [list(names) for names in parents]} if parents else {}),
     }
-
-
-def write_labelmap(path: Path, split: Split) -> None:
-    """Write the labelmap of the dataset of `split` to `path`, replacing it as a whole."""
-    write_json(path, labelmap(split.dataset, split.classes, split.parents))
 
 
 def carving_of(config: FrozenConfigDict) -> Carving | None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from ml_collections import FrozenConfigDict
 
+from utils.console import log
+from utils.data_utils import seed_everything
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_file, sha256_text
 from utils.processes import hosts, world_size
@@ -81,6 +83,18 @@ def choose_device(requested: str, prefer_mps: bool, processes: int = 1) -> tuple
         return torch.device("mps"), "preferred and available"
     reason = "MPS is not available" if prefer_mps else "MPS is not preferred"
     return torch.device("cpu"), reason
+
+
+def open_device(config: FrozenConfigDict) -> torch.device:
+    """Choose and log the device of a run, and seed everything.
+
+    Raises:
+        InputError: a device was named that is not available.
+    """
+    device, reason = choose_device(config.device, config.prefer_mps, world_size())
+    log.info("device %s (%s)", device, reason)
+    seed_everything(config.seed)
+    return device
 
 
 def _gpu_facts(device: torch.device) -> dict[str, Any]:

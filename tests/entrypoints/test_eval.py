@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from helpers import TINY_EVAL, evaluate, read_json, rows_of
+from helpers import TINY_EVAL, evaluate, read_json, rows_of, write_checkpoint
 
 from utils.data_utils import RunPaths
-from utils.run.checkpoint import load_checkpoint, save_checkpoint
+from utils.run.checkpoint import load_checkpoint
 
 
 def run_eval(finished_run, drawn, output, *more, name="check"):
@@ -92,7 +92,7 @@ def test_normalisation_comes_from_the_checkpoint(finished_run, drawn, tmp_path):
     """The same weights with another normalisation recorded give other logits."""
     checkpoint = load_checkpoint(finished_run.checkpoint)
     other = {"mean": [0.1, 0.2, 0.3], "std": [0.9, 0.8, 0.7]}
-    save_checkpoint(tmp_path / "other.bin", checkpoint._replace(normalization=other))
+    write_checkpoint(tmp_path / "other.bin", checkpoint._replace(normalization=other))
     for name, path in (("own", finished_run.checkpoint), ("other", tmp_path / "other.bin")):
         code = evaluate(
             f"--name {name} {TINY_EVAL}",
@@ -141,7 +141,7 @@ def test_evaluating_twice_keeps_the_first(finished_run, drawn, tmp_path):
 def test_weights_of_another_model_are_refused(finished_run, drawn, tmp_path, capsys):
     checkpoint = load_checkpoint(finished_run.checkpoint)
     weights = {key: value for key, value in checkpoint.state_dict.items() if key != "norm.bias"}
-    save_checkpoint(tmp_path / "cut.bin", checkpoint._replace(state_dict=weights))
+    write_checkpoint(tmp_path / "cut.bin", checkpoint._replace(state_dict=weights))
     code = evaluate(
         f"--name check {TINY_EVAL}",
         "--checkpoint",
@@ -159,7 +159,7 @@ def test_weights_of_another_model_are_refused(finished_run, drawn, tmp_path, cap
 def test_weights_with_nan_end_the_evaluation(finished_run, drawn, tmp_path, capsys):
     checkpoint = load_checkpoint(finished_run.checkpoint)
     weights = {**checkpoint.state_dict, "head.bias": torch.full((10,), float("nan"))}
-    save_checkpoint(tmp_path / "nan.bin", checkpoint._replace(state_dict=weights))
+    write_checkpoint(tmp_path / "nan.bin", checkpoint._replace(state_dict=weights))
     code = evaluate(
         f"--name check {TINY_EVAL}",
         "--checkpoint",

@@ -23,6 +23,7 @@ from helpers import (
     read_scalars,
     rows_of,
     train,
+    write_checkpoint,
 )
 from PIL import Image
 from torchvision.transforms import v2
@@ -37,7 +38,7 @@ from utils.data.splits import Split
 from utils.data_utils import RunPaths
 from utils.dataset import open_split
 from utils.evaluation.predictions import predictions_digest
-from utils.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.run.checkpoint import Checkpoint, load_checkpoint
 
 SIZE, EVAL_SIDE = 32, 37  # of the model's input, and of what `vit` takes its center from
 BATCH = 6  # of evaluations; those of val are one batch
@@ -164,7 +165,9 @@ class TestPreset:
 def test_a_preset_decides_how_an_evaluation_sees(trained, photos, tmp_path):
     """The weights of one with the view of another: else the checkpoint's word would not count."""
     checkpoint = load_checkpoint(trained("transfg").checkpoint)
-    save_checkpoint(tmp_path / "other.bin", Checkpoint(**{**checkpoint._asdict(), "preset": "vit"}))
+    write_checkpoint(
+        tmp_path / "other.bin", Checkpoint(**{**checkpoint._asdict(), "preset": "vit"})
+    )
     other = again(tmp_path, photos, tmp_path / "other.bin")
     ours = logits_of(trained("transfg"))
     assert all(np.abs(row - ours[key]).max() > 1e-4 for key, row in logits_of(other).items())

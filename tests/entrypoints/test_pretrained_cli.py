@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, read_json, train
+from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, read_json, train, write_checkpoint
 from safetensors.torch import save_file
 from timm.models import create_model, save_for_hf
 
 from models.build import build_model
 from models.configs import get_config
 from utils.data_utils import RunPaths
-from utils.run.checkpoint import load_checkpoint, save_checkpoint
+from utils.run.checkpoint import load_checkpoint
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from google_weights import google_arrays
@@ -261,7 +261,7 @@ class TestOwnCheckpoint:
 
     def test_gives_no_head_for_other_classes(self, own, drawn, tmp_path, capsys):
         checkpoint = load_checkpoint(own)
-        save_checkpoint(
+        write_checkpoint(
             tmp_path / "other.bin", checkpoint._replace(classes=checkpoint.classes[::-1])
         )
         paths = load(drawn, tmp_path, tmp_path / "other.bin", STILL)

@@ -1,7 +1,6 @@
 """Runs that are interrupted and go on: the same bits, or one line that says why not."""
 
 import errno
-import json
 import logging
 import multiprocessing
 import os
@@ -21,8 +20,8 @@ from helpers import REPO, TINY_TRAIN, evaluate, read_json, read_scalars, rows_of
 from utils import files
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.run.checkpoint import load_checkpoint
-from utils.run.scalars import Scalars
-from utils.run.snapshot import Snapshots, load_newest, load_snapshot, older_states
+from utils.run.scalars import EventLog
+from utils.run.snapshot import SnapshotStore, load_newest, load_snapshot, older_snapshots
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 # Windows of 3 steps, evaluations every 4 and states every 2: none of them ends where another does.
@@ -107,11 +106,11 @@ def untimed_scalars(paths: RunPaths) -> dict:
 
 def assert_same_end(paths: RunPaths, reference: RunPaths) -> None:
     """All that the two runs left is equal, but times, names and how often they were begun."""
-    states = [load_snapshot(each.last)._asdict() for each in (paths, reference)]
-    for state in states:
-        del state["run_id"], state["config"]
-    assert is_equal(*states)
-    for variant in ("", *([EMA] if states[0]["training"]["best"].get(EMA) else [])):
+    snapshots = [load_snapshot(each.last) for each in (paths, reference)]
+    headers = [s.header._replace(run_id="", config={})._asdict() for s in snapshots]
+    assert is_equal(*headers)
+    assert is_equal(*(s.parts for s in snapshots))
+    for variant in ("", *([EMA] if snapshots[0].parts["progress"]["best"].get(EMA) else [])):
         one, other = (checkpoint_paths(each, variant) for each in (paths, reference))
         assert one.checkpoint.read_bytes() == other.checkpoint.read_bytes()
         assert one.metrics.read_bytes() == other.metrics.read_bytes()
@@ -138,14 +137,14 @@ def test_interrupted_runs_end_with_the_same_bits(start, whole, tmp_path, flags):
     paths = RunPaths(tmp_path, "run")
     with when_logged("^step 3/", signals(signal.SIGTERM)):
         assert start("run", flags) == 143
-    assert load_snapshot(paths.last).position["step"] == 3
+    assert load_snapshot(paths.last).header.step == 3
     # Logged right before the evaluation, which is interrupted and done again.
     with when_logged("^step 8/", signals(signal.SIGINT)):
         assert start("run", f"{flags} --resume") == 130
-    assert load_snapshot(paths.last).training["evaluated"] == 4
+    assert load_snapshot(paths.last).parts["progress"]["evaluated"] == 4
     with when_logged("^step 9/", crash), pytest.raises(Crash):
         start("run", f"{flags} --resume")
-    assert load_snapshot(paths.last).position["step"] == 8
+    assert load_snapshot(paths.last).header.step == 8
     assert start("run", f"{flags} --resume") == 0
     assert_same_end(paths, whole(flags))
 
@@ -172,7 +171,7 @@ def test_scalars_of_an_evaluation_that_was_cut_off_twice_are_not_doubled(start, 
 def test_a_state_is_there_before_the_first_step(start, whole, tmp_path):
     with when_logged("^step 3/", crash), pytest.raises(Crash):
         start("run", "--save_every 100")
-    assert load_snapshot(RunPaths(tmp_path, "run").last).position["step"] == 0
+    assert load_snapshot(RunPaths(tmp_path, "run").last).header.step == 0
     assert start("run", "--resume") == 0
     assert_same_end(RunPaths(tmp_path, "run"), whole())
 
@@ -207,8 +206,8 @@ def test_scalars_are_on_the_disk_before_each_state(start, tmp_path, monkeypatch)
 
         monkeypatch.setattr(owner, name, noted)
 
-    note(Scalars, "flush")
-    note(Snapshots, "save")
+    note(EventLog, "flush")
+    note(SnapshotStore, "save")
     assert start("run") == 0
     saves = calls.count("save")
     assert saves == 6  # at 0, then every 2 of 10 steps, 4 and 8 among them
@@ -257,7 +256,7 @@ def test_the_first_signal_saves(start, tmp_path, capfd, signum, code):
     out, err = capfd.readouterr()
     assert "stopping after this step; a second signal stops at once" in out
     name = signal.Signals(signum).name
-    assert f"stopped by {name} after step 3; --resume goes on" in out
+    assert f"stopped by {name} after step 3; --resume continues" in out
     assert err.count("\n") == 1
 
 
@@ -266,7 +265,7 @@ def test_the_second_signal_stops_without_damage(start, whole, tmp_path, signum, 
     with when_logged("^step 3/", signals(signum, signum)):
         assert start("run") == code
     paths = RunPaths(tmp_path, "run")
-    assert load_snapshot(paths.last).position["step"] == 2  # as --save_every wrote it
+    assert load_snapshot(paths.last).header.step == 2  # as --save_every wrote it
     assert start("run", "--resume") == 0
     assert_same_end(paths, whole())
 
@@ -288,7 +287,7 @@ def test_a_signal_that_loaders_get_too_saves_first(start, whole, tmp_path, capsy
         assert start("run", "--num_workers 2") == 143
     assert capsys.readouterr().err == "error: terminated\n"
     paths = RunPaths(tmp_path, "run")
-    assert load_snapshot(paths.last).position["step"] == int(pattern[6])
+    assert load_snapshot(paths.last).header.step == int(pattern[6])
     assert start("run", "--num_workers 2 --resume") == 0
     assert_same_end(paths, whole())
 
@@ -314,11 +313,11 @@ def test_a_state_that_was_chosen_is_the_newest_from_then_on(start, whole, tmp_pa
     assert start("run", "--keep 3") == 0
     paths = RunPaths(tmp_path, "run")
     older = paths.older(2)
-    step = load_snapshot(older).position["step"]
-    assert step < load_snapshot(paths.last).position["step"] == 10
+    step = load_snapshot(older).header.step
+    assert step < load_snapshot(paths.last).header.step == 10
     with when_logged(killed_at.format(step + 1), crash), pytest.raises(Crash):
         start("run", f"--log_every 1 --save_every 100 --cache disk --resume {older}")
-    assert load_snapshot(paths.last).position["step"] == step
+    assert load_snapshot(paths.last).header.step == step
     assert start("run", "--resume") == 0
     assert_same_end(paths, whole())
 
@@ -395,7 +394,7 @@ def test_a_finished_run_can_be_made_longer(start, tmp_path):
     assert start("run") == 0
     assert start("run", "--num_steps 14 --resume --allow_change num_steps") == 0
     paths = RunPaths(tmp_path, "run")
-    assert load_snapshot(paths.last).position["step"] == 14
+    assert load_snapshot(paths.last).header.step == 14
     assert not (tmp_path / "run~1").exists()
 
 
@@ -467,7 +466,7 @@ def test_a_state_of_another_run_starts_a_new_one(start, whole, interrupted, tmp_
     untouched = interrupted.last.read_bytes(), interrupted.env_stamp.read_bytes()
     assert start("fork", f"--resume {interrupted.last}") == 0
     fork = RunPaths(tmp_path, "fork")
-    weights = [load_snapshot(each.last).learner["model"] for each in (fork, whole())]
+    weights = [load_snapshot(each.last).parts["learner"]["model"] for each in (fork, whole())]
     assert is_equal(*weights)
     assert fork.checkpoint.exists()
     assert (interrupted.last.read_bytes(), interrupted.env_stamp.read_bytes()) == untouched
@@ -484,7 +483,7 @@ def test_as_many_states_as_asked_for_are_kept(start, tmp_path, keep):
     assert start("run", f"--keep {keep}") == 0
     paths = RunPaths(tmp_path, "run")
     # States of the steps 0, 2, 4, 6, 8 and 10.
-    steps = [load_snapshot(p).position["step"] for p in (paths.last, *older_states(paths))]
+    steps = [load_snapshot(p).header.step for p in (paths.last, *older_snapshots(paths))]
     assert steps == [10, 8, 6, 4][: keep + 1]
 
 
@@ -560,8 +559,8 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(start, tmp_path, capsy
     assert all(re.fullmatch(r"image_\d{5}", name) for name in ids)
     paths = RunPaths(tmp_path, "run")
     state = load_snapshot(paths.last)
-    assert state.position["step"] == int(found[1]) - 1
-    assert f"--resume goes on from step {state.position['step']}" in error
+    assert state.header.step == int(found[1]) - 1
+    assert f"--resume continues from step {state.header.step}" in error
 
 
 def test_the_samples_are_those_of_the_step(start, drawn, tmp_path, capsys):
@@ -596,7 +595,7 @@ def test_an_image_that_vanishes_is_one_line_and_nothing_is_lost(drawn, tmp_path,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(r"image_\d{5}\.jpg", error)
-    assert "--resume goes on from step 2" in error
+    assert "--resume continues from step 2" in error
     for path in (data / "jpg").iterdir():
         path.rename(path.with_suffix(".jpg"))
     assert train(f"{line} --resume", *where) == 0
@@ -623,8 +622,8 @@ def test_an_output_that_goes_away_ends_the_run_in_one_line(
     assert error.count("\n") == 1
     said = {"vanished": "No such file or directory", "read-only": "Read-only file system"}[trouble]
     assert said in error
-    assert "; --resume goes on from step 2" in error
-    assert load_newest(paths).position["step"] == 2
+    assert "; --resume continues from step 2" in error
+    assert load_newest(paths).header.step == 2
 
 
 MEMORY = """\
@@ -696,7 +695,10 @@ def test_averaged_weights_lie_beside_the_raw_ones(start, drawn, tmp_path):
 
 def test_averaging_changes_nothing_of_the_raw_weights(start, whole, tmp_path):
     assert start("run", "--ema_decay 0.9") == 0
-    weights = [load_snapshot(p.last).learner["model"] for p in (RunPaths(tmp_path, "run"), whole())]
+    weights = [
+        load_snapshot(p.last).parts["learner"]["model"]
+        for p in (RunPaths(tmp_path, "run"), whole())
+    ]
     assert is_equal(*weights)
 
 
@@ -710,7 +712,7 @@ def test_patience_ends_a_run_that_does_not_get_better(start, finished_run, tmp_p
     assert [step for step, _ in read_scalars(paths.tensorboard)["eval/loss"]] == [2, 4, 6, 8]
     assert read_json(paths.env_stamp)["status"] == "finished"
     assert start("run", f"{flags} --resume", *still) == 0
-    assert load_snapshot(paths.last).position["step"] == 8
+    assert load_snapshot(paths.last).header.step == 8
 
 
 def test_patience_counts_across_an_interruption(start, finished_run, tmp_path):
@@ -719,10 +721,9 @@ def test_patience_counts_across_an_interruption(start, finished_run, tmp_path):
     with when_logged("^eval step 6", signals(signal.SIGTERM)):
         assert start("run", flags, *still) == 143
     assert start("run", f"{flags} --resume", *still) == 0
-    assert load_snapshot(RunPaths(tmp_path, "run").last).position["step"] == 8
+    assert load_snapshot(RunPaths(tmp_path, "run").last).header.step == 8
 
 
-def test_a_state_says_where_it_is_in_its_epoch(interrupted):
-    position = load_snapshot(interrupted.last).position
-    assert position == {"step": 6, "epoch": 3, "samples_of_epoch": 0}
-    assert json.dumps(position)
+def test_a_snapshot_says_where_it_is_in_its_epoch(interrupted):
+    header = load_snapshot(interrupted.last).header
+    assert (header.step, header.epoch, header.samples_of_epoch) == (6, 3, 0)

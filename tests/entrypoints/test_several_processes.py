@@ -96,7 +96,7 @@ def assert_close(paths: RunPaths, reference: RunPaths) -> None:
         assert [step for step, _ in one[tag]] == [step for step, _ in other[tag]]
         differences = [abs(a - b) for (_, a), (_, b) in zip(one[tag], other[tag], strict=True)]
         assert max(differences) < CLOSE, tag
-    weights = [load_snapshot(each.last).learner["model"] for each in (paths, reference)]
+    weights = [load_snapshot(each.last).parts["learner"]["model"] for each in (paths, reference)]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=0, atol=CLOSE)
 
@@ -164,7 +164,7 @@ def test_another_number_of_processes_goes_on_with_the_same_order(drawn, tmp_path
     paths = RunPaths(tmp_path, "run")
     assert "stopped by SIGTERM after step" in output, output
     assert errors(output) == ["error: terminated"]
-    assert 3 <= load_snapshot(paths.last).position["step"] < 40
+    assert 3 <= load_snapshot(paths.last).header.step < 40
     assert train(f"--name run {line} --resume", *where) == 0
     assert_close(paths, RunPaths(tmp_path, "whole"))
     stamp = read_json(paths.env_stamp)
@@ -182,14 +182,16 @@ def test_three_processes_go_on_with_the_same_bits(drawn, tmp_path, kind, run_for
     assert code == 0, output
     shutil.copytree(whole.output_dir, again.output_dir)
     older = again.older(3)
-    assert load_snapshot(older).position["step"] < 6
+    assert load_snapshot(older).header.step < 6
     code, output = run_forked(3, "train.py", f"{flags} --resume {older}", *where, again.output_dir)
     assert code == 0, output
     ends = [load_snapshot(paths.last) for paths in (whole, again)]
-    assert [end.position["step"] for end in ends] == [8, 8]
+    assert [end.header.step for end in ends] == [8, 8]
     # Each process draws its own dropout.
-    assert len({bytes(each["torch"].numpy()) for each in ends[0].rng}) == 3
-    weights, others = (end.learner["model"] for end in ends)
+    assert (
+        len({bytes(each["torch"].numpy()) for each in ends[0].parts["random_state"]["ranks"]}) == 3
+    )
+    weights, others = (end.parts["learner"]["model"] for end in ends)
     for name, expected in weights.items():
         assert torch.equal(others[name], expected), name
     assert again.metrics.read_bytes() == whole.metrics.read_bytes()
@@ -236,7 +238,7 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, r
     assert code == 1
     (error,) = errors(output)
     assert path.name in error
-    assert "--resume goes on from step 0" in error
+    assert "--resume continues from step 0" in error
     code, output = run_forked(2, "train.py", f"--name skip {RUN} --skip_bad_images 1", *where)
     assert code == 0, output
     paths = RunPaths(tmp_path / "out", "skip")
@@ -249,7 +251,7 @@ def assert_ended_with_the_other(output: str, folder: Path, seconds: float) -> No
     assert seconds < 30
     (error,) = errors(output)
     assert "another process of this run is gone" in error
-    assert re.search(r"after step \d+, .*--resume goes on from step \d+", error)
+    assert re.search(r"after step \d+, .*--resume continues from step \d+", error)
     # Not `last`: the kill may fall between the two names that a save changes.
     load_newest(RunPaths(folder, "run"))
 

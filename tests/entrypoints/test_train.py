@@ -314,7 +314,7 @@ class TestFailuresAfterTheFirstWrite:
         assert error.count("\n") == 1
         assert f"error: image {root}/jpg/image_" in error
         assert error.endswith(
-            "after step 0, last good checkpoint: none; --resume goes on from step 0\n"
+            "after step 0, last good checkpoint: none; --resume continues from step 0\n"
         )
 
     def test_disk_full_leaves_the_last_checkpoint(self, drawn, tmp_path, capsys, monkeypatch):
@@ -346,7 +346,7 @@ class TestFailuresAfterTheFirstWrite:
         paths = RunPaths(tmp_path, "a")
         assert code == 1
         assert "No space left on device" in error
-        assert f"last good checkpoint: {paths.checkpoint}; --resume goes on from step " in error
+        assert f"last good checkpoint: {paths.checkpoint}; --resume continues from step " in error
         step = torch.load(paths.checkpoint, weights_only=True)["step"]
         assert step == read_json(paths.metrics)["step"]
         assert not [path for path in files_below(tmp_path) if path.name.endswith(".tmp")]

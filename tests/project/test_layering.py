@@ -47,8 +47,8 @@ LIGHT = [
 # What still breaks a rule. The lists only shrink: mend what is new, strike what is gone.
 # A table may be longer than a file: a row a flag is one topic.
 EXPECTED = {
-    "chain": 15,
-    "train_imports": 22,
+    "chain": 13,
+    "train_imports": 20,
     "crossed_walls": [
         "utils/config.py -> utils/data/catalog.py",
         "utils/config.py -> utils/data/presets.py",
@@ -70,14 +70,9 @@ EXPECTED = {
     ],
     "long_functions": [
         "scripts/dev/benchmarks/save.py measure_save",
-        "train.py train",
         "utils/flags.py _add_input_flags",
         "utils/flags.py _add_optimisation_flags",
         "utils/recipes.py _transfg",
-        "utils/run/session.py open_session",
-    ],
-    "many_parameters": [
-        "utils/run/session.py open_session",
     ],
 }
 

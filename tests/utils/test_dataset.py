@@ -3,7 +3,6 @@
 import hashlib
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from utils.data.image_files import decode_rgb
 from utils.data.readers.flowers import FLOWER102_CLASSES
 from utils.data.readers.synthetic import SYNTHETIC_CLASSES
 from utils.data.subsets import select_subset
-from utils.dataset import labelmap, open_split, open_subset, prepare_images, write_labelmap
+from utils.dataset import labelmap, open_split, open_subset, prepare_images
 from utils.errors import InputError
+from utils.files import write_json
 
 
 class TestSpecs:
@@ -103,13 +103,10 @@ class TestLabelmap:
 
     @settings(max_examples=50, deadline=None)
     @given(classes=st.lists(st.text(), min_size=1, max_size=6), has_parents=st.booleans())
-    def test_is_written_as_it_is_and_checks(
-        self, tmp_path_factory, make_split, classes, has_parents
-    ):
+    def test_is_written_as_it_is_and_checks(self, tmp_path_factory, classes, has_parents):
         path = tmp_path_factory.getbasetemp() / "labelmap.json"
         parents = tuple((f"above {name}", "all") for name in classes) if has_parents else ()
-        split = make_split(Path("unused"), [0], photos=False)
-        write_labelmap(path, replace(split, classes=tuple(classes), parents=parents))
+        write_json(path, labelmap("toy", classes, parents))
         read = read_json(path)
         assert read == labelmap("toy", classes, parents)
         assert ("parents" in read) is has_parents

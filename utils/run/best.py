@@ -8,22 +8,22 @@ from torch import nn
 from utils.data_utils import checkpoint_paths
 from utils.evaluation.evaluate import Evaluation, Evaluator
 from utils.processes import failing_together
-from utils.run.checkpoint import Checkpoint, checkpoint_id, save_checkpoint
+from utils.run.checkpoint import checkpoint_id, save_checkpoint
 from utils.run.writer import RunWriter
 from utils.training.progress import Progress
 
 
 @dataclass(frozen=True)
 class BestKeeper:
-    """Evaluates the weights in training, and keeps them and their predictions if they are best."""
+    """Evaluate the weights in training, and keep them and their predictions if they are best."""
 
     evaluator: Evaluator
-    run: RunWriter
+    writer: RunWriter
     models: dict[str, nn.Module]  # variants of the weights: raw ("") and averaged
-    checkpoint: Checkpoint  # its fields that never change
+    about: dict[str, Any]  # the fields of a checkpoint that stay the same
 
-    def update(self, state: Progress) -> None:
-        """Evaluate at `state.step`; ties keep the earlier checkpoint.
+    def update(self, progress: Progress) -> None:
+        """Evaluate at `progress.step`; ties keep the earlier checkpoint.
 
         Nothing is logged, written or remembered before all variants are evaluated: what is
         interrupted is done again.
@@ -31,32 +31,31 @@ class BestKeeper:
         evaluator = self.evaluator
         split = evaluator.config.eval_split
         results = {
-            variant: evaluator.evaluate(model, state.step, selected_on=split)
+            variant: evaluator.evaluate(model, progress.step, selected_on=split)
             for variant, model in self.models.items()
         }
         is_better = False
         with failing_together():
             for variant, (evaluation, metrics) in results.items():
-                self.run.log_evaluation(metrics, state.step, variant, state.logged)
-                best = state.best.get(variant)
+                self.writer.log_evaluation(metrics, variant)
+                best = progress.best.get(variant)
                 if best is None or metrics["accuracy"] > best["accuracy"]:
                     is_better = True
-                    state.best[variant] = self._keep(variant, evaluation, metrics)
-        state.evaluated, state.logged, state.pending = state.step, state.step, {}
-        state.since_best = 0 if is_better else state.since_best + 1
+                    progress.best[variant] = self._keep(variant, evaluation, metrics)
+        self.writer.events.mark_evaluated(progress.step)
+        progress.evaluated = progress.step
+        progress.since_best = 0 if is_better else progress.since_best + 1
 
     def _keep(
         self, variant: str, evaluation: Evaluation | None, metrics: dict[str, Any]
     ) -> dict[str, Any]:
-        """Write the checkpoint of a variant and what came from its evaluation; its metrics."""
+        """Write the checkpoint of a variant and its evaluation; return its metrics."""
         # To the CPU once: the id and the file both read them there.
         weights = {k: v.detach().cpu() for k, v in self.models[variant].state_dict().items()}
         metrics = {**metrics, "checkpoint_id": checkpoint_id(weights)}
         if evaluation is not None:
-            checkpoint = self.checkpoint._replace(
-                step=metrics["step"], metrics=metrics, state_dict=weights
-            )
-            paths = checkpoint_paths(self.run.paths, variant)
-            save_checkpoint(paths.checkpoint, checkpoint)
-            self.run.export(evaluation, metrics, self.evaluator.config.export_logits, variant)
+            path = checkpoint_paths(self.writer.paths, variant).checkpoint
+            save_checkpoint(path, self.about, metrics, weights)
+            export_logits = self.evaluator.config.export_logits
+            self.writer.write_evaluation(evaluation, metrics, export_logits, variant)
         return metrics

@@ -1,7 +1,6 @@
-"""The best weights of a run, with all that is needed to rebuild their model and judge them."""
+"""Save and load checkpoints: weights and all that is needed to rebuild and judge their model."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,16 @@ from torch import Tensor
 from utils.data.presets import PRESETS
 from utils.errors import InputError
 from utils.run.tensor_file import load_archive, save_archive
+from utils.schema import (
+    dict_of,
+    fields,
+    is_count,
+    is_dict,
+    is_finite,
+    is_text,
+    list_of,
+    wrong_fields,
+)
 
 FORMAT = "fine-vit checkpoint"
 VERSION = 2
@@ -27,7 +36,7 @@ class Checkpoint(NamedTuple):
     classes: list[str]
     img_size: int
     preset: str  # by which images become model input
-    carving: dict[str, Any]  # how its val split was carved: fraction and seed; empty: it was not
+    carving: dict[str, Any]  # how its val split was held out: fraction and seed; empty: it was not
     normalization: dict[str, list[float]]
     step: int
     metrics: dict[str, Any]
@@ -35,24 +44,35 @@ class Checkpoint(NamedTuple):
     state_dict: dict[str, Tensor]
 
 
-_FIELD_TYPES = {
-    "model_type": str,
-    "model_config": dict,
-    "dataset": str,
-    "classes": list,
-    "img_size": int,
-    "preset": str,
-    "carving": dict,
-    "normalization": dict,
-    "step": int,
-    "metrics": dict,
-    "config_hash": str,
-    "state_dict": dict,
+def _is_carving(value: object) -> bool:
+    held_out = fields({"fraction": lambda v: is_finite(v) and 0 < v < 1, "seed": is_count})
+    return value == {} or held_out(value)
+
+
+def _is_channels(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(is_finite, value))
+
+
+_FIELDS = {
+    "model_type": is_text,
+    "model_config": is_dict,
+    "dataset": is_text,
+    "classes": list_of(is_text),
+    "img_size": lambda value: is_count(value) and value > 0,
+    "preset": lambda value: is_text(value) and value in PRESETS,
+    "carving": _is_carving,
+    "normalization": fields(
+        {"mean": _is_channels, "std": lambda value: _is_channels(value) and min(value) > 0}
+    ),
+    "step": is_count,
+    "metrics": is_dict,
+    "config_hash": is_text,
+    "state_dict": dict_of(lambda value: isinstance(value, Tensor)),
 }
 
 
 def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
-    """The first 12 hex digits of the SHA-256 over the weights.
+    """Return the first 12 hex digits of the SHA-256 over the weights.
 
     Over sorted key, dtype, shape and little-endian bytes, so it depends on no file format.
     """
@@ -65,41 +85,25 @@ def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`, replacing it as a whole; equal checkpoints give equal files."""
+def save_checkpoint(
+    path: Path, about: Mapping[str, Any], metrics: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Write a checkpoint to `path`, replacing it as a whole; equal ones give equal files.
+
+    Args:
+        path: file of the checkpoint.
+        about: the fields of `Checkpoint` that stay the same during a run.
+        metrics: metrics of the weights, their `step` among them.
+        weights: state dict of the model.
+    """
+    checkpoint = Checkpoint(
+        **about, step=metrics["step"], metrics=dict(metrics), state_dict=dict(weights)
+    )
     save_archive(path, {"format": FORMAT, "version": VERSION, **checkpoint._asdict()})
 
 
-def _is_normalization(value: Mapping[str, Any]) -> bool:
-    """Whether `value` has a mean and a standard deviation above 0 for each RGB channel."""
-    channels = [value.get(key) for key in ("mean", "std")]
-    if not all(isinstance(c, list) and len(c) == 3 for c in channels):
-        return False
-    numbers = [number for channel in channels for number in channel]
-    return all(isinstance(n, float) and math.isfinite(n) for n in numbers) and min(channels[1]) > 0
-
-
-def _is_carving(value: Mapping[str, Any]) -> bool:
-    fraction, seed = value.get("fraction"), value.get("seed")
-    return isinstance(fraction, float) and 0 < fraction < 1 and isinstance(seed, int)
-
-
-def _contradictions(payload: Mapping[str, Any]) -> list[str]:
-    """The fields of a payload that have the right type and yet cannot be used."""
-    usable = {
-        "img_size": payload["img_size"] > 0
-        and payload["model_config"].get("img_size") == payload["img_size"],
-        "preset": payload["preset"] in PRESETS,
-        "carving": not payload["carving"] or _is_carving(payload["carving"]),
-        "normalization": _is_normalization(payload["normalization"]),
-        "state_dict": all(isinstance(value, Tensor) for value in payload["state_dict"].values()),
-        "classes": all(isinstance(name, str) for name in payload["classes"]),
-    }
-    return [field for field, is_usable in usable.items() if not is_usable]
-
-
 def is_checkpoint(path: Path) -> bool:
-    """Whether the file at `path` says it is one of ours, intact or not.
+    """Return whether the file at `path` says it is one of ours, intact or not.
 
     Raises:
         InputError: it cannot be read.
@@ -113,10 +117,11 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint at `path` onto the CPU, without running any code it may hold.
+    """Read the checkpoint at `path` onto the CPU, without running any code that it may hold.
 
     Raises:
-        InputError: missing, truncated, damaged, foreign, or holding more than plain data.
+        InputError: it is missing, truncated, damaged, foreign, of another version, or a field is
+            missing or cannot be used.
     """
     payload = load_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
@@ -128,10 +133,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
     payload = {**BEFORE.get(version, {}), **payload}
-    wrong = [k for k, kind in _FIELD_TYPES.items() if not isinstance(payload.get(k), kind)]
+    wrong = wrong_fields(payload, _FIELDS)
+    if not wrong and payload["model_config"].get("img_size") != payload["img_size"]:
+        wrong = ["img_size"]
     if wrong:
-        raise InputError(f"checkpoint {path} lacks {', '.join(wrong)}; name a run's ckpt.bin")
-    wrong = _contradictions(payload)
-    if wrong:
-        raise InputError(f"checkpoint {path} has an unusable {', '.join(wrong)}; use another")
+        raise InputError(
+            f"checkpoint {path} has no usable {', '.join(wrong)}; name another run's ckpt.bin"
+        )
     return Checkpoint(**{key: payload[key] for key in Checkpoint._fields})

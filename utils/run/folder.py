@@ -8,6 +8,7 @@ from typing import Any
 from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_writable
 from utils.errors import InputError
 from utils.files import write_text
+from utils.schema import is_dict, is_text, list_of, wrong_fields
 
 RETENTION_DAYS = 90
 
@@ -22,13 +23,20 @@ def is_unfinished(paths: RunPaths) -> bool:
     return has_state(paths) and read_stamp(paths).get("status") == "unfinished"
 
 
+# What is read of a stamp again, if it is there.
+_STAMP = {"run_id": is_text, "timestamp": is_text, "status": is_text, "sessions": list_of(is_dict)}
+
+
 def read_stamp(paths: RunPaths) -> dict[str, Any]:
-    """What the stamp of a run says; empty if there is none that can be read."""
+    """Return what the stamp of a run says; empty if there is none that can be used."""
     try:
         stamp = json.loads(paths.env_stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return stamp if isinstance(stamp, dict) else {}
+    if not isinstance(stamp, dict):
+        return {}
+    is_usable = not wrong_fields(stamp, {key: _STAMP[key] for key in _STAMP if key in stamp})
+    return stamp if is_usable else {}
 
 
 def check_run_name(paths: RunPaths) -> None:

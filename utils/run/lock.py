@@ -6,13 +6,15 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from utils.console import log
+from utils.data_utils import RunPaths
 from utils.errors import InputError
+from utils.processes import failing_together, is_main
 
 
 def _owner(file: TextIO) -> dict[str, Any]:
@@ -106,6 +108,21 @@ def run_lock(path: Path, name: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_run(paths: RunPaths) -> Iterator[None]:
+    """Hold the lock of a run in its main process; all processes call it together.
+
+    Raises:
+        InputError: another process holds it.
+        RunError: the lock cannot be written.
+    """
+    with ExitStack() as held:
+        with failing_together():
+            if is_main():
+                held.enter_context(run_lock(paths.lock, paths.name))
+        yield
 
 
 def _is_same_file(file: TextIO, path: Path) -> bool:

@@ -1,6 +1,7 @@
-"""Whether and from where a run goes on: what must be the same, what may be another."""
+"""Find the snapshot from which a run is resumed, and check that it is the same run."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,60 +9,121 @@ from ml_collections import FrozenConfigDict
 
 from utils.console import log
 from utils.data_utils import RunPaths, checkpoint_paths
-from utils.dist_util import experiment_of
 from utils.errors import InputError
 from utils.flags import CHANGEABLE, CHANGES_WITH, LAST
-from utils.processes import on_main
+from utils.processes import from_main, on_main
 from utils.run.checkpoint import load_checkpoint
 from utils.run.folder import read_stamp
-from utils.run.snapshot import Snapshot, load_newest, load_snapshot
+from utils.run.scalars import EventLog
+from utils.run.snapshot import Header, Part, load_newest, load_snapshot
+from utils.training.learner import Learner
+from utils.training.meter import TrainMeter
 from utils.training.progress import Progress
+from utils.training.random_state import RandomState
+from utils.training.step_loader import BadImages
+
+# What a snapshot of training consists of, in the order in which it is saved and restored: the first
+# three in the plan, before anything else exists; the random state last, after all that draws.
+PARTS: dict[str, type[Part]] = {
+    "progress": Progress,
+    "scalars": EventLog,
+    "bad_images": BadImages,
+    "learner": Learner,
+    "meter": TrainMeter,
+    "random_state": RandomState,
+}
 
 
-class ResumePoint(NamedTuple):
-    """What a run goes on from."""
+@dataclass(frozen=True)
+class ResumePoint:
+    """The snapshot from which a run is resumed."""
 
-    snapshot: Snapshot
-    stamp: dict[str, Any] | None  # of the run of the same name that goes on; None: a new run starts
-    is_chosen: bool = False  # an older state of that run, to become its newest
+    header: Header
+    # Stamp of the run of this name, which is resumed. None: a new run starts from another's
+    # snapshot, and that run keeps its checkpoints and scalars.
+    stamp: dict[str, Any] | None
+    chosen: Path | None  # an older snapshot of that run, to become its newest
+    states: dict[str, Any]  # the states of the parts in the main process; empty in the others
+
+    def restore(self, parts: Mapping[str, Part]) -> None:
+        """Hand each part its state; all processes call it together."""
+        for name, part in parts.items():
+            # One at a time: the others need not have gigabytes at once.
+            part.load_state_dict(from_main(self.states.pop(name, None)))
+
+
+class StartPoint(NamedTuple):
+    """Where training starts, and what has to be known of it before the first writes."""
+
+    resume: ResumePoint | None  # None: at step 0
+    progress: Progress
+    events: EventLog
+    bad_images: BadImages
 
     @property
-    def logged_until(self) -> int | None:
-        """The last step whose scalars stay, if the run of the same name goes on."""
-        training = self.snapshot.training
-        return None if self.stamp is None else training["step"] - bool(training["pending"])
-
-    def state(self) -> Progress:
-        """How far the run is."""
-        state = Progress(**self.snapshot.training)
-        if self.stamp is None:  # the checkpoints stay with the other run
-            state.best, state.saved, state.since_best = {}, None, 0
-            state.evaluated = state.logged = 0
-        else:
-            state.saved = state.step
-        return state
+    def parts(self) -> dict[str, Part]:
+        """The parts of a snapshot that it holds."""
+        return {"progress": self.progress, "scalars": self.events, "bad_images": self.bad_images}
 
 
-def open_resume_point(config: FrozenConfigDict) -> ResumePoint:
-    """The state that `--resume` names.
+def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint:
+    """Return the start of a new run, or the one that the snapshot of `--resume` gives.
+
+    All processes call it together; only the main process reads.
+
+    Args:
+        config: config of the flags.
+        progress: progress at step 0; it takes that of the snapshot.
 
     Raises:
-        InputError: there is none that is whole; or it is of another run, and would replace an
+        InputError: the snapshot cannot be used.
+    """
+    resume = open_resume_point(config)
+    start = StartPoint(resume, progress, EventLog(), BadImages(config.skip_bad_images))
+    if resume is not None:
+        resume.restore(start.parts)
+        if resume.stamp is None:
+            progress.forget_best(*progress.best)
+            start.events.logged = 0
+        else:
+            progress.saved = progress.step
+    return start
+
+
+def open_resume_point(config: FrozenConfigDict) -> ResumePoint | None:
+    """Read the snapshot that `--resume` names; None without the flag.
+
+    All processes call it together; only the main process reads.
+
+    Raises:
+        InputError: there is none that is whole; or it is of another run and would replace an
             unfinished one.
     """
+    if config.resume is None:
+        return None
+    states: dict[str, Any] = {}
+    return ResumePoint(*on_main(_open, config, states), states)
+
+
+def _open(
+    config: FrozenConfigDict, states: dict[str, Any]
+) -> tuple[Header, dict[str, Any] | None, Path | None]:
+    """Return what all processes have to know of the resume point; fill in `states`."""
     paths = RunPaths(Path(config.output_dir), config.name)
-    is_last = config.resume == LAST
-    snapshot = load_newest(paths) if is_last else load_snapshot(Path(config.resume))
+    chosen = None if config.resume == LAST else Path(config.resume)
+    header, parts = load_newest(paths, PARTS) if chosen is None else load_snapshot(chosen, PARTS)
+    states.update(parts)
     stamp = read_stamp(paths)
-    if is_last or stamp.get("run_id") == snapshot.run_id:
-        is_newest = is_last or Path(config.resume).resolve() == paths.last.resolve()
-        return ResumePoint(snapshot, {**stamp, "run_id": snapshot.run_id}, is_chosen=not is_newest)
+    if chosen is None or stamp.get("run_id") == header.run_id:
+        if chosen is not None and chosen.resolve() == paths.last.resolve():
+            chosen = None
+        return header, {**stamp, "run_id": header.run_id}, chosen
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
             "one: choose another name"
         )
-    return ResumePoint(snapshot, None)
+    return header, None, None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,7 +137,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys whose values differ, nested ones with dots; a missing value is None."""
+    """Return the keys whose values differ, nested ones with dots; a missing value is None."""
     flat_before, flat_now = _flat(before), _flat(now)
     keys = dict.fromkeys([*flat_before, *flat_now])
     pairs = {key: (flat_before.get(key), flat_now.get(key)) for key in keys}
@@ -87,25 +149,26 @@ def _shown(changes: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def check_same_run(
-    config: FrozenConfigDict, data: Mapping[str, Any], snapshot: Snapshot
-) -> dict[str, tuple[Any, Any]]:
-    """Refuse to go on with another experiment or other data than `snapshot` is of.
+    config: FrozenConfigDict,
+    experiment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    before: Header,
+) -> None:
+    """Check that a resumed run has the experiment and the data that it was started with.
 
     Args:
-        config: of the run that goes on, resolved; `allow_change` names flags that may differ.
+        config: config of this start, resolved; `allow_change` names flags that may differ.
+        experiment: what of it enters the config hash.
         data: identity of the splits and subsets.
-        snapshot: to go on from.
-
-    Returns:
-        What differs and may: key to value before and now.
+        before: header of the snapshot.
 
     Raises:
         InputError: lists what differs and may not; or the run is past its last step.
     """
-    changes = differences(snapshot.data, data)
+    changes = differences(before.data, data)
     if changes:
         raise InputError(f"--resume: the data are not those of the run: {_shown(changes)}")
-    changes = differences(snapshot.experiment, experiment_of(config))
+    changes = differences(before.experiment, experiment)
     flags = (config.allow_change or "").split(",")
     allowed = {key for flag in flags for key in (flag, *CHANGES_WITH.get(flag, ()))}
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
@@ -114,37 +177,46 @@ def check_same_run(
         if set(refused) <= set(CHANGEABLE):
             remedy = f"give its values, or name what may differ: --allow_change {','.join(refused)}"
         raise InputError(f"--resume: the run was started otherwise: {_shown(refused)}; {remedy}")
-    if snapshot.training["step"] > config.num_steps:
+    if before.step > config.num_steps:
         raise InputError(
-            f"--resume: the run has done {snapshot.training['step']} steps already, more than the "
-            f"{config.num_steps} of --num_steps; --resume PATH goes on from an earlier state"
+            f"--resume: the run has done {before.step} steps already, more than the "
+            f"{config.num_steps} of --num_steps; --resume PATH resumes from an earlier snapshot"
         )
-    return changes
 
 
-def computes_otherwise(past: ResumePoint, stamp: Mapping[str, Any]) -> bool:
-    """Whether the last bits may be others than in the session before: other machine, threads."""
-    *_, before = (past.stamp or {}).get("sessions") or [{}]
+def is_changed(
+    resume: ResumePoint, experiment: Mapping[str, Any], stamp: Mapping[str, Any]
+) -> bool:
+    """Return whether flags or machine differ from the start before, and so maybe the last bits."""
+    *_, before = (resume.stamp or {}).get("sessions") or [{}]
     keys = ("device", "num_threads", "processes", "torch_version", "hosts")
-    return any(before.get(key) != stamp[key] for key in keys)
+    is_other_machine = any(before.get(key) != stamp[key] for key in keys)
+    return is_other_machine or bool(differences(resume.header.experiment, experiment))
 
 
-def resolve_best(state: Progress, paths: RunPaths, is_changed: bool) -> None:
-    """Forget a best evaluation of `state` whose checkpoint is not there any more, and say so."""
-    for variant in on_main(_lost_best, state, paths, is_changed):
-        del state.best[variant]
-        state.evaluated = 0  # so that there is one, though all steps may be done
-        state.since_best = 0  # nor does patience end the run before
+def forget_lost_best(progress: Progress, paths: RunPaths, is_changed: bool) -> None:
+    """Forget a best evaluation whose checkpoint does not exist any more, and warn.
+
+    All processes call it together; only the main process reads.
+
+    Args:
+        progress: progress of the resumed run.
+        paths: paths of the run.
+        is_changed: whether flags or machine differ from the start before.
+    """
+    lost = on_main(_lost_best, progress, paths, is_changed)
+    if lost:
+        progress.forget_best(*lost)
 
 
-def _lost_best(state: Progress, paths: RunPaths, is_changed: bool) -> list[str]:
-    """The variants of the weights whose best checkpoint is not there any more.
+def _lost_best(progress: Progress, paths: RunPaths, is_changed: bool) -> list[str]:
+    """Return the variants of the weights whose best checkpoint does not exist any more.
 
-    A checkpoint of a later step than the state is fine, as long as the flags are the same: its
+    A checkpoint of a later step than the snapshot is fine, as long as nothing has changed: its
     evaluation will come again, with the same bits.
     """
     lost = []
-    for variant, metrics in state.best.items():
+    for variant, metrics in progress.best.items():
         path = checkpoint_paths(paths, variant).checkpoint
         try:
             there = load_checkpoint(path).metrics
@@ -152,7 +224,7 @@ def _lost_best(state: Progress, paths: RunPaths, is_changed: bool) -> list[str]:
             trouble = str(error)
         else:
             step = there.get("step", 0)
-            if there == metrics or (step > state.step and not is_changed):
+            if there == metrics or (step > progress.step and not is_changed):
                 continue
             trouble = f"{path} is of step {step}, not of step {metrics['step']}"
         log.warning("warning: %s; the best checkpoint starts anew", trouble)

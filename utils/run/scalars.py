@@ -1,23 +1,27 @@
-"""TensorBoard's events of a run."""
+"""Write a run's TensorBoard scalars."""
 
 import errno
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import sync, sync_folder
+from utils.schema import dict_of, is_count, is_finite
 
 EVENTS = "events.out.tfevents."
+# The scalars of an evaluation, of the metrics that `utils.evaluation.metrics.summarize` returns.
+EVAL_SCALARS = ("loss", "accuracy", "top5", "mean_per_class_accuracy", "macro_f1")
 
 
 def _make_sort_first(folder: Path) -> None:
-    """Rename files of events that a file which begins now would not come after.
+    """Rename event files that a file which begins now would not come after.
 
     TensorBoard reads them in the order of their names, which hold the second in which they began:
-    two sessions of a run may begin within one, and a clock may have been set back.
+    two starts of a run may fall into one second, and a clock may have been set back.
     """
     there = sorted(folder.glob(f"{EVENTS}*"))
     if there and there[-1].name >= f"{EVENTS}{int(time.time()):010d}":
@@ -25,32 +29,73 @@ def _make_sort_first(folder: Path) -> None:
             path.rename(path.with_name(f"{EVENTS}{0:010d}.{number:06d}"))
 
 
-class Scalars:
-    """Writes the scalars of a run; those after the step that it goes on from do not count."""
+class EventLog:
+    """The scalars of a run, and what a resumed run has to know of them.
 
-    def __init__(self, folder: Path, logged_until: int | None) -> None:
+    Before `open` nothing is written; only the main process opens it.
+    """
+
+    STATE: ClassVar = {"pending": dict_of(is_finite), "logged": is_count}
+
+    def __init__(self) -> None:
+        # Scalars of training that were logged at a step whose evaluation is still to come: a run
+        # that is resumed from there logs all of that step anew.
+        self.pending: dict[str, float] = {}
+        self.logged = 0  # the last step whose evaluation is logged; it may have to be done again
+        self._writer: SummaryWriter | None = None
+
+    def open(self, folder: Path, step: int = 0, is_resumed: bool = False) -> None:
         """Begin a file of events.
 
         Args:
-            folder: of the run's events.
-            logged_until: the last step whose scalars stay; None for a new run.
+            folder: folder of the run's events.
+            step: optimizer steps done.
+            is_resumed: whether this run is resumed: its scalars after `step` do not count then.
         """
-        purge_step = None if logged_until is None else logged_until + 1
         _make_sort_first(folder)
         self._folder = folder
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        first = step if self.pending else step + 1  # step of the first scalar that will be written
+        self._writer = SummaryWriter(str(folder), purge_step=first if is_resumed else None)
+        self._add_training(self.pending, step)
 
-    def add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
-        """Write `<phase>/<name>` at `step` optimizer steps."""
+    def log_training(self, scalars: dict[str, float], step: int, is_eval_due: bool) -> None:
+        """Write the scalars of training.
+
+        Args:
+            scalars: what `TrainMeter.read` returns, and the learning rate as `lr`.
+            step: optimizer steps done.
+            is_eval_due: whether this step is evaluated next.
+        """
+        self._add_training(scalars, step)
+        self.pending = scalars if is_eval_due else {}
+
+    def _add_training(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(f"{phase}/{name}", value, step)
+            phase = "data" if name == "wait_fraction" else "train"
+            self._add(phase, {name: value}, step)
+
+    def log_evaluation(self, phase: str, metrics: Mapping[str, Any], step: int) -> None:
+        """Write the scalars of an evaluation, unless those of this step are there already."""
+        if step > self.logged:
+            self._add(phase, {name: metrics[name] for name in EVAL_SCALARS}, step)
+
+    def mark_evaluated(self, step: int) -> None:
+        """Note that everything of `step` is logged."""
+        self.logged, self.pending = step, {}
+
+    def _add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def flush(self) -> None:
-        """Have all that was added on the disk: a state that is saved later counts on it.
+        """Put all scalars on the disk: a snapshot that is saved later counts on them.
 
         Raises:
-            OSError: it could not be written.
+            OSError: they could not be written.
         """
+        if self._writer is None:
+            return
         self._writer.flush()
         newest = max(self._folder.glob(f"{EVENTS}*"), default=None)
         if newest is None:  # deleted; the writer notices when it has something to write
@@ -60,5 +105,14 @@ class Scalars:
         sync_folder(self._folder)
 
     def close(self) -> None:
-        """Flush, and let go of the file."""
-        self._writer.close()
+        """Flush, and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"pending": self.pending, "logged": self.logged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; call it before `open`."""
+        self.pending, self.logged = state["pending"], state["logged"]

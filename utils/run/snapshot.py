@@ -1,89 +1,132 @@
-"""The whole state of a run on disk, `last.bin`, and the states before it."""
+"""Save and restore a run's snapshots: `last.bin`, and `last~1.bin` and on before it."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from ml_collections import FrozenConfigDict
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from utils.console import log
 from utils.data_utils import RunPaths
 from utils.errors import InputError
 from utils.files import open_atomic
-from utils.processes import failing_together, gather_objects_on_main, is_main, rank, world_size
+from utils.processes import failing_together, is_main
 from utils.run.tensor_file import is_whole, load_archive, write_archive
-from utils.run.writer import RunWriter
-from utils.training.learner import Learner
-from utils.training.meter import TrainMeter
-from utils.training.progress import Progress
-from utils.training.random_state import rng_state, set_rng_state
-from utils.training.step_loader import BadImages
+from utils.schema import Check, is_count, is_dict, is_text, wrong_fields
 
 FORMAT = "fine-vit state"
-VERSION = 1
+VERSION = 2
 
 
-class Snapshot(NamedTuple):
-    """All that a run needs to go on as if nothing had happened; tensors and plain data."""
+class Part(Protocol):
+    """Something that must survive a kill."""
+
+    STATE: Mapping[str, Check]  # the fields of its state, with the check that each must pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data; all processes call it together."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; all processes call it together."""
+
+
+class Header(NamedTuple):
+    """What a snapshot says of itself before any part is looked at."""
 
     run_id: str
+    step: int  # optimizer steps done
+    epoch: int  # for people, as the next field
+    samples_of_epoch: int  # samples of this epoch that were seen
     config: dict[str, Any]  # resolved
     experiment: dict[str, Any]  # what of it enters the config hash
     data: dict[str, Any]  # identity of the splits and subsets
-    position: dict[str, Any]  # step, epoch and samples of it that are done: for people
-    training: dict[str, Any]  # of Progress
-    learner: dict[str, Any]  # of Learner: model, optimizer, scheduler, averaged weights
-    rng: list[dict[str, Any]]  # of each process
-    meter: dict[str, Any]  # of TrainMeter: steps that are in no scalar yet
-    skipped: list[str]  # ids of bad images
 
 
-class Snapshots:
-    """Writes the states of a run, and keeps the newest and some before it."""
+_HEADER = {
+    "run_id": is_text,
+    "step": is_count,
+    "epoch": is_count,
+    "samples_of_epoch": is_count,
+    "config": is_dict,
+    "experiment": is_dict,
+    "data": is_dict,
+}
+
+
+class Snapshot(NamedTuple):
+    """All that a run needs to continue as if nothing had happened."""
+
+    header: Header
+    parts: dict[str, dict[str, Any]]  # the state of each part by name
+
+
+class SnapshotStore:
+    """Write the snapshots of a run, and keep the newest and some before it."""
 
     def __init__(self, paths: RunPaths, keep: int) -> None:
         """Describe the files.
 
         Args:
-            paths: of the run.
-            keep: states before the newest.
+            paths: paths of the run.
+            keep: number of snapshots to keep besides the newest.
         """
         self.paths = paths
         self.keep = keep
         self._whole: set[Path] = set()  # known to be; others somebody else may have written
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Make `snapshot` the newest state; the one before is kept until this one is verified.
-
-        At every moment there is a whole state under one of the names, once there was one.
+    def save(self, header: Header, parts: Mapping[str, Part]) -> None:
+        """Make the present states of `parts` the newest snapshot; all processes call it together.
 
         Raises:
-            OSError: it could not be written, or reads back otherwise; the states before are whole.
+            RunError: it could not be written, or reads back otherwise; those before are whole.
         """
-        payload = {"format": FORMAT, "version": VERSION, **snapshot._asdict()}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        payload = {"format": FORMAT, "version": VERSION, **header._asdict(), "parts": states}
+        with failing_together():
+            if is_main():
+                self.replace(lambda file: write_archive(file, payload))
+
+    def promote(self, path: Path) -> None:
+        """Make the snapshot at `path` the newest one.
+
+        Raises:
+            OSError: as for `replace`.
+        """
+
+        def copy(file: BinaryIO) -> None:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+        self.replace(copy)
+
+    def replace(self, write: Callable[[BinaryIO], None]) -> None:
+        """Have `write` make the newest snapshot; the one before stays until this one is verified.
+
+        At every moment there is a whole snapshot under one of the names, once there was one.
+
+        Raises:
+            OSError: it could not be written, or reads back otherwise; those before are whole.
+        """
         with open_atomic(self.paths.last, self._verify_and_make_room) as file:
-            write_archive(file, payload)
+            write(file)
         self._whole.add(self.paths.last)
-        for path in older_states(self.paths)[self.keep :]:
+        for path in older_snapshots(self.paths)[self.keep :]:
             path.unlink()
 
     def _verify_and_make_room(self, finished: Path) -> None:
-        if not is_whole_state(finished):
+        if not is_whole_snapshot(finished):
             raise OSError(f"{finished} reads back otherwise than it was written")
         names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
         for newer, older in reversed(list(pairwise(names))):
-            # A damaged state must not take the place of a whole one.
-            if newer in self._whole or is_whole_state(newer):
+            # A damaged snapshot must not take the place of a whole one.
+            if newer in self._whole or is_whole_snapshot(newer):
                 newer.replace(older)
                 self._whole = (self._whole - {newer}) | {older}
 
 
-def is_whole_state(path: Path) -> bool:
-    """Whether the state at `path` is there, can be read, and is what was once written."""
+def is_whole_snapshot(path: Path) -> bool:
+    """Return whether the snapshot at `path` exists, can be read, and is what was once written."""
     try:
         with path.open("rb") as file:
             return is_whole(file)
@@ -91,8 +134,8 @@ def is_whole_state(path: Path) -> bool:
         return False
 
 
-def older_states(paths: RunPaths) -> list[Path]:
-    """The states before the newest that are there, newest first."""
+def older_snapshots(paths: RunPaths) -> list[Path]:
+    """Return the snapshots before the newest that exist, newest first."""
     numbered = {
         int(match[1]): path
         for path in paths.last.parent.glob("last~*.bin")
@@ -101,105 +144,63 @@ def older_states(paths: RunPaths) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def states(paths: RunPaths) -> list[Path]:
-    """The states that are there, whole or not, newest first."""
-    return [path for path in (paths.last, *older_states(paths)) if path.exists()]
+def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> Snapshot:
+    """Read the snapshot at `path` onto the CPU, without running any code that it may hold.
 
-
-def load_snapshot(path: Path) -> Snapshot:
-    """The state at `path`, on the CPU.
+    Args:
+        path: file of the snapshot.
+        parts: parts that it must hold; None: any.
 
     Raises:
-        InputError: missing, truncated, damaged, foreign or of another version.
+        InputError: it is missing, truncated, damaged, foreign, of another version, or a field is
+            missing or cannot be used.
     """
+    remedy = "name a run's checkpoints/last.bin"
     payload = load_archive(path)
-    if not isinstance(payload, Mapping) or payload.get("format") != FORMAT:
-        raise InputError(f"{path} is no state of a run; name a run's checkpoints/last.bin")
-    if payload.get("version") != VERSION:
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise InputError(f"{path} is not a snapshot of a run; {remedy}")
+    version = payload.get("version")
+    if version == 1:
         raise InputError(
-            f"{path} has format version {payload.get('version')}, this code reads {VERSION}; use "
-            "the code that wrote it"
+            f"{path} was saved by an older version of this code (format 1, this code reads "
+            f"{VERSION}): finish that run with the code that began it, or start from its ckpt.bin "
+            "with --pretrained"
         )
-    missing = [field for field in Snapshot._fields if field not in payload]
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}; name a run's checkpoints/last.bin")
-    return Snapshot(**{field: payload[field] for field in Snapshot._fields})
+    if version != VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this code reads {VERSION}; use the code that "
+            "wrote it"
+        )
+    wrong = wrong_fields(payload, {**_HEADER, "parts": is_dict})
+    if not wrong:
+        states = payload["parts"]
+        wrong = [
+            f"parts.{name}"
+            for name, part in (parts or {}).items()
+            if not is_dict(states.get(name)) or wrong_fields(states[name], part.STATE)
+        ]
+    if wrong:
+        raise InputError(f"{path} has no usable {', '.join(wrong)}; {remedy}")
+    return Snapshot(Header(*(payload[field] for field in Header._fields)), payload["parts"])
 
 
-def load_newest(paths: RunPaths) -> Snapshot:
-    """The newest state of a run that is whole; says so if it is not the newest of all.
+def load_newest(paths: RunPaths, parts: Mapping[str, type[Part]] | None = None) -> Snapshot:
+    """Return the newest snapshot of a run that is whole; warn if it is not the newest of all.
 
     Raises:
         InputError: none is; names what is wrong with the newest.
     """
     first_error = None
-    for path in states(paths):
+    for path in filter(Path.exists, (paths.last, *older_snapshots(paths))):
         try:
-            snapshot = load_snapshot(path)
+            snapshot = load_snapshot(path, parts)
         except InputError as error:
             log.warning("warning: %s", error)
             first_error = first_error or error
             continue
         if path != paths.last:
-            log.warning("warning: going back to %s, step %d", path, snapshot.position["step"])
+            log.warning("warning: going back to %s, step %d", path, snapshot.header.step)
         return snapshot
     raise first_error or InputError(
-        f"--resume: {paths.run} has no state to go on from; start it without --resume"
+        f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
     )
-
-
-@dataclass(frozen=True)
-class Saver:
-    """Saves the state of a run, and puts a run into a saved state."""
-
-    config: FrozenConfigDict
-    experiment: dict[str, Any]  # `experiment_of(config)` when the run began: files may change
-    data: dict[str, Any]  # identity of the splits and subsets
-    run: RunWriter
-    snapshots: Snapshots
-    learner: Learner
-    meter: TrainMeter
-    skipped: BadImages
-    num_samples: int  # of an epoch
-    device: torch.device
-
-    def save(self, state: Progress) -> None:
-        """Write the state, in the process that writes; the others pass their part on.
-
-        Raises:
-            RunError: it cannot be written, or a loss that was not read yet is not finite.
-        """
-        meter = self.meter.state_dict()
-        generators = gather_objects_on_main(rng_state(self.device))
-        seen = state.step * self.config.train_batch_size
-        with failing_together():
-            if is_main():
-                self.run.flush()
-                self.snapshots.save(
-                    Snapshot(
-                        run_id=self.run.stamp["run_id"],
-                        config=self.config.to_dict(),
-                        experiment=self.experiment,
-                        data=self.data,
-                        position={
-                            "step": state.step,
-                            "epoch": seen // self.num_samples,
-                            "samples_of_epoch": seen % self.num_samples,
-                        },
-                        training=state.to_dict(),
-                        learner=self.learner.state_dict(),
-                        rng=generators,
-                        meter=meter,
-                        skipped=list(self.skipped.ids),
-                    )
-                )
-        state.saved = state.step
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Put learner, meter and random generators into the state of `snapshot`, and empty it."""
-        self.learner.load_state_dict(snapshot.learner)
-        snapshot.learner.clear()  # gigabytes that nobody needs any more
-        self.meter.load_state_dict(snapshot.meter)
-        # Another number of processes draws other numbers; those of the model's start will do.
-        if len(snapshot.rng) == world_size():
-            set_rng_state(snapshot.rng[rank()], self.device)

@@ -1,29 +1,23 @@
-"""A run on disk, as both entrypoints write it: first writes, scalars, evaluations, summary."""
+"""Write what a run leaves: stamp, labelmap, retention note, scalars, evaluations, summary."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from utils.console import log, log_table
 from utils.data.splits import Split
 from utils.data_utils import RunPaths, checkpoint_paths
-from utils.dataset import write_labelmap
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import remove_unfinished, write_json
-from utils.processes import failing_together, is_main
+from utils.processes import is_main
 from utils.run.folder import keep_previous_run, write_retention
-from utils.run.lock import run_lock
-from utils.run.scalars import Scalars
-
-# The scalars of an evaluation, of the metrics that `utils.evaluation.metrics.summarize` gives.
-EVAL_SCALARS = ("loss", "accuracy", "top5", "mean_per_class_accuracy", "macro_f1")
+from utils.run.scalars import EVAL_SCALARS, EventLog
 
 
 class RunWriter:
-    """The folder of one run: what it says of itself, its scalars, its evaluations.
+    """The folder of one run, as both entrypoints write it.
 
-    Of several processes one writes; in the others every method does nothing.
+    Of several processes the main one writes; in the others every method does nothing.
     """
 
     def __init__(
@@ -31,81 +25,60 @@ class RunWriter:
         paths: RunPaths,
         stamp: Mapping[str, Any],
         split: Split,
-        logged_until: int | None = None,
+        labelmap: Mapping[str, Any],
+        events: EventLog,
     ) -> None:
-        """Make the first writes.
+        """Describe the run; writes nothing.
 
         Args:
-            paths: where.
-            stamp: from `build_env_stamp`.
-            split: that is evaluated.
-            logged_until: the last step whose scalars stay, of the run of this name that goes on.
-                None: it is a new one, and a previous one of the same name is moved aside.
+            paths: paths of the run.
+            stamp: what `build_env_stamp` returns.
+            split: the split that is evaluated.
+            labelmap: what `utils.dataset.labelmap` returns.
+            events: its scalars, not yet open.
         """
         self.paths = paths
         self.split = split
+        self.labelmap = labelmap
         self.stamp = dict(stamp)
-        self.writes = is_main()
-        if not self.writes:
+        self.events = events
+
+    def begin(self, step: int = 0, is_resumed: bool = False) -> None:
+        """Make the first writes; only the owner of the run's lock may.
+
+        Args:
+            step: optimizer steps done.
+            is_resumed: whether the run of this name is resumed. If not, a previous run of the name
+                is moved aside.
+        """
+        if not is_main():
             return
-        if logged_until is None:
-            kept = keep_previous_run(paths)
-            if kept is not None:
-                log.info("kept the previous run %s as %s", paths.name, kept.run)
-            self.stamp["predictions_digest"] = "none"
+        if is_resumed:
+            remove_unfinished(self.paths.run)
         else:
-            remove_unfinished(paths.run)
+            kept = keep_previous_run(self.paths)
+            if kept is not None:
+                log.info("kept the previous run %s as %s", self.paths.name, kept.run)
+            self.stamp["predictions_digest"] = "none"
         self.write_stamp(status="unfinished")
-        write_labelmap(paths.labelmap, split)
-        write_retention(paths, has_checkpoint="checkpoint" not in stamp)
-        self.scalars = Scalars(paths.tensorboard, logged_until)
+        write_json(self.paths.labelmap, self.labelmap)
+        write_retention(self.paths, has_checkpoint="checkpoint" not in self.stamp)
+        self.events.open(self.paths.tensorboard, step, is_resumed)
 
     def write_stamp(self, **facts: object) -> None:
         """Write the stamp with more `facts`, or later ones."""
         self.stamp.update(facts)
-        if self.writes:
+        if is_main():
             write_json(self.paths.env_stamp, self.stamp)
 
-    def log_scalars(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
-        """Write TensorBoard scalars `<phase>/<name>` at `step` optimizer steps."""
-        if self.writes:
-            self.scalars.add(phase, scalars, step)
-
-    def log_training(self, scalars: Mapping[str, float], step: int) -> None:
-        """Write the scalars of training at `step` optimizer steps.
-
-        Args:
-            scalars: as `TrainMeter.read` gives them, and the learning rate as `lr`; or none.
-            step: optimizer steps.
-        """
-        for name, value in scalars.items():
-            phase = "data" if name == "wait_fraction" else "train"
-            self.log_scalars(phase, {name: value}, step)
-
-    def flush(self) -> None:
-        """Have the scalars on the disk."""
-        if self.writes:
-            self.scalars.flush()
-
-    def log_evaluation(
-        self, metrics: Mapping[str, Any], step: int, variant: str = "", logged: int = -1
-    ) -> None:
-        """Write the scalars of an evaluation of a variant of the weights, and log a line.
-
-        Args:
-            metrics: as `Evaluator` gives them.
-            step: optimizer steps.
-            variant: of the weights.
-            logged: the step whose evaluation has been written before.
-        """
-        scalars = {name: metrics[name] for name in EVAL_SCALARS}
+    def log_evaluation(self, metrics: Mapping[str, Any], variant: str = "") -> None:
+        """Write the scalars of an evaluation of a variant of the weights, and log a line."""
         phase = "_".join(filter(None, ("eval", variant)))
-        if step > logged:
-            self.log_scalars(phase, scalars, step)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scalars.items())
-        log.info("%s step %d  %s  %s", phase, step, self.split.name, shown)
+        self.events.log_evaluation(phase, metrics, metrics["step"])
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in EVAL_SCALARS)
+        log.info("%s step %d  %s  %s", phase, metrics["step"], self.split.name, shown)
 
-    def export(
+    def write_evaluation(
         self,
         evaluation: Evaluation,
         metrics: Mapping[str, Any],
@@ -113,25 +86,20 @@ class RunWriter:
         variant: str = "",
     ) -> None:
         """Write predictions, metrics and per-class table, and stamp the predictions digest."""
-        if not self.writes:
+        if not is_main():
             return
         paths = checkpoint_paths(self.paths, variant)
         digest = export_evaluation(paths, evaluation, self.split, metrics, export_logits)
         self.write_stamp(**{"_".join(filter(None, (variant, "predictions_digest"))): digest})
 
-    def close(self) -> None:
-        """Let go of the scalars' file."""
-        if self.writes:
-            self.scalars.close()
-
     def finish(self, best: Mapping[str, Mapping[str, Any]], **facts: object) -> None:
-        """Say in the stamp that the run ended, and log where everything is and how good it is.
+        """Write into the stamp that the run ended, and log where everything is and how good it is.
 
         Args:
             best: metrics by variant of the weights.
-            facts: more to say.
+            facts: more rows of the table of metrics.
         """
-        self.close()
+        self.events.close()
         self.write_stamp(status="finished")
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
         for variant, metrics in best.items():
@@ -143,33 +111,3 @@ class RunWriter:
                 "warning: selected on test: the checkpoint was chosen by this accuracy, so it is "
                 "too high an estimate for new images"
             )
-
-
-@contextmanager
-def own_run(
-    paths: RunPaths,
-    stamp: Mapping[str, Any],
-    split: Split,
-    logged_until: int | None = None,
-    before: Callable[[], None] = lambda: None,
-) -> Iterator[RunWriter]:
-    """A run that no other process writes as long as the block lasts; makes the first writes.
-
-    Args:
-        paths: where.
-        stamp: from `build_env_stamp`.
-        split: that is evaluated.
-        logged_until: as in `RunWriter`.
-        before: called by the process that writes, once no other does, before its first writes.
-
-    Raises:
-        InputError: another process writes this run.
-        RunError: something cannot be written.
-    """
-    with ExitStack() as held:
-        with failing_together():
-            if is_main():
-                held.enter_context(run_lock(paths.lock, paths.name))
-                before()
-            run = RunWriter(paths, stamp, split, logged_until)
-        yield run

@@ -1,7 +1,7 @@
 """Hold what training changes: the model, its optimizer and schedule, its averaged weights."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from ml_collections import FrozenConfigDict
@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils.data_utils import EMA
+from utils.schema import dict_of, fields, is_dict, list_of
 from utils.training.ddp import exchange_gradients
 from utils.training.optimizer import build_optimizer, build_scheduler
 
@@ -37,6 +38,10 @@ def build_learner(model: nn.Module, config: FrozenConfigDict) -> "Learner":
     )
 
 
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
 @dataclass(frozen=True)
 class Learner:
     """Model, optimizer, schedule and averaged weights of a run."""
@@ -48,15 +53,28 @@ class Learner:
     ema: AveragedModel | None
     is_joint: bool = False  # whether a step's loss is over all its micro-batches together
 
+    STATE: ClassVar = {
+        "model": dict_of(_is_tensor),
+        "optimizer": fields({"state": is_dict, "param_groups": list_of(is_dict)}),
+        "scheduler": is_dict,
+        "ema": dict_of(_is_tensor),
+    }
+
     def variants(self) -> dict[str, nn.Module]:
         """Return the models to evaluate: raw weights, and averaged ones if there are any."""
         return {"": self.model, **({} if self.ema is None else {EMA: self.ema.module})}
 
-    def advance(self) -> None:
-        """Set the next learning rate and update the averaged weights, after an optimizer step."""
+    def advance(self) -> float:
+        """Set the next learning rate and update the averaged weights, after an optimizer step.
+
+        Returns:
+            The peak group's learning rate of the step that was done.
+        """
+        learning_rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+        return learning_rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain data, on the devices where they are."""

@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from utils.errors import RunError
 from utils.processes import sum_by_rank, world_size
+from utils.schema import is_count, is_finite, list_of
 
 
 class StepResult(NamedTuple):
@@ -31,8 +32,19 @@ class Settled(NamedTuple):
     samples: int
 
 
+def _is_settled(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == len(Settled._fields)
+        and is_count(value[0])
+        and all(map(is_finite, value))
+    )
+
+
 class TrainMeter:
     """Sums over the steps since the last reading; the device is read only when asked."""
+
+    STATE: ClassVar = {"settled": list_of(_is_settled)}
 
     def __init__(self, step: int, ids_of: Callable[[int], Sequence[str]]) -> None:
         """Start counting.

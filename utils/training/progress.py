@@ -1,9 +1,13 @@
-"""What changes during training besides model, optimizer and schedule. Imports no torch."""
+"""Record how far training is, and decide what is due. Imports no torch."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from ml_collections import FrozenConfigDict
+
+from utils.schema import dict_of, fields, is_count, is_finite, is_text
+
+METRICS = {"split": is_text, "step": is_count, "accuracy": is_finite}  # the ones that are read
 
 
 @dataclass
@@ -12,28 +16,51 @@ class Progress:
 
     step: int = 0  # optimizer steps done
     evaluated: int = 0  # the step that was last evaluated
-    # Metrics of the best evaluation so far, of the raw weights and, as "ema", of the averaged ones.
+    # Metrics of the best evaluation so far, of the raw weights ("") and the averaged ones ("ema").
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
-    since_best: int = 0  # evaluations without a better one
-    saved: int | None = None  # the step of the newest state on disk
-    # Scalars of training that were logged at `step`, as long as its evaluation is to come: a run
-    # that goes on from here logs all of that step anew.
-    pending: dict[str, float] = field(default_factory=dict)
-    logged: int = 0  # the step whose evaluation TensorBoard has; it may have to be done again
+    since_best: int = 0  # evaluations since the last better one
+    saved: int | None = None  # the step of the newest snapshot on disk, which knows it itself
+
+    STATE: ClassVar = {
+        "step": is_count,
+        "evaluated": is_count,
+        "best": dict_of(fields(METRICS)),
+        "since_best": is_count,
+    }
 
     def is_eval_due(self, config: FrozenConfigDict) -> bool:
-        """Whether the weights of this step are to be evaluated, and have not been."""
+        """Return whether the weights of this step are to be evaluated and have not been."""
         is_time = self.step == config.num_steps or self.step % config.eval_every == 0
         return is_time and self.evaluated < self.step
 
+    def is_log_due(self, config: FrozenConfigDict) -> bool:
+        """Return whether the scalars of training are to be read after this step."""
+        return self.is_eval_due(config) or self.step % config.log_every == 0
+
+    def is_save_due(self, config: FrozenConfigDict) -> bool:
+        """Return whether to save after this step; an evaluation saves anyway."""
+        return self.step % config.save_every == 0 and not self.is_eval_due(config)
+
     def is_over(self, config: FrozenConfigDict) -> bool:
-        """Whether training ends here: all steps done, or no better evaluation for too long."""
+        """Return whether training ends here: all steps are done, or patience has run out."""
         return self.step >= config.num_steps or self.is_out_of_patience(config)
 
     def is_out_of_patience(self, config: FrozenConfigDict) -> bool:
-        """Whether as many evaluations as `--patience` were no better than one before."""
+        """Return whether `--patience` evaluations were no better than one before."""
         return config.patience is not None and self.since_best >= config.patience
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+    def forget_best(self, *variants: str) -> None:
+        """Forget the best evaluations of these variants of the weights; one is due again."""
+        for variant in variants:
+            self.best.pop(variant, None)
+        self.evaluated = 0  # even if all steps are done
+        self.since_best = 0  # patience must not end the run before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but `saved` as plain data."""
+        return {key: getattr(self, key) for key in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        for key in self.STATE:
+            setattr(self, key, state[key])

@@ -1,14 +1,17 @@
-"""The states of all random number generators of a process, as tensors and plain data."""
+"""Save and restore the random number generators of every process of a run."""
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from utils.processes import gather_objects_on_main, rank, world_size
+from utils.schema import fields, list_of
+
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, and of `device`'s own."""
+    """Return the states of Python's, NumPy's, torch's and the device's generators."""
     version, key, gauss = random.getstate()
     # A tensor, since NumPy's arrays are no plain data. NumPy's global generator: libraries use it.
     name, words, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
@@ -25,7 +28,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put all generators back to `state`; a device that it does not know keeps its own."""
+    """Set all generators to `state`; a device that it does not name keeps its own."""
     version, key, gauss = state["python"]
     random.setstate((version, tuple(key), gauss))
     name, words, position, has_gauss, cached = state["numpy"]
@@ -35,3 +38,38 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.mps.set_rng_state(state["mps"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _is_generator(length: int) -> Any:  # noqa: ANN401
+    return lambda value: isinstance(value, list) and len(value) == length
+
+
+class RandomState:
+    """The generators of all processes as one part of a snapshot."""
+
+    STATE: ClassVar = {
+        "ranks": list_of(
+            fields(
+                {
+                    "python": _is_generator(3),
+                    "numpy": _is_generator(5),
+                    "torch": lambda value: isinstance(value, torch.Tensor),
+                }
+            )
+        )
+    }
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states by rank, in the main process; all processes call it together."""
+        return {"ranks": gather_objects_on_main(rng_state(self.device))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set this process's generators.
+
+        Another number of processes draws other numbers: its generators stay as they are.
+        """
+        if len(state["ranks"]) == world_size():
+            set_rng_state(state["ranks"][rank()], self.device)

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,15 +12,18 @@ from utils.console import log
 from utils.data.batches import Batch
 from utils.errors import RunError, is_lost_loader, one_line
 from utils.processes import gather_objects, gather_rows, raise_first_failure
+from utils.schema import is_text, list_of
 from utils.signals import Stopped, started, stop_signal
 
 
 class BadImages:
     """Bad images that were left out of training: at most so many, each named once."""
 
-    def __init__(self, allowed: int, ids: Iterable[str] = ()) -> None:
+    STATE: ClassVar = {"ids": list_of(is_text)}
+
+    def __init__(self, allowed: int) -> None:
         self.allowed = allowed
-        self.ids = list(ids)
+        self.ids: list[str] = []
 
     def note(self, bad: Iterable[tuple[str, str]]) -> None:
         """Log images that have not been seen before.
@@ -46,6 +49,14 @@ class BadImages:
         """Return what the env stamp says of these images."""
         return {"allowed": self.allowed, "count": len(self.ids), "ids": list(self.ids)}
 
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return plain data."""
+        return {"ids": list(self.ids)}
+
+    def load_state_dict(self, state: dict[str, list[str]]) -> None:
+        """Continue with the images of `state`; as many more are allowed as this run says."""
+        self.ids = list(state["ids"])
+
 
 class StepBatches(NamedTuple):
     """One optimizer step in this process; empty if every image is bad in every process."""
@@ -63,10 +74,10 @@ class StepBatches(NamedTuple):
 class StepLoader:
     """The micro-batches of one optimizer step after another; all processes agree on them."""
 
-    def __init__(self, loader: DataLoader, micro_batches: int, skipped: BadImages) -> None:
+    def __init__(self, loader: DataLoader, micro_batches: int, bad_images: BadImages) -> None:
         self.batches = started(loader)
         self.micro_batches = micro_batches
-        self.skipped = skipped
+        self.bad_images = bad_images
         # Seconds that the last `next` took: what training waited for data. An accelerator may still
         # be at work in that time, so this is the most that it can have waited.
         self.waited = 0.0
@@ -95,7 +106,7 @@ class StepLoader:
             raise_first_failure(failure)
         if any(num_bad):
             bad = [each for part in gather_objects(bad) for each in part]
-        self.skipped.note(bad)
+        self.bad_images.note(bad)
         counts = [list(column) for column in columns]
         kept = [
             (batch if len(batch.labels) else _blank(batch), by_rank)

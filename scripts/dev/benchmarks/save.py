@@ -24,9 +24,9 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from utils.config import parse_train_args
     from utils.data.batches import Batch, Normalizer
     from utils.data_utils import RunPaths
-    from utils.run.snapshot import Snapshot, Snapshots
+    from utils.run.snapshot import Header, SnapshotStore
     from utils.training.learner import build_learner
-    from utils.training.random_state import rng_state
+    from utils.training.random_state import RandomState
     from utils.training.step_loader import StepBatches
     from utils.training.train_step import train_step
 
@@ -47,13 +47,12 @@ def measure_save(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder), "save")
-        snapshots = Snapshots(paths, keep=1)
+        store = SnapshotStore(paths, keep=1)
+        header = Header("id", 0, 0, 0, {}, {}, {})
+        parts = {"learner": learner, "random_state": RandomState(device)}
 
         def save() -> None:
-            state = Snapshot(
-                "id", {}, {}, {}, {}, {}, learner.state_dict(), [rng_state(device)], {}, []
-            )
-            snapshots.save(state)
+            store.save(header, parts)
 
         times = in_turn({"step": train, "save": save}, args.pairs)
         size = paths.last.stat().st_size

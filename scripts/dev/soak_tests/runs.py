@@ -148,9 +148,9 @@ def run_to_its_end(flags: list[str], output: Path) -> list[str]:
 
 def resume_flags(paths: RunPaths) -> list[str]:
     """`--resume` if the run has a snapshot; without one it starts anew."""
-    from utils.run.snapshot import states
+    from utils.run.folder import has_state
 
-    return ["--resume"] if states(paths) else []
+    return ["--resume"] if has_state(paths) else []
 
 
 def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plain data of any shape
@@ -198,10 +198,7 @@ def results_of(paths: RunPaths) -> dict[str, Any]:
         raise RunError(f"{unfinished[0]} was left behind")
     try:
         snapshot = load_snapshot(paths.last)
-        # The time of the save before differs: a run that was stopped has saved once more.
-        training = {key: value for key, value in snapshot.training.items() if key != "saved"}
-        compared = (snapshot.learner, snapshot.rng, snapshot.meter, snapshot.position, training)
-        results: dict[str, Any] = {"last.bin": [*compared, snapshot.skipped]}
+        results: dict[str, Any] = {"last.bin": [snapshot.header.step, snapshot.parts]}
         for variant in ("", EMA):
             of = checkpoint_paths(paths, variant)
             for path in (of.checkpoint, of.metrics, of.per_class):

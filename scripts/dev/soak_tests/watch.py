@@ -32,22 +32,22 @@ def broken_json(folder: Path) -> str | None:
 
 def broken_checkpoint(paths: RunPaths) -> str | None:
     """Which best checkpoint of a run exists and is not whole."""
-    from utils.run.snapshot import is_whole_state
+    from utils.run.snapshot import is_whole_snapshot
 
     for variant in ("", EMA):
         path = checkpoint_paths(paths, variant).checkpoint
-        if path.exists() and not is_whole_state(path):
+        if path.exists() and not is_whole_snapshot(path):
             return f"{path} is not whole"
     return None
 
 
 def has_whole_snapshot(paths: RunPaths) -> bool:
     """Whether a snapshot of a run, which may be writing one, is whole."""
-    from utils.run.snapshot import is_whole_state
+    from utils.run.snapshot import is_whole_snapshot
 
     names = [paths.last, paths.older(1), paths.older(2)]
     # Twice: between two looks a snapshot can get a name that was looked at before.
-    return any(is_whole_state(path) for _ in range(2) for path in names)
+    return any(is_whole_snapshot(path) for _ in range(2) for path in names)
 
 
 class Watch:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import pickletools
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import sealed
+from helpers import sealed, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +25,6 @@ from utils.run.checkpoint import (
     checkpoint_id,
     is_checkpoint,
     load_checkpoint,
-    save_checkpoint,
 )
 
 
@@ -68,14 +66,16 @@ def whole(tmp_path_factory) -> Path:
         torch.manual_seed(1)
         model = build_model(model_config, 2)
     path = tmp_path_factory.mktemp("whole") / "ckpt.bin"
-    save_checkpoint(path, small(model_config=model_config.to_dict(), state_dict=model.state_dict()))
+    write_checkpoint(
+        path, small(model_config=model_config.to_dict(), state_dict=model.state_dict())
+    )
     return path
 
 
 class TestRoundTrip:
     def test_gives_back_every_field(self, tmp_path):
         saved = small()
-        save_checkpoint(tmp_path / "deep" / "ckpt.bin", saved)
+        write_checkpoint(tmp_path / "deep" / "ckpt.bin", saved)
         loaded = load_checkpoint(tmp_path / "deep" / "ckpt.bin")
         for field in Checkpoint._fields:
             if field != "state_dict":
@@ -95,45 +95,10 @@ class TestRoundTrip:
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         assert torch.equal(model(images).features, original(images).features)
 
-    def test_of_parameters_gives_plain_tensors(self, tmp_path):
-        weights = {"w": torch.nn.Parameter(torch.ones(2, requires_grad=True))}
-        save_checkpoint(tmp_path / "c", small(state_dict=weights))
-        loaded = load_checkpoint(tmp_path / "c").state_dict["w"]
-        assert type(loaded) is torch.Tensor
-        assert not loaded.requires_grad
-
-    @pytest.mark.parametrize(
-        "tensor",
-        [
-            torch.arange(6.0).view(2, 3).t(),
-            torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last),
-            torch.arange(12.0)[::2],
-            torch.tensor(1.5),
-            torch.zeros(0, 3),
-            torch.tensor([True, False]),
-            torch.arange(3, dtype=torch.int64),
-        ],
-        ids=["transposed", "channels-last", "strided", "scalar", "empty", "bool", "int"],
-    )
-    def test_of_any_layout_is_contiguous_and_equal(self, tmp_path, tensor):
-        save_checkpoint(tmp_path / "c", small(state_dict={"w": tensor}))
-        loaded = load_checkpoint(tmp_path / "c").state_dict["w"]
-        assert torch.equal(loaded, tensor)
-        assert loaded.dtype == tensor.dtype
-        assert loaded.is_contiguous()
-
-    def test_replaces_as_a_whole(self, tmp_path):
-        path = tmp_path / "ckpt.bin"
-        save_checkpoint(path, small(step=1))
-        with pytest.raises((pickle.PicklingError, AttributeError, TypeError), match=r"."):
-            save_checkpoint(path, small(metrics={"code": lambda: None}))
-        assert load_checkpoint(path).step == 1
-        assert [p.name for p in tmp_path.iterdir()] == ["ckpt.bin"]
-
 
 class TestBytes:
     def save(self, path: Path, checkpoint: Checkpoint) -> bytes:
-        save_checkpoint(path, checkpoint)
+        write_checkpoint(path, checkpoint)
         return path.read_bytes()
 
     def test_of_equal_checkpoints_are_equal_whatever_the_name(self, tmp_path):
@@ -141,35 +106,8 @@ class TestBytes:
         assert one == self.save(tmp_path / "other name.pt", small())
         assert one != self.save(tmp_path / "c", small(step=4))
 
-    def test_do_not_depend_on_which_strings_are_one_object(self, tmp_path):
-        """Pickle refers back to an object it has seen; equal text must not make a difference."""
-        fresh = json.loads(json.dumps(small(state_dict={})._asdict()))
-        one = self.save(tmp_path / "a", small(state_dict={}))
-        assert one == self.save(tmp_path / "b", Checkpoint(**fresh))
-
     def test_survive_loading_and_saving(self, tmp_path, whole):
         assert self.save(tmp_path / "again", load_checkpoint(whole)) == whole.read_bytes()
-
-    @pytest.mark.parametrize(
-        "view",
-        [
-            torch.arange(100.0)[:6].view(2, 3),
-            torch.arange(6.0).view(3, 2).t().contiguous().t().t(),
-            torch.arange(0.0, 12.0, 1.0).view(6, 2).t()[0].view(2, 3),
-        ],
-        ids=["slice", "strides", "strided"],
-    )
-    def test_do_not_depend_on_the_layout_of_the_tensors(self, tmp_path, view):
-        one = self.save(tmp_path / "a", small(state_dict={"w": view}))
-        two = self.save(tmp_path / "b", small(state_dict={"w": torch.tensor(view.tolist())}))
-        assert one == two
-
-    def test_end_with_the_sha256_of_all_before_as_zip_comment(self, whole):
-        data = whole.read_bytes()
-        with zipfile.ZipFile(whole) as archive:
-            assert archive.testzip() is None
-            assert archive.comment == hashlib.sha256(data[:-64]).hexdigest().encode()
-        assert data.endswith(archive.comment)
 
     def test_hold_no_name_and_no_time(self, tmp_path):
         path = tmp_path / "a-telling-name.bin"
@@ -219,51 +157,11 @@ class TestDamage:
             content[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
             self.refuse(tmp_path / "flipped.bin", content)
 
-    def test_a_flipped_bit_anywhere_in_the_last_200_bytes(self, tmp_path):
-        save_checkpoint(tmp_path / "small.bin", small())
-        data = (tmp_path / "small.bin").read_bytes()
-        for bit in range(len(data) * 8 - 200 * 8, len(data) * 8):
-            content = bytearray(data)
-            content[bit // 8] ^= 1 << bit % 8
-            self.refuse(tmp_path / "flipped.bin", content)
-
-    def test_truncation_anywhere(self, tmp_path):
-        save_checkpoint(tmp_path / "small.bin", small())
-        data = (tmp_path / "small.bin").read_bytes()
-        for size in [
-            *range(200),
-            *range(200, len(data) - 200, 37),
-            *range(len(data) - 200, len(data)),
-        ]:
-            self.refuse(tmp_path / "cut.bin", data[:size])
-
-    def test_bytes_missing_added_or_swapped(self, tmp_path, whole):
-        data = whole.read_bytes()
-        half = len(data) // 2
-        for content in (
-            data + b"\n",
-            b"\n" + data,
-            data[:half] + data[half + 1 :],
-            data * 2,
-            data[:half] + bytes(len(data) - half),
-            data[:half] + data[half:][::-1],
-        ):
-            self.refuse(tmp_path / "odd.bin", content)
-
-    @settings(max_examples=100, deadline=None)
-    @given(content=st.binary(max_size=300))
-    def test_random_bytes(self, tmp_path_factory, content):
-        self.refuse(tmp_path_factory.getbasetemp() / "random.bin", content)
-
     def test_a_missing_file_and_a_folder(self, tmp_path):
         with pytest.raises(InputError, match=r"checkpoint .*absent cannot be read \(No such file"):
             load_checkpoint(tmp_path / "absent")
         with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
             load_checkpoint(tmp_path)
-
-    def test_survives_copying(self, tmp_path, whole):
-        (tmp_path / "copy").write_bytes(whole.read_bytes())
-        assert load_checkpoint(tmp_path / "copy").step == load_checkpoint(whole).step
 
 
 class Bomb:
@@ -308,13 +206,6 @@ class TestForeign:
         }[how]
         message = "holds something other than tensors" if "sealed" in how else "checksum is missing"
         self.refuse(tmp_path / "bomb.bin", content, message)
-        assert not mark.exists()
-
-    def test_a_bare_pickle_behind_a_seal_is_not_run(self, tmp_path):
-        mark = tmp_path / "code ran"
-        end_record = b"PK\x05\x06" + bytes(16) + (64).to_bytes(2, "little")
-        content = sealed(pickle.dumps(Bomb(mark)) + end_record)
-        self.refuse(tmp_path / "bomb.bin", content, "checkpoint")
         assert not mark.exists()
 
     def test_other_objects_are_refused(self, tmp_path):
@@ -373,9 +264,8 @@ class TestFields:
 
     @pytest.mark.parametrize("field", Checkpoint._fields)
     def test_missing_or_of_another_type(self, tmp_path, field):
-        self.refuse(tmp_path, f"ckpt.bin lacks {field}; name a run's", **{field: ...})
-        self.refuse(tmp_path, f"ckpt.bin lacks {field}; name a run's", **{field: None})
-        self.refuse(tmp_path, f"ckpt.bin lacks {field}; name a run's", **{field: 1.5})
+        for value in (..., None, 1.5):
+            self.refuse(tmp_path, f"has no usable {field}; name another run's", **{field: value})
 
     @pytest.mark.parametrize(
         "changes",
@@ -387,6 +277,10 @@ class TestFields:
             {"img_size": 0},
             {"img_size": 64},
             {"state_dict": {"w": 3}},
+            {"normalization": {"mean": [float("nan")] * 3, "std": [0.5] * 3}},
+            {"normalization": {"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}},
+            {"classes": ["rose", 3]},
+            {"step": -1},
             {"preset": "square"},
             {"carving": {"fraction": 0.5}},
             {"carving": {"fraction": 1.5, "seed": 1}},
@@ -396,7 +290,7 @@ class TestFields:
     )
     def test_that_nobody_could_use(self, tmp_path, changes):
         """Found while loading, or it would be found after the first write, as a traceback."""
-        self.refuse(tmp_path, r"checkpoint .*ckpt.bin", **changes)
+        self.refuse(tmp_path, f"ckpt.bin has no usable {next(iter(changes))}; name", **changes)
 
 
 class TestIsCheckpoint:
@@ -404,10 +298,10 @@ class TestIsCheckpoint:
 
     def test_knows_its_own(self, tmp_path, whole):
         assert is_checkpoint(whole)
-        save_checkpoint(tmp_path / "any name.pth", small())
+        write_checkpoint(tmp_path / "any name.pth", small())
         assert is_checkpoint(tmp_path / "any name.pth")
         long = small(classes=["x" * 50] * 500, metrics={"more": "y" * 10_000})
-        save_checkpoint(tmp_path / "long", long)
+        write_checkpoint(tmp_path / "long", long)
         assert is_checkpoint(tmp_path / "long")
 
     @pytest.mark.parametrize("keep", [200, 1000, 0.5, -1, -64, -86])
@@ -475,14 +369,6 @@ class TestCheckpointId:
             values = torch.arange(100)[: int(np.prod(shape))].reshape(shape)
             state_dict[key] = values.to(data.draw(dtypes))
         assert checkpoint_id(state_dict) == self.plain(state_dict)
-
-    def test_of_a_real_model_survives_the_file(self, whole):
-        state_dict = load_checkpoint(whole).state_dict
-        assert checkpoint_id(state_dict) == self.plain(state_dict)
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            model = build_model(get_config("testing", 32), 2)
-        assert checkpoint_id(model.state_dict()) == checkpoint_id(state_dict)
 
     def test_ignores_order_and_layout(self):
         w, b = torch.arange(6.0).view(2, 3), torch.zeros(3)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import TINY_TRAIN, read_scalars, train
+from helpers import TINY_TRAIN, meter_of, read_scalars, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
@@ -22,17 +22,22 @@ from utils.dist_util import experiment_of
 from utils.errors import InputError
 from utils.files import write_json
 from utils.flags import CHANGEABLE
-from utils.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.resume import (
-    ResumePoint,
+    PARTS,
+    StartPoint,
     check_same_run,
     differences,
-    open_resume_point,
-    resolve_best,
+    forget_lost_best,
+    open_start_point,
 )
-from utils.run.snapshot import Snapshot, Snapshots, load_snapshot
+from utils.run.scalars import EventLog
+from utils.run.snapshot import Header, SnapshotStore, load_snapshot
 from utils.run.tensor_file import load_archive, save_archive
+from utils.training.learner import build_learner
 from utils.training.progress import Progress
+from utils.training.random_state import RandomState
+from utils.training.step_loader import BadImages
 
 NUM_SAMPLES = 200
 DATA = {
@@ -82,27 +87,29 @@ def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> Froz
     return resolve_model(config, get_config("testing", 64).to_dict(), GOOGLE.normalization)
 
 
-def snapshot_of(config: FrozenConfigDict, step: int = 4, run_id: str = "mine") -> Snapshot:
-    training = Progress(step, step, {"": METRICS}, since_best=2, saved=step - 1)
-    return Snapshot(
-        run_id,
-        config.to_dict(),
-        experiment_of(config),
-        DATA,
-        {"step": step},
-        training.to_dict(),
-        {"model": {"w": torch.ones(2)}},
-        [],
-        {"settled": []},
-        [],
-    )
+def save_snapshot(paths: RunPaths, config: FrozenConfigDict, step: int = 4) -> None:
+    """Save a snapshot with real parts."""
+    events, bad_images = EventLog(), BadImages(3)
+    events.logged, bad_images.ids = step, ["photo_002"]
+    model = torch.nn.Linear(2, 2)
+    model.no_weight_decay, model.layer_of = (lambda: ()), (lambda name: 0)
+    parts = {
+        "progress": Progress(step, step, {"": METRICS}, since_best=2),
+        "scalars": events,
+        "bad_images": bad_images,
+        "learner": build_learner(model, config),
+        "meter": meter_of(step),
+        "random_state": RandomState(torch.device("cpu")),
+    }
+    header = Header("mine", step, 0, 0, config.to_dict(), experiment_of(config), DATA)
+    SnapshotStore(paths, 1).save(header, parts)
 
 
 @pytest.fixture
-def saved(paths) -> Snapshot:
-    """A run's state, as it is read from its file."""
-    Snapshots(paths, 1).save(snapshot_of(config_of(paths)))
-    return load_snapshot(paths.last)
+def saved(paths) -> Header:
+    """The header of a run's snapshot, as it is read from its file."""
+    save_snapshot(paths, config_of(paths))
+    return load_snapshot(paths.last, PARTS).header
 
 
 @pytest.fixture
@@ -111,7 +118,8 @@ def check(paths, saved) -> Callable[..., dict]:
 
     def call(*flags: str, data: dict = DATA) -> dict:
         config = config_of(paths, "--resume", *flags, earlier=saved.config)
-        return check_same_run(config, data, saved)
+        check_same_run(config, experiment_of(config), data, saved)
+        return differences(saved.experiment, experiment_of(config))
 
     return call
 
@@ -163,7 +171,7 @@ class TestDifferences:
 
 
 class TestSameRun:
-    def test_goes_on(self, check):
+    def test_is_resumed_with_the_same_flags(self, check):
         assert check() == {}
 
     @pytest.mark.parametrize(
@@ -179,7 +187,7 @@ class TestSameRun:
             ("--allow_change", "num_steps,learning_rate"),
         ],
     )
-    def test_goes_on_with_flags_that_change_no_result(self, check, flags):
+    def test_is_resumed_with_flags_that_change_no_result(self, check, flags):
         assert check(*flags) == {}
 
     def test_is_refused_with_the_list_of_what_differs(self, check):
@@ -192,7 +200,7 @@ class TestSameRun:
             check("--learning_rate", "0.1", "--seed", "7", "--optimizer", "adamw")
         assert "num_steps" not in str(caught.value)
 
-    def test_goes_on_with_what_may_change(self, check):
+    def test_is_resumed_with_what_may_change(self, check):
         flags = ("--learning_rate", "0.1", "--max_grad_norm", "2", "--patience", "3")
         changes = check(*flags, "--allow_change", "learning_rate,max_grad_norm,patience,augment")
         assert changes == {
@@ -269,68 +277,69 @@ class TestSameData:
                 check(*flags, data={**DATA, **changes})
 
 
-class TestOpenPast:
+class TestOpenResumePoint:
     @pytest.fixture
-    def open_from(self, paths, saved) -> Callable[..., ResumePoint]:
-        def call(*resume: str, name: str = "run") -> ResumePoint:
-            return open_resume_point(
-                config_of(RunPaths(paths.output_dir, name), "--resume", *resume)
+    def open_from(self, paths, saved) -> Callable[..., StartPoint]:
+        def call(*resume: str, name: str = "run") -> StartPoint:
+            return open_start_point(
+                config_of(RunPaths(paths.output_dir, name), "--resume", *resume), Progress()
             )
 
         return call
 
-    def write_stamp(self, paths: RunPaths, **facts: str) -> None:
+    def write_stamp(self, paths: RunPaths, **facts: object) -> None:
         write_json(paths.env_stamp, {"name": paths.name, **facts})
 
-    def test_takes_the_last_state(self, paths, open_from):
-        self.write_stamp(paths, run_id="mine", status="unfinished")
-        past = open_from()
-        assert past.logged_until == past.snapshot.position["step"] == 4
-        assert past.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
-        assert past.state() == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
+    def test_is_none_without_the_flag(self, paths):
+        start = open_start_point(config_of(paths), Progress())
+        assert (start.resume, start.progress) == (None, Progress())
 
-    @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"run_id": "another"}'])
-    def test_takes_the_id_from_the_state(self, paths, open_from, content):
+    def test_takes_the_newest_snapshot(self, paths, open_from):
+        self.write_stamp(paths, run_id="mine", status="unfinished")
+        resume, progress, events, bad_images = open_from("--skip_bad_images", "5")
+        assert resume.header.step == 4
+        assert resume.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
+        assert progress == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
+        assert (events.logged, bad_images.ids, bad_images.allowed) == (4, ["photo_002"], 5)
+        assert resume.states.keys() == {"learner", "meter", "random_state"}
+
+    @pytest.mark.parametrize(
+        "content",
+        [None, b"", b"{", b"[]", b'{"run_id": "another"}', b'{"run_id": 5}', b'{"sessions": [1]}'],
+    )
+    def test_takes_the_id_from_the_snapshot(self, paths, open_from, content):
         """Whatever became of the stamp, which is written again."""
         if content is not None:
             paths.env_stamp.write_bytes(content)
-        past = open_from()
-        assert past.stamp["run_id"] == "mine"
-        assert past.logged_until == 4
+        assert open_from().resume.stamp["run_id"] == "mine"
 
     def test_goes_back_from_a_damaged_one(self, paths, open_from, caplog):
-        Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
+        save_snapshot(paths, config_of(paths, "--resume"), step=6)
         paths.last.write_bytes(paths.last.read_bytes()[:-1])
         with caplog.at_level("WARNING", logger="fine_vit"):
-            past = open_from()
-        assert past.logged_until == 4
+            assert open_from().progress.step == 4
         assert f"going back to {paths.older(1)}, step 4" in caplog.text
 
-    def test_takes_an_older_state_of_the_same_run(self, paths, open_from):
-        Snapshots(paths, 1).save(snapshot_of(config_of(paths, "--resume"), step=6))
+    def test_takes_an_older_snapshot_of_the_same_run(self, paths, open_from):
+        save_snapshot(paths, config_of(paths, "--resume"), step=6)
         self.write_stamp(paths, run_id="mine", status="unfinished")
-        assert open_from().logged_until == 6
-        assert not open_from(str(paths.last)).is_chosen  # by its own name: it is the newest
-        past = open_from(str(paths.older(1)))
-        assert past.is_chosen
-        assert past.logged_until == 4
-        assert past.state() == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
+        assert open_from().progress.step == 6
+        # By its own name: it is the newest.
+        assert open_from(str(paths.last)).resume.chosen is None
+        start = open_from(str(paths.older(1)))
+        assert start.resume.chosen == paths.older(1)
+        assert start.progress == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
 
     @pytest.mark.parametrize("there", [None, "finished"])
     def test_of_another_run_starts_a_new_one(self, paths, open_from, there):
+        """With patience of its own: else it might end before its first evaluation."""
         other = RunPaths(paths.output_dir, "other")
         if there:
             self.write_stamp(other, run_id="theirs", status=there)
-        past = open_from(str(paths.last), name="other")
-        assert (past.stamp, past.logged_until) == (None, None)
-        state = past.state()
-        assert (state.step, state.best, state.saved) == (4, {}, None)
-        assert past.snapshot.training["best"] == {"": METRICS}
-
-    def test_of_another_run_has_patience_of_its_own(self, paths, open_from):
-        """Else one that ran out of it would end before its first evaluation, with no best."""
-        state = open_from(str(paths.last), name="other").state()
-        assert (state.best, state.since_best) == ({}, 0)
+        resume, progress, events, bad_images = open_from(str(paths.last), name="other")
+        assert (resume.stamp, resume.chosen) == (None, None)
+        assert progress == Progress(4)
+        assert (events.logged, bad_images.ids) == (0, ["photo_002"])
 
     def test_of_another_run_does_not_replace_an_unfinished_one(self, paths, open_from):
         other = RunPaths(paths.output_dir, "other")
@@ -339,44 +348,71 @@ class TestOpenPast:
         with pytest.raises(InputError, match=message):
             open_from(str(paths.last), name="other")
 
-    def test_refuses_what_is_no_state(self, paths, open_from):
+    def test_refuses_what_is_not_a_snapshot(self, paths, open_from):
         keep_best(paths, METRICS)
-        with pytest.raises(InputError, match=r"ckpt\.bin is no state of a run"):
+        with pytest.raises(InputError, match=r"ckpt\.bin is not a snapshot of a run"):
             open_from(str(paths.checkpoint), name="other")
+
+    @pytest.mark.parametrize("name", PARTS)
+    @pytest.mark.parametrize("state", [None, [], {}, {"step": "1"}, {"settled": [[1]]}])
+    def test_refuses_a_part_that_cannot_be_used(self, paths, open_from, name, state):
+        payload = load_archive(paths.last)
+        save_archive(paths.last, {**payload, "parts": {**payload["parts"], name: state}})
+        with pytest.raises(InputError, match=rf"last\.bin has no usable parts\.{name}; name a"):
+            open_from()
+
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("progress", {"step": -1}),
+            ("progress", {"best": {"": {**METRICS, "accuracy": float("nan")}}}),
+            ("progress", {"best": {"": {}}}),
+            ("scalars", {"pending": {"loss": "low"}}),
+            ("scalars", {"logged": True}),
+            ("meter", {"settled": [[1, float("inf"), 2.0, 4]]}),
+            ("learner", {"model": {"w": [1.0]}}),
+            ("learner", {"optimizer": {"state": {}, "param_groups": 3}}),
+            ("random_state", {"ranks": [{"python": [3]}]}),
+        ],
+    )
+    def test_refuses_values_that_cannot_be(self, paths, open_from, name, changes):
+        payload = load_archive(paths.last)
+        state = {**payload["parts"][name], **changes}
+        save_archive(paths.last, {**payload, "parts": {**payload["parts"], name: state}})
+        with pytest.raises(InputError, match=rf"no usable parts\.{name};"):
+            open_from()
 
 
 def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
     """Write a best checkpoint."""
-    checkpoint = Checkpoint(
-        model_type="testing",
-        model_config={"img_size": 32, "patch_size": 16, "pool": "token"},
-        dataset="synthetic",
-        classes=["rose", "lily"],
-        img_size=32,
-        preset="vit",
-        carving={},
-        normalization=GOOGLE.normalization,
-        step=metrics.get("step", 0),
-        metrics=metrics,
-        config_hash="0" * 64,
-        state_dict={"w": torch.ones(2)},
-    )
-    save_checkpoint(checkpoint_paths(paths, variant).checkpoint, checkpoint)
+    about = {
+        "model_type": "testing",
+        "model_config": {"img_size": 32, "patch_size": 16, "pool": "token"},
+        "dataset": "synthetic",
+        "classes": ["rose", "lily"],
+        "img_size": 32,
+        "preset": "vit",
+        "carving": {},
+        "normalization": GOOGLE.normalization,
+        "config_hash": "0" * 64,
+    }
+    path = checkpoint_paths(paths, variant).checkpoint
+    save_checkpoint(path, about, metrics, {"w": torch.ones(2)})
 
 
-class TestSettleBest:
+class TestForgetLostBest:
     """Of a state of step 6, the best evaluation before it being that of step 4."""
 
     @pytest.fixture
-    def settle(self, paths, caplog) -> Callable[..., tuple[dict, list[str]]]:
-        """What is best after settling, and what is said."""
+    def forget(self, paths, caplog) -> Callable[..., tuple[dict, list[str]]]:
+        """What is best after forgetting, and what is said."""
 
         def call(is_changed: bool = False, **best: dict) -> tuple[dict, list[str]]:
             named = {"" if variant == "raw" else variant: dict(of) for variant, of in best.items()}
             state = Progress(step=6, evaluated=6, best=named, since_best=5)
             caplog.clear()
             with caplog.at_level("WARNING", logger="fine_vit"):
-                resolve_best(state, paths, is_changed)
+                forget_lost_best(state, paths, is_changed)
             # What is evaluated anew has patience anew.
             is_lost = len(state.best) < len(best)
             assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))
@@ -385,14 +421,14 @@ class TestSettleBest:
         return call
 
     @pytest.mark.parametrize("is_changed", [False, True])
-    def test_keeps_the_one_that_is_there(self, paths, settle, is_changed):
+    def test_keeps_the_one_that_is_there(self, paths, forget, is_changed):
         keep_best(paths, METRICS)
-        assert settle(is_changed, raw=METRICS) == ({"": METRICS}, [])
+        assert forget(is_changed, raw=METRICS) == ({"": METRICS}, [])
 
-    def test_keeps_it_for_a_later_one_of_the_same_flags(self, paths, settle):
+    def test_keeps_it_for_a_later_one_of_the_same_flags(self, paths, forget):
         """Killed after a better evaluation and before its state: it will come again."""
         keep_best(paths, {**METRICS, "step": 8, "accuracy": 0.75})
-        assert settle(raw=METRICS) == ({"": METRICS}, [])
+        assert forget(raw=METRICS) == ({"": METRICS}, [])
 
     @pytest.mark.parametrize(
         ("there", "is_changed"),
@@ -404,41 +440,41 @@ class TestSettleBest:
             ({"checkpoint_id": "b" * 12}, False),
         ],
     )
-    def test_forgets_it_for_another_one(self, paths, settle, there, is_changed):
+    def test_forgets_it_for_another_one(self, paths, forget, there, is_changed):
         keep_best(paths, {**METRICS, **there})
         step = {**METRICS, **there}["step"]
-        best, lines = settle(is_changed, raw=METRICS)
+        best, lines = forget(is_changed, raw=METRICS)
         assert best == {}
         assert lines == [
             f"warning: {paths.checkpoint} is of step {step}, not of step 4; the best checkpoint "
             "starts anew"
         ]
 
-    def test_forgets_one_that_is_missing_or_damaged(self, paths, settle):
-        best, (line,) = settle(raw=METRICS)
+    def test_forgets_one_that_is_missing_or_damaged(self, paths, forget):
+        best, (line,) = forget(raw=METRICS)
         assert best == {}
         assert line.startswith(f"warning: checkpoint {paths.checkpoint} cannot be read (No such")
         assert line.endswith("; the best checkpoint starts anew")
         keep_best(paths, METRICS)
         paths.checkpoint.write_bytes(paths.checkpoint.read_bytes()[:-3])
-        best, (line,) = settle(raw=METRICS)
+        best, (line,) = forget(raw=METRICS)
         assert best == {}
         assert "ckpt.bin is truncated, damaged" in line
 
-    def test_has_nothing_to_forget_before_the_first(self, paths, settle):
-        assert settle() == ({}, [])
+    def test_has_nothing_to_forget_before_the_first(self, paths, forget):
+        assert forget() == ({}, [])
         keep_best(paths, METRICS)
-        assert settle() == ({}, [])
+        assert forget() == ({}, [])
 
     @pytest.mark.parametrize(("lost", "stays"), [("", "ema"), ("ema", "")])
-    def test_is_about_each_variant_by_itself(self, paths, settle, lost, stays):
+    def test_is_about_each_variant_by_itself(self, paths, forget, lost, stays):
         averaged = {**METRICS, "accuracy": 0.625}
         keep_best(paths, METRICS)
         keep_best(paths, averaged, "ema")
         both = {"": METRICS, "ema": averaged}
-        assert settle(raw=METRICS, ema=averaged) == (both, [])
+        assert forget(raw=METRICS, ema=averaged) == (both, [])
         checkpoint_paths(paths, lost).checkpoint.unlink()
-        best, (line,) = settle(raw=METRICS, ema=averaged)
+        best, (line,) = forget(raw=METRICS, ema=averaged)
         assert best == {stays: both[stays]}
         assert checkpoint_paths(paths, lost).checkpoint.name in line
 

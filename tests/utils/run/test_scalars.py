@@ -9,7 +9,13 @@ from helpers import files_up_to, read_scalars
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.run.scalars import Scalars
+from utils.run.scalars import EVAL_SCALARS, EventLog
+
+
+def opened(folder: Path, resumed_at: int | None = None) -> EventLog:
+    events = EventLog()
+    events.open(folder, resumed_at or 0, is_resumed=resumed_at is not None)
+    return events
 
 
 def write_session(
@@ -21,37 +27,40 @@ def write_session(
     begin `number` seconds after 1970: tests are faster than a second.
     """
     before = set(folder.glob("*"))
-    scalars = Scalars(folder, resumed_at)
+    events = opened(folder, resumed_at)
     for step in steps:
-        scalars.add("train", {"loss": number + step / 1000, "lr": 0.5}, step)
-    scalars.close()
+        events.log_training({"loss": number + step / 1000, "lr": 0.5}, step, False)
+    events.close()
     (written,) = set(folder.glob("*")) - before
     written.rename(folder / f"events.out.tfevents.{number:010d}.host")
 
 
+METRICS = dict.fromkeys(EVAL_SCALARS, 0.5)
+
+
 class TestOneSession:
     def test_is_read_back_as_it_was_written(self, tmp_path):
-        scalars = Scalars(tmp_path, None)
-        scalars.add("train", {"loss": 0.5, "lr": 0.25}, 1)
-        scalars.add("train", {"loss": 0.75}, 3)
-        scalars.add("eval_ema", {"accuracy": 1.0}, 3)
-        scalars.close()
+        events = opened(tmp_path)
+        events.log_training({"loss": 0.5, "lr": 0.25}, 1, False)
+        events.log_training({"loss": 0.75}, 3, False)
+        events.log_evaluation("eval_ema", METRICS, 3)
+        events.close()
         assert read_scalars(tmp_path) == {
             "train/loss": [(1, 0.5), (3, 0.75)],
             "train/lr": [(1, 0.25)],
-            "eval_ema/accuracy": [(3, 1.0)],
+            **{f"eval_ema/{name}": [(3, 0.5)] for name in METRICS},
         }
 
     def test_is_on_the_disk_once_it_is_flushed(self, tmp_path):
         """What is killed after that has lost nothing."""
-        scalars = Scalars(tmp_path, None)
+        events = opened(tmp_path)
         for step in range(1, 50):
-            scalars.add("train", {"loss": 0.5}, step)
+            events.log_training({"loss": 0.5}, step, False)
             if step % 7 == 0:
-                scalars.flush()
+                events.flush()
                 assert read_scalars(tmp_path)["train/loss"][-1] == (step, 0.5)
-        scalars.close()
-        scalars.close()  # again is no harm
+        events.close()
+        events.close()  # again is no harm
         assert len(read_scalars(tmp_path)["train/loss"]) == 49
 
 
@@ -77,23 +86,23 @@ class TestResume:
     def test_any_number_of_times_in_one_second(self, tmp_path):
         """Whatever numbers TensorBoard gives its files: past 9 and 99 they do not sort as text."""
         for step in range(1, 13):
-            scalars = Scalars(tmp_path, step - 1)
+            events = opened(tmp_path, step - 1)
             for lost in (step, step + 1):
-                scalars.add("train", {"loss": float(step)}, lost)
-            scalars.close()
+                events.log_training({"loss": float(step)}, lost, False)
+            events.close()
         steps = [(step, float(step)) for step in range(1, 13)]
         assert read_scalars(tmp_path)["train/loss"] == [*steps, (13, 12.0)]
-        scalars = Scalars(tmp_path, 12)
-        scalars.add("train", {"loss": 13.0}, 13)
-        scalars.flush()
+        events = opened(tmp_path, 12)
+        events.log_training({"loss": 13.0}, 13, False)
+        events.flush()
         assert read_scalars(tmp_path)["train/loss"] == [*steps, (13, 13.0)]
-        scalars.close()
+        events.close()
 
     def test_after_a_clock_that_was_ahead(self, tmp_path):
         write_session(tmp_path, 8_000_000_000, range(1, 8))
-        scalars = Scalars(tmp_path, 5)
-        scalars.add("train", {"loss": 0.5}, 6)
-        scalars.close()
+        events = opened(tmp_path, 5)
+        events.log_training({"loss": 0.5}, 6, False)
+        events.close()
         there = read_scalars(tmp_path)["train/loss"]
         assert [step for step, _ in there] == [1, 2, 3, 4, 5, 6]
         assert there[-1] == (6, 0.5)
@@ -137,48 +146,90 @@ class TestResume:
         assert [step for step, _ in expected] == list(range(every, saved + 4, every))
 
 
+class TestState:
+    def resumed(self, events: EventLog, folder: Path, step: int) -> EventLog:
+        later = EventLog()
+        later.load_state_dict(events.state_dict())
+        later.open(folder, step, is_resumed=True)
+        return later
+
+    def test_a_step_whose_evaluation_was_to_come_is_logged_anew(self, tmp_path):
+        events = opened(tmp_path)
+        events.log_training({"loss": 0.5}, 2, False)
+        events.log_training({"loss": 0.25, "wait_fraction": 0.0}, 4, True)
+        events.close()
+        later = self.resumed(events, tmp_path, 4)
+        later.log_evaluation("eval", METRICS, 4)
+        later.close()
+        read = read_scalars(tmp_path)
+        assert read["train/loss"] == [(2, 0.5), (4, 0.25)]
+        assert read["data/wait_fraction"] == [(4, 0.0)]
+        assert read["eval/loss"] == [(4, 0.5)]
+
+    def test_an_evaluation_that_is_done_again_is_not_logged_again(self, tmp_path):
+        events = opened(tmp_path)
+        events.log_training({"loss": 0.25}, 4, True)
+        events.log_evaluation("eval", METRICS, 4)
+        events.mark_evaluated(4)
+        events.close()
+        assert events.state_dict() == {"pending": {}, "logged": 4}
+        later = self.resumed(events, tmp_path, 4)
+        later.log_evaluation("eval", METRICS, 4)
+        later.log_evaluation("eval", METRICS, 8)
+        later.close()
+        assert read_scalars(tmp_path)["eval/loss"] == [(4, 0.5), (8, 0.5)]
+
+    def test_without_being_opened_nothing_is_written(self, tmp_path):
+        events = EventLog()
+        events.log_training({"loss": 0.5}, 1, True)
+        events.log_evaluation("eval", METRICS, 1)
+        events.flush()
+        events.close()
+        assert events.pending == {"loss": 0.5}
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 class TestFailure:
     """A thread writes; its OSError arrives at whoever adds or flushes next."""
 
     def test_of_a_disk_that_is_full_arrives_at_the_flush_at_the_latest(self, tmp_path):
-        scalars = Scalars(tmp_path, None)
-        scalars.add("train", {"loss": 0.5}, 1)
-        scalars.flush()
+        events = opened(tmp_path)
+        events.log_training({"loss": 0.5}, 1, False)
+        events.flush()
 
         def go_on() -> None:
             for step in range(2, 100):
-                scalars.add("train", {"loss": 0.5}, step)
-            scalars.flush()
+                events.log_training({"loss": 0.5}, step, False)
+            events.flush()
 
         with files_up_to(300), pytest.raises(OSError, match="too large"):
             go_on()
-        for late in (scalars.flush, scalars.close):
+        for late in (events.flush, events.close):
             with pytest.raises(OSError, match="too large"):
                 late()
         assert read_scalars(tmp_path)["train/loss"][0] == (1, 0.5)
 
     def test_of_the_thread_arrives_at_the_next_add(self, tmp_path):
-        scalars = Scalars(tmp_path, None)
-        (writer,) = scalars._writer.all_writers.values()
+        events = opened(tmp_path)
+        (writer,) = events._writer.all_writers.values()
         worker = writer.event_writer._async_writer._worker
         with files_up_to(0):
-            scalars.add("train", {"loss": 0.5}, 1)
+            events.log_training({"loss": 0.5}, 1, False)
             worker.join()  # it has ended by its error
         with pytest.raises(OSError, match="too large"):
-            scalars.add("train", {"loss": 0.5}, 2)
+            events.log_training({"loss": 0.5}, 2, False)
         with pytest.raises(OSError, match="too large"):
-            scalars.flush()
+            events.flush()
 
     def test_of_a_folder_that_is_gone_is_an_os_error(self, tmp_path):
         """Also with nothing to write, which is all that the writer would notice."""
-        scalars = Scalars(tmp_path / "tb", None)
-        scalars.flush()
+        events = opened(tmp_path / "tb")
+        events.flush()
         shutil.rmtree(tmp_path / "tb")
         with pytest.raises(FileNotFoundError, match="tb"):
-            scalars.flush()
+            events.flush()
 
     def test_to_begin_is_an_os_error(self, tmp_path):
         (tmp_path / "tb").write_bytes(b"")
         with pytest.raises(OSError, match="tb"):
-            Scalars(tmp_path / "tb" / "run", None)
+            opened(tmp_path / "tb" / "run")

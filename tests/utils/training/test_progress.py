@@ -70,7 +70,8 @@ class TestEvaluations:
         whole, first = Progress(), Progress()
         expected = run(whole, flags, better)
         before = run(first, flags, better, stop)
-        second = Progress(**json.loads(json.dumps(first.to_dict())))
+        second = Progress()
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert before + run(second, flags, better) == expected
         assert second == whole
 
@@ -107,21 +108,27 @@ def test_is_over_after_the_last_step(step, over):
     assert Progress(step=step).is_over(config()) is over
 
 
-def test_is_plain_data_that_no_later_step_changes():
-    state = Progress(3, 3, {"": {"accuracy": 0.5, "step": 3}}, 1, 2)
-    plain = state.to_dict()
-    assert plain == {
+def test_all_but_what_is_on_disk_is_its_state():
+    state = Progress(3, 3, {"": {"accuracy": 0.5, "step": 3}}, 1, saved=2).state_dict()
+    assert state == {
         "step": 3,
         "evaluated": 3,
         "best": {"": {"accuracy": 0.5, "step": 3}},
         "since_best": 1,
-        "saved": 2,
-        "pending": {},
-        "logged": 0,
     }
-    state.best[""]["accuracy"] = 0.75
-    assert plain["best"][""]["accuracy"] == 0.5
-    assert Progress(**plain).to_dict() == plain
+
+
+@pytest.mark.parametrize(
+    ("step", "saves", "logs"), [(4, True, True), (6, False, True), (5, False, False)]
+)
+def test_saving_and_logging_are_due_every_so_often_and_an_evaluation_saves_anyway(
+    step, saves, logs
+):
+    flags = FrozenConfigDict(
+        {"num_steps": 9, "eval_every": 6, "save_every": 2, "log_every": 2, "patience": None}
+    )
+    progress = Progress(step=step)
+    assert (progress.is_save_due(flags), progress.is_log_due(flags)) == (saves, logs)
 
 
 def test_two_states_share_nothing():

@@ -12,7 +12,7 @@ from pretended_mps import pretended_mps
 
 from utils.data_utils import seed_everything
 from utils.run.tensor_file import load_archive, save_archive
-from utils.training.random_state import rng_state, set_rng_state
+from utils.training.random_state import RandomState, rng_state, set_rng_state
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")
 
@@ -141,3 +141,23 @@ class TestMps:
             set_rng_state(state, CPU)
             assert self.numbers() == own
             assert "mps" not in rng_state(CPU)
+
+
+class TestPart:
+    def test_restores_this_process(self):
+        part = RandomState(CPU)
+        state = part.state_dict()
+        expected = draw(5)
+        part.load_state_dict(state)
+        assert draw(5) == expected
+
+    def test_of_another_number_of_processes_changes_nothing(self):
+        part = RandomState(CPU)
+        state = {"ranks": part.state_dict()["ranks"] * 2}
+        before = rng_state(CPU)
+        draw(5)
+        expected = draw(5)
+        set_rng_state(before, CPU)
+        draw(5)
+        part.load_state_dict(state)
+        assert draw(5) == expected
