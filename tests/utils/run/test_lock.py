@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPO
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.errors import InputError
@@ -128,21 +128,10 @@ class TestHolding:
             raise stop("midway")
         assert not lock.exists()
 
-    def test_can_be_had_again(self, lock, lines):
-        for _ in range(3):
-            with run_lock(lock, "demo"):
-                assert owner_of(lock)["pid"] == os.getpid()
-        assert lines() == []
-
     def test_does_not_mind_that_the_file_was_removed(self, lock):
         with run_lock(lock, "demo"):
             lock.unlink()
         assert not lock.exists()
-
-    def test_of_one_run_is_not_that_of_another(self, lock, hold):
-        hold(lock)
-        with run_lock(lock.with_name(".other.lock"), "other"):
-            assert owner_of(lock)["pid"] != os.getpid()
 
 
 class TestRefusal:
@@ -164,7 +153,7 @@ class TestRefusal:
         with run_lock(lock, "demo"):
             assert owner_of(lock)["pid"] == os.getpid()
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00" * 20])
+    @pytest.mark.parametrize("content", ["", "{", "[]"])
     def test_of_what_says_nothing_names_the_run_all_the_same(self, lock, hold, content):
         """The owner may be between locking the file and writing into it."""
         hold(lock)
@@ -174,12 +163,6 @@ class TestRefusal:
             pass
         with pytest.raises(InputError, match=message):
             check_not_locked(lock)
-
-    def test_leaves_the_lock_with_its_owner(self, lock, hold):
-        hold(lock)
-        for _ in range(3):
-            with pytest.raises(InputError, match="is being written"), run_lock(lock, "demo"):
-                pass
 
 
 class TestTakingOver:
@@ -208,35 +191,19 @@ class TestTakingOver:
             os.kill(int(child), 0)
         assert lines() == [f"took over the run from process {holder.pid}, which is dead"]
 
-    @pytest.mark.parametrize(
-        "content",
-        [b"", b"\n", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b"\xff\xfe", b'{"pid": 12}\n{'],
-    )
-    def test_from_one_that_left_garbage(self, lock, content):
-        lock.parent.mkdir()
-        lock.write_bytes(content)
-        check_not_locked(lock)
-        assert lock.read_bytes() == content
-        with run_lock(lock, "demo"):
-            assert owner_of(lock)["name"] == "demo"
-        assert not lock.exists()
-
     @settings(max_examples=50, deadline=None)
+    @example(b"null")
+    @example(b"[]")
+    @example(b'{"pid": 12}\n{')
     @given(content=st.binary(max_size=200))
     def test_from_one_that_left_any_bytes(self, tmp_path_factory, content):
         path = tmp_path_factory.getbasetemp() / ".bytes.lock"
         path.write_bytes(content)
+        check_not_locked(path)
+        assert path.read_bytes() == content
         with run_lock(path, "bytes"):
             assert owner_of(path)["pid"] == os.getpid()
         assert not path.exists()
-
-    def test_of_one_line_that_was_cut_short(self, lock):
-        with run_lock(lock, "demo"):
-            whole = lock.read_bytes()
-        for size in range(len(whole) - 1):
-            lock.write_bytes(whole[:size])
-            with run_lock(lock, "demo"):
-                assert owner_of(lock)["name"] == "demo"
 
 
 ELSEWHERE = {"name": "demo", "pid": 77, "host": "another.host", "since": "2026-01-01T00:00:00"}
@@ -259,15 +226,6 @@ class TestOtherHost:
         lock.unlink()
         with run_lock(lock, "demo"):
             pass
-
-    def test_that_was_refused_holds_nothing_up(self, lock, hold):
-        lock.parent.mkdir()
-        lock.write_text(json.dumps(ELSEWHERE), encoding="utf-8")
-        with pytest.raises(InputError, match="remove that file"), run_lock(lock, "demo"):
-            pass
-        lock.unlink()
-        holder = hold(lock)
-        assert owner_of(lock)["pid"] == holder.pid
 
 
 class TestLooking:

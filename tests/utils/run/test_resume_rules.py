@@ -159,16 +159,6 @@ class TestDifferences:
         }
         assert differences({"a": None}, {}) == {}
 
-    def test_of_something_and_something_nested(self):
-        assert differences({"a": "none"}, {"a": {"name": "x"}}) == {
-            "a": ("none", None),
-            "a.name": (None, "x"),
-        }
-        assert differences({"a": {}}, {"a": {"b": 1}}) == {"a": ({}, None), "a.b": (None, 1)}
-
-    def test_are_in_the_order_of_the_first(self):
-        assert list(differences({"z": 1, "a": 1}, {"a": 2, "z": 2, "m": 2})) == ["z", "a", "m"]
-
 
 class TestSameRun:
     def test_is_resumed_with_the_same_flags(self, check):
@@ -232,11 +222,6 @@ class TestSameRun:
             check("--num_steps", "200", "--warmup_steps", "20", "--allow_change", "num_steps")
         changes = check("--num_steps", "200", "--allow_change", "num_steps")
         assert changes.keys() == {"num_steps", "epochs"}
-
-    def test_of_another_length_is_refused_unless_it_may(self, check):
-        message = r"epochs 8\.0 -> 12\.0, num_steps 100 -> 150; .*--allow_change epochs,num_steps$"
-        with pytest.raises(InputError, match=message):
-            check("--num_steps", "150")
 
     @pytest.mark.parametrize(("num_steps", "is_refused"), [(3, True), (4, False)])
     def test_that_is_past_its_end_is_refused(self, check, num_steps, is_refused):
@@ -460,11 +445,6 @@ class TestForgetLostBest:
         best, (line,) = forget(raw=METRICS)
         assert best == {}
         assert "ckpt.bin is truncated, damaged" in line
-
-    def test_has_nothing_to_forget_before_the_first(self, paths, forget):
-        assert forget() == ({}, [])
-        keep_best(paths, METRICS)
-        assert forget() == ({}, [])
 
     @pytest.mark.parametrize(("lost", "stays"), [("", "ema"), ("ema", "")])
     def test_is_about_each_variant_by_itself(self, paths, forget, lost, stays):

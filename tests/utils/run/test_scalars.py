@@ -107,18 +107,6 @@ class TestResume:
         assert [step for step, _ in there] == [1, 2, 3, 4, 5, 6]
         assert there[-1] == (6, 0.5)
 
-    def test_at_the_last_step_keeps_it(self, tmp_path):
-        write_session(tmp_path, 1, range(1, 5))
-        write_session(tmp_path, 2, [], resumed_at=4)
-        assert [step for step, _ in read_scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4]
-
-    def test_at_the_start_forgets_all(self, tmp_path):
-        write_session(tmp_path, 1, range(1, 5))
-        write_session(tmp_path, 2, range(1, 3), resumed_at=0)
-        assert read_scalars(tmp_path)["train/loss"] == [
-            (s, pytest.approx(2 + s / 1000)) for s in (1, 2)
-        ]
-
     @settings(max_examples=25, deadline=None)
     @given(
         sessions=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=5),
@@ -228,8 +216,3 @@ class TestFailure:
         shutil.rmtree(tmp_path / "tb")
         with pytest.raises(FileNotFoundError, match="tb"):
             events.flush()
-
-    def test_to_begin_is_an_os_error(self, tmp_path):
-        (tmp_path / "tb").write_bytes(b"")
-        with pytest.raises(OSError, match="tb"):
-            opened(tmp_path / "tb" / "run")
