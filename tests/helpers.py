@@ -1,4 +1,4 @@
-"""What tests of several rooms use: the CLI, readers of artifacts, where the real flowers are."""
+"""Share what several tests use: the CLI, readers of artifacts, where the real flowers are."""
 
 import hashlib
 import json
@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from ml_collections import FrozenConfigDict
 
 import eval as eval_entrypoint
 import train as train_entrypoint
+from models.build import build_model
+from models.configs import get_config
+from models.vit import Backbone
 from utils.data.batches import Batch, BatchShare
 from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
@@ -27,6 +31,7 @@ TINY_TRAIN = (
     "--model_type testing --img_size 32 --num_steps 4 --eval_every 2 --train_batch_size 4 "
     "--eval_batch_size 2 --num_workers 0 --device cpu"
 )
+SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 TINY_EVAL = "--eval_batch_size 2 --num_workers 0 --device cpu"
 
 
@@ -43,7 +48,7 @@ REAL_FLOWERS = _real_flowers()
 
 
 def loader_config(**values: object) -> FrozenConfigDict:
-    """What loaders read of a run's config: 4 steps of 4 images at 32 px, unless told."""
+    """Return what loaders read of a run's config: 4 steps of 4 images at 32 px, unless told."""
     defaults = {
         "preset": "vit",
         "augment": "none",
@@ -65,32 +70,44 @@ def loader_config(**values: object) -> FrozenConfigDict:
 
 
 def train(flags: str, *more: str) -> int:
-    """Run train.py's main on a line of flags; the exit code."""
+    """Run train.py's main on a line of flags; return the exit code."""
     return train_entrypoint.main([*shlex.split(flags), *map(str, more)])
 
 
 def evaluate(flags: str, *more: str) -> int:
-    """Run eval.py's main on a line of flags; the exit code."""
+    """Run eval.py's main on a line of flags; return the exit code."""
     return eval_entrypoint.main([*shlex.split(flags), *map(str, more)])
 
 
 def rows_of(paths: RunPaths) -> list[dict]:
-    """The prediction rows of a run."""
+    """Return the prediction rows of a run."""
     return [json.loads(line) for line in paths.predictions.read_text("utf-8").splitlines()]
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file."""
+    """Return the JSON object in a file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def assert_no_nulls(value: object, where: str = "stamp") -> None:
+    """Fail if a null or an empty string stands anywhere in a JSON value."""
+    assert value is not None, where
+    assert value != "", where
+    if isinstance(value, dict):
+        for key, child in value.items():
+            assert_no_nulls(child, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for child in value:
+            assert_no_nulls(child, where)
+
+
 def files_below(folder: Path) -> set[Path]:
-    """Everything below a folder, relative to it; empty if it is not there."""
+    """Return the paths below a folder, relative to it; none if the folder does not exist."""
     return {path.relative_to(folder) for path in folder.rglob("*")} if folder.exists() else set()
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag to (step, value) pairs of the TensorBoard events in a folder."""
+    """Return, by tag, the (step, value) pairs of the TensorBoard events in a folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
@@ -109,23 +126,34 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def sealed(archive: bytes) -> bytes:
-    """`archive` with its SHA-256 as zip comment: what anybody can do who reads our code."""
+    """Return `archive` with its SHA-256 as zip comment, as anybody can who reads our code."""
     archive = archive[:-2] + (64).to_bytes(2, "little")
     return archive + hashlib.sha256(archive).hexdigest().encode()
 
 
 def whole_part(samples: list[tuple[int, int]]) -> BatchShare:
-    """All of these (epoch, position) for the one process that there is."""
+    """Return these (epoch, position) pairs as the share of the only process."""
     return BatchShare(samples, 0, len(samples))
 
 
+def testing_model(img_size: int, num_classes: int, **fields: object) -> Backbone:
+    """Return the `testing` model, every weight away from where it starts (the head from zero)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = build_model(get_config("testing", img_size, **fields), num_classes)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
 def step_of(micro_batches: list[Batch]) -> StepBatches:
-    """An optimizer step of one process."""
+    """Return an optimizer step of one process."""
     return StepBatches(micro_batches, [[len(batch.labels)] for batch in micro_batches])
 
 
 def meter_of(step: int = 0) -> TrainMeter:
-    """A meter of one process, whose samples are called by their step."""
+    """Return a meter of one process, whose samples are named by their step."""
     return TrainMeter(step, lambda number: [f"sample_{number}"])
 
 

@@ -1,7 +1,6 @@
 """Show a person at the terminal flags, log lines, progress bars and tables.
 
-Log lines go to stdout; stderr carries only the progress bar of a terminal and the one error
-line.
+Log lines go to stdout. Only a terminal's progress bar and the one error line go to stderr.
 """
 
 import argparse
@@ -15,10 +14,7 @@ from typing import Any, NoReturn, TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import (
-    InputError,
-    check_utf8,
-)
+from utils.errors import InputError, check_utf8
 from utils.processes import is_main
 
 log = logging.getLogger("fine_vit")
@@ -60,18 +56,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def drop(stream: TextIO) -> None:
-    """Have a stream write to nowhere from now on: nobody reads it (`| head`), or the disk is full.
+    """Make a stream discard what is written: nobody reads it (`| head`), or the disk is full.
 
-    Python would try to write the rest when it ends, complain, and exit with 120.
+    Otherwise Python would try to write the rest when it ends, complain, and exit with 120.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
 def log_to_stdout() -> Iterator[None]:
-    """Send the project's log lines to the current stdout for the length of one run.
+    """Send the project's log lines to the current stdout for the length of the block.
 
-    Of several processes one speaks. Nobody may listen any more: Ctrl-C ends `| tee` too.
+    Of several processes only the main one logs. Lines that nobody reads any more are discarded:
+    Ctrl-C ends `| tee` too.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -85,14 +82,14 @@ def log_to_stdout() -> Iterator[None]:
         logging.raiseExceptions = raises
         log.removeHandler(handler)
         try:
-            if sys.stdout is not None:  # closed from the start
+            if sys.stdout is not None:  # None: it was closed from the start
                 sys.stdout.flush()
-        except OSError:  # also a full disk: what went wrong with the run itself is still to be said
+        except OSError:  # a full disk, too: the error of the run itself is still to be printed
             drop(sys.stdout)
 
 
 def progress_bar(total: int, what: str, unit: str) -> tqdm:
-    """A progress bar with rate and ETA on a terminal; silent where there is none."""
+    """Return a progress bar with rate and ETA; it is silent if stderr is not a terminal."""
     is_shown = sys.stderr.isatty() and is_main()
     return tqdm(
         total=total,
@@ -106,12 +103,12 @@ def progress_bar(total: int, what: str, unit: str) -> tqdm:
 
 
 def show_training(scalars: Mapping[str, float], step: int, bar: tqdm) -> None:
-    """Show how training goes beside its bar; in a line where there is no terminal.
+    """Show training scalars beside the progress bar, or in a log line if it is silent.
 
     Args:
-        scalars: loss and learning rate (`lr`) among them.
-        step: optimizer steps.
-        bar: of the steps.
+        scalars: values by name, with `loss` and the learning rate `lr`.
+        step: number of optimizer steps done.
+        bar: progress bar that counts the steps.
     """
     bar.set_postfix(loss=f"{scalars['loss']:.4f}", lr=f"{scalars['lr']:.2e}")
     if bar.disable:

@@ -1,4 +1,4 @@
-"""End every entrypoint the same way: exit codes, the one error line, SIGTERM."""
+"""End every entrypoint the same way: with its exit code and at most one error line."""
 
 import functools
 import signal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def less_memory(config: "FrozenConfigDict") -> str:
-    """Which flags lower the memory that a run takes."""
+    """Return which flags lower the memory that a run takes."""
     remedies = []
     if "train_batch_size" in config:
         micro_batches = config.gradient_accumulation_steps
@@ -50,10 +50,11 @@ def less_memory(config: "FrozenConfigDict") -> str:
 def _sigterm_raises() -> Iterator[Callable[[], None]]:
     """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
 
-    What it yields has SIGTERM ignored until the block ends: why a run ends is to be said.
+    Yield a function after whose call SIGTERM is ignored until the block ends, so that the error
+    line is printed.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # signals are the main thread's affair
+        yield lambda: None  # only the main thread receives signals
         return
 
     def stop(signum: int, frame: object) -> None:
@@ -68,9 +69,9 @@ def _sigterm_raises() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Let no OSError of a background thread print a traceback.
+    """Print no traceback of an OSError in a background thread.
 
-    TensorBoard writes in one. It keeps its error, and raises it again at the next call.
+    TensorBoard writes in such a thread. It keeps the error and raises it again at the next call.
     """
     before = threading.excepthook
 
@@ -86,7 +87,7 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def _ending(failure: BaseException) -> tuple[int, str]:
-    """The exit code of a failure or signal, and what to say of it."""
+    """Return the exit code and the message of a failure or signal."""
     match failure:
         case KeyboardInterrupt():
             return 130, "interrupted"
@@ -98,7 +99,7 @@ def _ending(failure: BaseException) -> tuple[int, str]:
 
 
 def _say(line: str) -> None:
-    """Write to stderr, if it can be written."""
+    """Write to stderr; if that fails, discard the line."""
     try:
         sys.stderr.write(line)
         sys.stderr.flush()
@@ -109,8 +110,8 @@ def _say(line: str) -> None:
 def _let_go_of(failure: BaseException) -> None:
     """Clear the frames that a failure passed through.
 
-    A loader in them ends its processes then, in good order. Garbage collection would take its
-    queues first, wait in vain for the processes, and may print a traceback of a queue's thread.
+    A loader that they hold then ends its processes in good order. Garbage collection would take
+    its queues first, wait in vain for the processes, and may print a traceback of a queue's thread.
     """
     chain: BaseException | None = failure
     while chain is not None:
@@ -120,9 +121,9 @@ def _let_go_of(failure: BaseException) -> None:
 
 
 def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str] | None], int]:
-    """Give `main` the endings of contracts, section 6: it returns the exit code.
+    """Make `main` return an exit code, and print failures as one line (contracts, section 6).
 
-    The wrapped function takes the arguments after the program's name; None means `sys.argv[1:]`.
+    The returned function takes the arguments after the program's name; None means `sys.argv[1:]`.
     """
 
     @functools.wraps(main)
@@ -139,7 +140,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
                     _say(f"error: {said}\n")
             else:
                 return 0
-        # A signal ends at once: loaders' processes end by SIGTERM when Python does.
+        # After a signal the process ends at once, and Python ends the loaders' processes.
         if isinstance(failure, InputError | RunError):
             _let_go_of(caught)
         return code
@@ -152,13 +153,13 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
     """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
 
     Args:
-        where: says, at the time of the failure, the step and the last good checkpoint.
-        less_memory: says which flags lower the memory.
+        where: function that names the step and the last good checkpoint at the time of the failure.
+        less_memory: function that names the flags that lower the memory.
 
     Raises:
-        RunError: for a `RunError` or `OSError` inside (damaged image, disk full), for memory that
-            ran out, for a loader process or another process of the run that was lost. `Alone`, if
-            other processes do not know of it.
+        RunError: the block raised a `RunError` or an `OSError` (damaged image, full disk), memory
+            ran out, or a loader process or another process of the run was lost.
+        Alone: the same, and the other processes do not know of it.
     """
     try:
         yield

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def find_problem() -> str:
-    """Name what this Python lacks; an empty text if it lacks nothing."""
+    """Return what this Python lacks; an empty text if it lacks nothing."""
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         version = ".".join(str(number) for number in sys.version_info[:3])
         return f"Python 3.11, 3.12 or 3.13 is needed, but {sys.executable} is {version}"
@@ -40,7 +40,7 @@ def find_problem() -> str:
 
 
 def name_remedy() -> str:
-    """Name the commands that help, with paths from the current folder."""
+    """Return the commands that help, with paths relative to the current folder."""
     repo = Path(__file__).resolve().parent.parent
     here = Path(os.path.relpath(str(repo)))
     make, activate = here / "scripts" / "smoke.sh", here / ".venv" / "bin" / "activate"

@@ -1,4 +1,4 @@
-"""The two ways a run fails, and how other errors become one of them (contracts, section 6)."""
+"""Define the two ways in which a run fails, and recognise other errors that become one of them."""
 
 import errno
 import os
@@ -17,16 +17,16 @@ class RunError(Exception):
 class Terminated(SystemExit):
     """SIGTERM arrived.
 
-    A SystemExit, since libraries that catch everything let that one and KeyboardInterrupt through
-    (tqdm's logging handler swallows any other BaseException).
+    It is a SystemExit because libraries that catch everything let that one and KeyboardInterrupt
+    through (tqdm's logging handler swallows any other BaseException).
     """
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line.
+    """Return the message of `error` on one line; without a message, the name of its type.
 
     A DataLoader worker hands its exception over as a multi-line traceback whose last line is
-    `module.Type: message`; only that message is wanted.
+    `module.Type: message`; only that message is returned.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` for an error message: bytes that are no UTF-8 and control characters as escapes."""
+    """Return `text` with control characters and bytes that are not UTF-8 written as escapes."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
@@ -46,10 +46,10 @@ def printable(text: str) -> str:
 
 
 def check_utf8(text: str) -> None:
-    """Refuse an argument or a path that stamps, reports and predictions could not quote.
+    """Check that stamps, reports and predictions can quote an argument or a path.
 
     Raises:
-        InputError: it holds bytes that are not UTF-8.
+        InputError: `text` holds bytes that are not UTF-8.
     """
     try:
         text.encode()
@@ -57,37 +57,37 @@ def check_utf8(text: str) -> None:
         raise InputError(f"{printable(text)} is not UTF-8; rename it") from error
 
 
-# How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. They arrive as
-# plain RuntimeErrors; every other RuntimeError is a defect and keeps its traceback. Python says the
-# last one where there is no memory for a thread's stack.
+# How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. Both arrive as
+# plain RuntimeErrors; any other RuntimeError is a defect and keeps its traceback. The last text is
+# Python's own, if there is no memory for a thread's stack.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread")
 _LOST_LOADER = ("DataLoader worker (pid",)
-# What gloo says when another process of the run is not there any more.
+# What gloo says when another process of the run is gone.
 _LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class OutOfMemory(RunError):
-    """Memory ran out in one of the processes of a run, and all know."""
+    """Memory ran out in one of the processes of a run, and all of them know."""
 
 
 class Alone(RunError):
-    """A failure that the other processes of the run do not know of: each speaks for itself."""
+    """The other processes of the run do not know of this failure: each prints its own line."""
 
 
 def lost_process(error: BaseException) -> str:
-    """What to say of an error for which `is_lost_process`."""
-    # gloo begins with the place in its source.
+    """Return the message for an error that `is_lost_process` recognises."""
+    # gloo's own message begins with a place in its source.
     what = re.sub(r"^\[\S+\.cc:\d+\] ", "", one_line(error))
     return f"another process of this run is gone ({what})"
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Whether gloo says that another process of the run is not there any more."""
+    """Return whether gloo says that another process of the run is gone."""
     return not isinstance(error, RunError) and _says(error, _LOST_PROCESS)
 
 
 def is_lost_loader(error: BaseException) -> bool:
-    """Whether torch says that a loader process died."""
+    """Return whether torch says that a loader process died."""
     return _says(error, _LOST_LOADER)
 
 
@@ -96,7 +96,7 @@ def _says(error: BaseException, texts: Iterable[str]) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on any device."""
+    """Return whether memory ran out, on any device."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_torchs = isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
@@ -104,10 +104,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def failure_behind(error: BaseException) -> BaseException:
-    """`error`, or the failure that was on its way when it, a signal, came.
+    """Return the failure that a signal interrupted, or else `error` itself.
 
-    torchrun sends SIGTERM to the processes that are left, which may just be ending for the same
-    reason; that one is to be told.
+    torchrun sends SIGTERM to the remaining processes of a run. They may just be ending by a failure
+    of their own, and that failure is to be reported, not the signal.
     """
     behind = error.__context__ if isinstance(error, KeyboardInterrupt | Terminated) else None
     while behind is not None:

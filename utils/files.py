@@ -1,4 +1,4 @@
-"""Files and their checksums: whole-or-nothing writes, canonical JSON, SHA-256."""
+"""Write files whole or not at all, spell JSON canonically, and take SHA-256 checksums."""
 
 import fcntl
 import hashlib
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-UNFINISHED = ".tmp"  # the ending of files that are being written
+UNFINISHED = ".tmp"  # suffix of files that are being written
 
 
 def sync(descriptor: int) -> None:
-    """Have what was written to an open file or folder on the disk itself."""
-    # macOS's fsync leaves it in the drive's own memory. Not every file system knows the request.
+    """Wait until what was written to an open file or folder is on the disk itself."""
+    # macOS's fsync leaves it in the drive's own memory. Some file systems do not know this request.
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     if full_sync is not None:
         try:
@@ -26,7 +26,7 @@ def sync(descriptor: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in `folder` on the disk: a renamed file is found again after a power cut."""
+    """Wait until the names in `folder` are on the disk, so that a power cut undoes no renaming."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         sync(descriptor)
@@ -38,14 +38,14 @@ def sync_folder(folder: Path) -> None:
 def open_atomic(
     path: Path, before_replacing: Callable[[Path], None] | None = None
 ) -> Iterator[BinaryIO]:
-    """A file opened beside `path` that replaces it when the block ends without an error.
+    """Yield a file beside `path` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one, never half of one, also after a power cut. The parent
+    A reader sees the old file or the new one, never half of one, even after a power cut. The parent
     folder is made.
 
     Args:
-        path: of the file.
-        before_replacing: called with the path of the finished file, which is on the disk.
+        path: path of the file to write or replace.
+        before_replacing: function that is called with the path of the finished file beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
@@ -63,35 +63,39 @@ def open_atomic(
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers left below `folder` that were killed; nobody may be writing there."""
+    """Remove what killed writers left below `folder`, in which nobody may be writing."""
     for path in folder.glob(f"**/.*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8, whole or not at all."""
+    """Write `text` to the file at `path` in UTF-8, replacing it whole or not at all."""
     with open_atomic(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Replace the file at `path` by `value` as indented JSON; NaN and infinity are refused."""
+    """Write `value` to the file at `path` as indented JSON, replacing it whole or not at all.
+
+    Raises:
+        ValueError: a number in `value` is NaN or infinite.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def canonical_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    """The one spelling of a JSON value that checksums are taken of: compact, keys sorted."""
+    """Return the one spelling of a JSON value for checksums: compact, with sorted keys."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def sha256_text(text: str) -> str:
-    """SHA-256 of `text` in UTF-8, in hex."""
+    """Return the SHA-256 of `text` in UTF-8, as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of the bytes of the file at `path`, in hex."""
+    """Return the SHA-256 of the file at `path`, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

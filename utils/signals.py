@@ -1,7 +1,7 @@
 """Let Ctrl-C and SIGTERM stop training: the first asks, the second ends it at once.
 
-Python keeps one handler of a signal for the whole process, so whether somebody asked is kept once,
-too. Imports no torch.
+Python has one handler of a signal for the whole process, so this module keeps one request, too. It
+imports no torch.
 """
 
 import os
@@ -21,7 +21,7 @@ ECHO_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and all its processes know; its state is to be saved."""
+    """The run was asked to stop, and all its processes know; a snapshot is to be saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -56,7 +56,7 @@ def stop_by(signum: int) -> BaseException:
 def started(items: Iterable[T]) -> Iterator[T]:
     """Return `iter(items)`; processes that it starts ignore Ctrl-C from their first moment on.
 
-    A terminal sends it to them, too, and the main process is to end them.
+    A terminal sends Ctrl-C to them, too, but the main process is to end them.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(items)

@@ -1,6 +1,6 @@
-"""Evaluate a model on a split. Knows no writer and no file.
+"""Evaluate a model on a split, in one process or in several, without writing a file.
 
-Shapes: B batch, S samples, C classes, H heads.
+Shapes: S samples, C classes, H heads.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ from utils.signals import Stopped, stop_signal, until_stop
 
 
 class Evaluation(NamedTuple):
-    """Of samples of a split, on the CPU."""
+    """What a model says of samples of a split, on the CPU."""
 
     logits: np.ndarray  # (S, C) float32
     labels: np.ndarray  # (S,) int64
-    # (S, H, 2) float64, relative to the original image: what each head looked at; None if the model
-    # selects no parts.
+    # (S, H, 2) float64: the point that each head looked at, as fractions of the original image's
+    # width and height; None if the model selects no parts.
     parts: np.ndarray | None
-    positions: np.ndarray  # (S,) int64, in the split
+    positions: np.ndarray  # (S,) int64, positions of the samples in the split
 
 
 @torch.no_grad()
@@ -49,19 +49,19 @@ def evaluate(
     flips: bool = False,
     bar: tqdm | None = None,
 ) -> Evaluation | None:
-    """Logits and selected parts of the samples that the loader yields; None if there are none.
+    """Return logits and selected parts of the samples that the loader yields; None without any.
 
     It ends early when the run is asked to stop. The model is put into eval mode and back into the
     mode it was in.
 
     Args:
-        model: on the device of `normalize`.
-        loader: of batches.
-        normalize: brings images to the device.
-        preset: by which the images were cropped.
-        flips: whether logits are the mean over each image and its mirror image; parts are the
-            image's own.
-        bar: counts samples.
+        model: model on the device of `normalize`.
+        loader: loader of batches.
+        normalize: normalizer that also moves images to the device.
+        preset: preset by which the images were cropped.
+        flips: whether logits are the mean over each image and its mirror image; parts are always
+            the image's own.
+        bar: progress bar that counts samples.
 
     Raises:
         RunError: an image cannot be decoded.
@@ -101,14 +101,14 @@ def evaluate(
 
 
 def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int) -> Evaluation:
-    """The evaluations of all processes as one, in split order.
+    """Return the evaluations of all processes as one, in split order.
 
     Args:
-        evaluations: of each process; None where it had no sample.
-        num_samples: of the split.
+        evaluations: evaluation of each process; None if it had no sample.
+        num_samples: number of samples in the split.
 
     Raises:
-        RunError: not each sample is there once, or a logit is not finite.
+        RunError: a sample is missing or there twice, or a logit is not finite.
     """
     there = [evaluation for evaluation in evaluations if evaluation is not None]
     columns = [
@@ -126,7 +126,7 @@ def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int)
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates models on the split of a run, in all its processes."""
+    """Evaluate models on the split of a run, in all its processes."""
 
     config: FrozenConfigDict
     loader: DataLoader
@@ -135,14 +135,13 @@ class Evaluator:
     def evaluate(
         self, model: nn.Module, step: int, selected_on: str
     ) -> tuple[Evaluation | None, dict[str, Any]]:
-        """Evaluation and metrics of `model` after `step` optimizer steps.
+        """Return the evaluation of `model` on the whole split, and its metrics.
 
-        The evaluation is of the whole split in the process that writes, else None; the metrics are
-        the same in all.
+        Only the main process gets the evaluation, the others None; all get the metrics.
 
         Args:
-            model: on the device of `normalize`.
-            step: that its weights are of.
+            model: model on the device of `normalize`.
+            step: number of optimizer steps that its weights have had.
             selected_on: the split whose accuracy chose, or is to choose, these weights.
 
         Raises:
@@ -150,10 +149,8 @@ class Evaluator:
             Stopped: a process was asked to stop.
         """
         config = self.config
-        with (
-            failing_together(),
-            progress_bar(len(self.loader.dataset), "eval", "img") as bar,
-        ):
+        num_samples = len(self.loader.dataset)
+        with failing_together(), progress_bar(num_samples, "eval", "img") as bar:
             own = evaluate(
                 model,
                 self.loader,
@@ -169,7 +166,7 @@ class Evaluator:
         evaluations = gather_objects_on_main(own)
         with failing_together():
             if is_main():
-                evaluation = whole_evaluation(evaluations, len(self.loader.dataset))
+                evaluation = whole_evaluation(evaluations, num_samples)
                 metrics = {
                     "split": config.eval_split,
                     "selected_on": selected_on,

@@ -1,4 +1,4 @@
-"""Classification metrics from logits: sums divided once, in float64 on the CPU.
+"""Compute classification metrics from logits: sums divided once, in float64 on the CPU.
 
 Shapes: S samples, C classes.
 """
@@ -12,23 +12,23 @@ TOP_K = 5
 
 
 class PerSample(NamedTuple):
-    """What an evaluation says of each sample, all in float64 or int64."""
+    """What an evaluation says of each sample."""
 
-    probabilities: np.ndarray  # (S, C), rows sum to 1
-    losses: np.ndarray  # (S,), cross-entropy without smoothing, nats
-    ranking: np.ndarray  # (S, min(5, C)), best classes first; equal logits in index order
+    probabilities: np.ndarray  # (S, C) float64, rows sum to 1
+    losses: np.ndarray  # (S,) float64, cross-entropy without smoothing, in nats
+    ranking: np.ndarray  # (S, min(5, C)) int64, best classes first; equal logits in index order
 
 
 class PerClass(NamedTuple):
-    """Counts per class, (C,) int64 each."""
+    """Numbers of samples by class, (C,) int64 each."""
 
-    samples: np.ndarray  # with this label
-    predicted: np.ndarray  # with this prediction
-    correct: np.ndarray  # with both
+    samples: np.ndarray  # samples with this label
+    predicted: np.ndarray  # samples with this prediction
+    correct: np.ndarray  # samples with both
 
 
 def per_sample(logits: np.ndarray, labels: np.ndarray) -> PerSample:
-    """Probabilities, losses and ranking of (S, C) logits against (S,) labels."""
+    """Return probabilities, losses and ranking of (S, C) logits against (S,) labels."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_norm = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     log_probabilities = shifted - log_norm
@@ -38,7 +38,7 @@ def per_sample(logits: np.ndarray, labels: np.ndarray) -> PerSample:
 
 
 def per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> PerClass:
-    """Counts per class from (S,) predicted and true class indices."""
+    """Return counts per class from (S,) predicted and true class indices."""
     return PerClass(
         samples=np.bincount(labels, minlength=num_classes),
         predicted=np.bincount(predicted, minlength=num_classes),
@@ -47,18 +47,19 @@ def per_class(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> Pe
 
 
 def f1_scores(counts: PerClass) -> np.ndarray:
-    """F1 of each class, (C,) float64: 2 correct / (samples + predicted), 0 where both are 0."""
+    """Return F1 by class, (C,) float64: 2 correct / (samples + predicted), 0 if both are 0."""
     return 2 * counts.correct / np.maximum(counts.samples + counts.predicted, 1)
 
 
 def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, float | int]:
-    """The metrics of an evaluation.
+    """Return the metrics of (S, C) logits against (S,) labels.
 
-    `accuracy` is top-1, `top5` is top-min(5, C). `mean_per_class_accuracy` is over the classes with
-    samples; `macro_f1` over the classes with samples or predictions (as scikit-learn's default).
+    `accuracy` is top-1, `top5` is top-min(5, C). `mean_per_class_accuracy` is the mean over the
+    classes with samples; `macro_f1` is over those with samples or predictions, which is
+    scikit-learn's default.
 
     Raises:
-        ValueError: no sample.
+        ValueError: there is no sample.
     """
     num_samples, num_classes = logits.shape
     if not num_samples:

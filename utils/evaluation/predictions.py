@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: FiftyOne rows, metrics, the per-class table.
+"""Write what an evaluation leaves on disk: FiftyOne rows, metrics, the per-class table.
 
 Shapes: S samples, C classes, H heads.
 """
@@ -19,7 +19,7 @@ from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.metrics import f1_scores, per_class, per_sample
 from utils.files import canonical_json, open_atomic, write_json, write_text
 
-# Of a row, what says where it lies and who predicted it. The rest is the result.
+# What a row says of places and of who predicted. The rest is the result.
 NOT_THE_RESULT = frozenset({"filepath", "run", "checkpoint_id"})
 
 
@@ -28,7 +28,7 @@ def _classification(label: str, **attributes: Any) -> dict[str, Any]:  # noqa: A
 
 
 def _keypoints(points: np.ndarray) -> dict[str, Any]:
-    """(H, 2) points as FiftyOne's label, one keypoint a head."""
+    """Return (H, 2) points as FiftyOne's label, one keypoint a head."""
     keypoints = [
         {"_cls": "Keypoint", "label": f"head {head}", "points": [point]}
         for head, point in enumerate(points.tolist())
@@ -39,14 +39,14 @@ def _keypoints(points: np.ndarray) -> dict[str, Any]:
 def prediction_rows(
     evaluation: Evaluation, split: Split, run: str, checkpoint_id: str, export_logits: bool
 ) -> Iterator[dict[str, Any]]:
-    """One row per sample in split order, as `fiftyone.Sample.from_dict` takes it.
+    """Yield one row per sample in split order, as `fiftyone.Sample.from_dict` takes it.
 
     Args:
-        evaluation: of exactly the samples of `split`.
-        split: says what the samples are.
+        evaluation: evaluation of exactly the samples of `split`.
+        split: the samples.
         run: name of the run that evaluates.
-        checkpoint_id: of the weights.
-        export_logits: whether the prediction carries all C logits, in labelmap order.
+        checkpoint_id: id of the evaluated weights.
+        export_logits: whether rows carry all C logits, in labelmap order.
     """
     results = per_sample(evaluation.logits, evaluation.labels)
     for i in range(len(split)):
@@ -77,10 +77,9 @@ def prediction_rows(
 
 
 def write_predictions(path: Path, rows: Iterator[Mapping[str, Any]]) -> str:
-    """Write `rows` to `path`, one JSON object a line, replacing it as a whole.
+    """Write `rows` to `path`, one JSON object a line, and return their predictions digest.
 
-    Returns:
-        The predictions digest: SHA-256 over the canonical JSON of each row's result.
+    The digest is the SHA-256 over the canonical JSON of each row's result.
     """
     digest = hashlib.sha256()
     with open_atomic(path) as file:
@@ -96,7 +95,7 @@ def _result_line(row: Mapping[str, Any]) -> bytes:
 
 
 def predictions_digest(path: Path) -> str:
-    """The predictions digest of a written file; equal digests mean equal predictions."""
+    """Return the predictions digest of a written file; equal digests mean equal predictions."""
     digest = hashlib.sha256()
     with path.open(encoding="utf-8") as file:
         for line in file:
@@ -124,17 +123,14 @@ def export_evaluation(
     metrics: Mapping[str, Any],
     export_logits: bool,
 ) -> str:
-    """Write predictions, metrics and per-class table of one evaluation.
+    """Write predictions, metrics and per-class table, and return the predictions digest.
 
     Args:
-        paths: of the run that evaluates.
-        evaluation: of exactly the samples of `split`.
-        split: says what the samples are.
-        metrics: of the evaluation, with the `checkpoint_id` of the weights.
-        export_logits: whether each prediction carries all C logits.
-
-    Returns:
-        The predictions digest.
+        paths: paths of the run that evaluates.
+        evaluation: evaluation of exactly the samples of `split`.
+        split: the samples.
+        metrics: metrics of the evaluation, with the `checkpoint_id` of the weights.
+        export_logits: whether rows carry all C logits, in labelmap order.
     """
     rows = prediction_rows(evaluation, split, paths.name, metrics["checkpoint_id"], export_logits)
     digest = write_predictions(paths.predictions, rows)
