@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: drawn flowers, real flowers, one finished training run."""
+"""Share fixtures: drawn flowers, real flowers, refusals, one finished training run."""
 
 import multiprocessing
 import signal
@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from helpers import REAL_FLOWERS, TINY_TRAIN, train
+from helpers import REAL_FLOWERS, SUBSETS, TINY_TRAIN, train
 
 from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
@@ -81,13 +81,6 @@ def refused(tmp_path, capsys):
 def finished_run(tmp_path_factory, drawn) -> RunPaths:
     """A finished tiny training run on the drawn flowers. Read only."""
     output = tmp_path_factory.mktemp("finished")
-    code = train(
-        f"--name run --dataset synthetic {TINY_TRAIN} --tiny_train_subset synthetic_tiny "
-        "--tiny_infer_subset synthetic_tiny",
-        "--data_root",
-        drawn,
-        "--output_dir",
-        output,
-    )
-    assert code == 0
+    flags = f"--name run --dataset synthetic {TINY_TRAIN} {SUBSETS}"
+    assert train(flags, "--data_root", drawn, "--output_dir", output) == 0
     return RunPaths(output, "run")

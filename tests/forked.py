@@ -1,11 +1,14 @@
-"""Entrypoints in real processes that need not import torch: each is a fork of one that has.
+"""Run entrypoints in real processes that need not import torch: each is a fork of one that has.
 
-What torchrun does, started so, is a tenth of the time. A few tests start torchrun itself.
+What torchrun does takes a tenth of the time so. A few tests start torchrun itself.
 """
 
+import ctypes
 import importlib
 import multiprocessing
 import os
+import re
+import resource
 import sys
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
@@ -22,8 +25,19 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def _run(script: str, argv: list[str], output: Path, environment: Mapping[str, str]) -> None:
-    """What the forked process does: `python script argv`, stdout and stderr into a file."""
+def _limit_memory(room: int) -> None:
+    """Let this process reserve only `room` more bytes of addresses."""
+    # Otherwise every thread may reserve 64 MB of addresses for itself (glibc's arenas).
+    ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    size = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", status)[1])
+    resource.setrlimit(resource.RLIMIT_AS, (size + room,) * 2)
+
+
+def _run(
+    script: str, argv: list[str], output: Path, environment: Mapping[str, str], room: int | None
+) -> None:
+    """Do in the forked process what `python script argv` does, stdout and stderr into a file."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
@@ -31,22 +45,36 @@ def _run(script: str, argv: list[str], output: Path, environment: Mapping[str, s
     os.environ.update(environment)
     os.environ.pop("DATA_ROOT", None)
     torch.set_num_threads(1)
+    if room is not None:
+        _limit_memory(room)
     code = importlib.import_module(Path(script).stem).main(argv)
     sys.stdout.flush()
     sys.exit(code)
 
 
 def started(
-    script: str, argv: list[str], output: Path, environment: Mapping[str, str] | None = None
+    script: str,
+    argv: list[str],
+    output: Path,
+    environment: Mapping[str, str] | None = None,
+    room: int | None = None,
 ) -> BaseProcess:
-    """A process that runs an entrypoint, one of those above."""
-    process = CONTEXT.Process(target=_run, args=(script, argv, output, environment or {}))
+    """Start a process that runs an entrypoint.
+
+    Args:
+        script: file name of the entrypoint.
+        argv: its arguments.
+        output: file for what it prints.
+        environment: variables to add.
+        room: bytes of addresses that it may reserve, if limited.
+    """
+    process = CONTEXT.Process(target=_run, args=(script, argv, output, environment or {}, room))
     process.start()
     return process
 
 
 class Together:
-    """As many processes as torchrun would start, with the environment that it would set."""
+    """Start as many processes as torchrun would, with the environment that it would set."""
 
     def __init__(self, count: int, script: str, argv: list[str], output: Path) -> None:
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -71,11 +99,11 @@ class Together:
         }
 
     def said(self) -> str:
-        """What they have printed so far."""
+        """Return what they have printed so far."""
         return self.output.read_text("utf-8") if self.output.exists() else ""
 
     def end(self, seconds: float = 300) -> list[int | None]:
-        """Their exit codes; what has not ended by then is killed."""
+        """Wait for the processes, kill those that take longer, and return their exit codes."""
         for process in self.processes:
             process.join(seconds)
             process.kill()

@@ -136,7 +136,7 @@ def whole_part(samples: list[tuple[int, int]]) -> BatchShare:
     return BatchShare(samples, 0, len(samples))
 
 
-def testing_model(img_size: int, num_classes: int, **fields: object) -> Backbone:
+def random_model(img_size: int, num_classes: int, **fields: object) -> Backbone:
     """Return the `testing` model, every weight away from where it starts (the head from zero)."""
     with torch.random.fork_rng():
         torch.manual_seed(3)

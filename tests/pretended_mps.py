@@ -1,4 +1,4 @@
-"""A Mac's GPU as far as a CPU can play it: every tensor on it says `mps:0`, the CPU computes.
+"""Play a Mac's GPU on a CPU: every tensor on it says `mps:0`, and the CPU computes.
 
 It refuses what MPS refuses (float64, tensors of two devices in one operation, `.numpy()`), what
 corrupts data there (`non_blocking` copies), and records every operator and every read, that is
@@ -91,10 +91,10 @@ class PretendedMps(TorchDispatchMode):
     """The device while its `with` block lasts.
 
     Attributes:
-        operators: how often each operator ran on the device.
-        reads: how often each way of reading a value of the device was taken.
-        dtypes: of every tensor that was on the device.
-        generator: of what is drawn on the device.
+        operators: number of calls of each operator on the device.
+        reads: number of reads of the device, by the way of reading.
+        dtypes: dtypes of the tensors that were on the device.
+        generator: random generator of the device.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class PretendedMps(TorchDispatchMode):
 
 
 class _NumberedDevice(TorchFunctionMode):
-    """Writes `mps` as `mps:0`: this torch has no MPS that it could ask for the current one."""
+    """Write `mps` as `mps:0`: this torch has no MPS that it could ask for the current device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         def number(device: torch.device | str) -> torch.device | str:
@@ -185,7 +185,7 @@ def _grouped_on_mps(grouped: Callable[..., dict]) -> Callable[..., dict]:
 
 @contextmanager
 def pretended_mps() -> Iterator[PretendedMps]:
-    """Offer the pretended device, and have `torch.backends.mps` say that it is there."""
+    """Offer the pretended device, and have `torch.backends.mps` call it available."""
     grouped = torch._C._group_tensors_by_device_and_dtype
     device = PretendedMps()
     with (
@@ -205,5 +205,5 @@ def pretended_mps() -> Iterator[PretendedMps]:
 
 
 def attention_as_on_mps() -> Any:
-    """Attention without the kernel that only CPUs have."""
+    """Return a context in which attention avoids the kernel that only CPUs have."""
     return sdpa_kernel(SDPBackend.MATH)

@@ -1,7 +1,7 @@
-"""What `tests/utils/test_processes.py` has two processes do.
+"""Do in two processes what `tests/utils/test_processes.py` looks at.
 
-Each writes what it got into `<FOLDER>/<rank>.json`. Everything is asked for in one go: starting
-takes longer than all of it.
+Each process writes what it got into `<FOLDER>/<rank>.json`. One start does everything, since
+starting takes longer than all of it.
 """
 
 import json
@@ -46,21 +46,21 @@ FAILURES = {
 
 
 def samples(count: int, width: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels, always the same."""
+    """Return inputs and labels, always the same."""
     generator = torch.Generator().manual_seed(count)
     inputs = torch.randn(count, width, generator=generator)
     return inputs, torch.randint(0, CLASSES, (count,), generator=generator)
 
 
 def layer() -> nn.Linear:
-    """A small model, always the same."""
+    """Return a small model, always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return nn.Linear(WIDTH, WIDTH)
 
 
 def own_samples(counts: Sequence[int], rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those of one process; where it has none, a blank one that does not count."""
+    """Return the samples of one process; if it has none, a blank one that does not count."""
     inputs, labels = samples(sum(counts))
     begin = sum(counts[:rank])
     if not counts[rank]:
@@ -83,7 +83,7 @@ def exchanged() -> dict:
 
 
 def failed_together() -> dict:
-    """What each process gets where one or both fail."""
+    """Return what each process gets if one or both fail."""
     got = {}
     for name, failure in FAILURES.items():
         for who in ((0,), (1,), (0, 1)):
@@ -112,7 +112,7 @@ def failed_together() -> dict:
 
 
 def done_on_main() -> dict:
-    """The value or the failure of a function that the first process alone calls."""
+    """Return the value or the failure of a function that only the main process calls."""
     calls = []
 
     def work(number: int, text: str) -> str:
@@ -130,7 +130,7 @@ def done_on_main() -> dict:
 
 
 def done_main_first(folder: Path) -> dict:
-    """The others see what the first one made, also if it failed."""
+    """Return whether the others see what the main process made, also if it failed."""
     with main_first():
         seen = (folder / "made").exists()
         if is_main():
@@ -148,7 +148,7 @@ def done_main_first(folder: Path) -> dict:
 
 
 def gathered(counts: Sequence[int]) -> dict:
-    """The contrastive loss of all samples, and its gradients by two ways."""
+    """Return the contrastive loss of all samples, and its gradients in two ways."""
     inputs, labels = own_samples(counts, rank())
     features = inputs.clone().requires_grad_()
     all_features, all_labels = gather_features(counts)(features, labels)
@@ -167,7 +167,7 @@ def gathered(counts: Sequence[int]) -> dict:
 
 
 def accumulated() -> list:
-    """Gradients of two backward passes of which the last is exchanged."""
+    """Return the gradients of two backward passes of which the last is exchanged."""
     model = exchange_gradients(layer())
     inputs, _ = own_samples((3, 3), rank())
     with without_exchange(model):

@@ -1,4 +1,4 @@
-"""utils/data_utils.py: run paths, kept runs, retention, seeds."""
+"""Check run paths, kept runs, the retention note, and seeds."""
 
 import hashlib
 import random
@@ -16,35 +16,24 @@ from utils.data_utils import RunPaths, derive_seed, seed_everything, seed_worker
 from utils.errors import InputError
 from utils.run.folder import check_run_name, keep_previous_run, write_retention
 
-FLAG = "--tiny_train_subset"
-
 
 class TestRunPaths:
     def test_are_those_of_the_contract(self):
         paths = RunPaths(Path("output"), "demo")
-        assert {
-            "run": paths.run,
-            "tensorboard": paths.tensorboard,
-            "checkpoint": paths.checkpoint,
-            "predictions": paths.predictions,
-            "labelmap": paths.labelmap,
-            "env_stamp": paths.env_stamp,
-            "metrics": paths.metrics,
-            "per_class": paths.per_class,
-            "retention": paths.retention,
-        } == {
-            "run": Path("output/demo"),
-            "tensorboard": Path("output/tb/demo"),
-            "checkpoint": Path("output/demo/checkpoints/ckpt.bin"),
-            "predictions": Path("output/demo/fiftyone/predictions.jsonl"),
-            "labelmap": Path("output/demo/labelmap.json"),
-            "env_stamp": Path("output/demo/env_stamp.json"),
-            "metrics": Path("output/demo/metrics.json"),
-            "per_class": Path("output/demo/per_class.csv"),
-            "retention": Path("output/demo/RETENTION.txt"),
+        expected = {
+            "run": "output/demo",
+            "tensorboard": "output/tb/demo",
+            "checkpoint": "output/demo/checkpoints/ckpt.bin",
+            "predictions": "output/demo/fiftyone/predictions.jsonl",
+            "labelmap": "output/demo/labelmap.json",
+            "env_stamp": "output/demo/env_stamp.json",
+            "metrics": "output/demo/metrics.json",
+            "per_class": "output/demo/per_class.csv",
+            "retention": "output/demo/RETENTION.txt",
         }
+        assert {name: str(getattr(paths, name)) for name in expected} == expected
 
-    def test_artifacts_are_those_that_are_there(self, tmp_path):
+    def test_artifacts_are_those_that_exist(self, tmp_path):
         paths = RunPaths(tmp_path, "demo")
         assert paths.artifacts() == {}
         paths.tensorboard.mkdir(parents=True)
@@ -66,16 +55,11 @@ class TestCheckRunName:
         with pytest.raises(InputError, match=r"--name demo differs only in case from the run Demo"):
             check_run_name(RunPaths(tmp_path, "demo"))
 
-    def test_an_output_folder_that_is_a_file_is_refused(self, tmp_path):
-        (tmp_path / "f").touch()
-        for output in (tmp_path / "f", tmp_path / "f" / "deeper"):
-            with pytest.raises(InputError, match=r"--output_dir .*f is a file, not a folder"):
-                check_run_name(RunPaths(output, "demo"))
-
-    def test_a_tensorboard_folder_that_is_a_file_is_refused(self, tmp_path):
-        (tmp_path / "tb").touch()
-        with pytest.raises(InputError, match=r"--output_dir .*tb is a file, not a folder"):
-            check_run_name(RunPaths(tmp_path, "demo"))
+    @pytest.mark.parametrize(("file", "output"), [("f", "f"), ("f", "f/deeper"), ("tb", "")])
+    def test_a_folder_that_is_a_file_is_refused(self, tmp_path, file, output):
+        (tmp_path / file).touch()
+        with pytest.raises(InputError, match=f"--output_dir .*{file} is a file, not a folder"):
+            check_run_name(RunPaths(tmp_path / output, "demo"))
 
 
 class TestKeepPreviousRun:
@@ -106,20 +90,13 @@ class TestKeepPreviousRun:
             assert (kept.tensorboard / "what").read_text() == f"run {number}"
 
     @pytest.mark.parametrize(("run", "tb"), [(True, False), (False, True)])
-    def test_takes_half_a_run_too(self, tmp_path, run, tb):
-        paths = self.make(tmp_path, "demo", "half", run=run, tb=tb)
-        kept = keep_previous_run(paths)
-        assert kept.name == "demo~1"
-        assert (kept.run.exists(), kept.tensorboard.exists()) == (run, tb)
-
-    @pytest.mark.parametrize(("run", "tb"), [(True, False), (False, True)])
-    def test_skips_a_number_that_is_half_taken(self, tmp_path, run, tb):
-        self.make(tmp_path, "demo~1", "older", run=run, tb=tb)
+    def test_takes_half_a_run_too_and_skips_its_number(self, tmp_path, run, tb):
+        half = keep_previous_run(self.make(tmp_path, "demo", "half", run=run, tb=tb))
+        assert half.name == "demo~1"
         kept = keep_previous_run(self.make(tmp_path, "demo", "newer"))
         assert kept.name == "demo~2"
         assert (kept.run / "what").read_text() == "newer"
-        older = RunPaths(tmp_path, "demo~1")
-        assert (older.run.exists(), older.tensorboard.exists()) == (run, tb)
+        assert (half.run.exists(), half.tensorboard.exists()) == (run, tb)
 
     def test_leaves_other_runs_alone(self, tmp_path):
         other = self.make(tmp_path, "demo2", "other")
@@ -165,9 +142,7 @@ class TestRetention:
             assert f"  - {artifact}\n" in text
         assert "never committed" in text
 
-    def test_of_an_evaluation_names_no_checkpoint(self, tmp_path):
-        paths = RunPaths(tmp_path, "demo")
-        write_retention(paths, has_checkpoint=False)
+        write_retention(paths, has_checkpoint=False)  # of an evaluation
         assert "ckpt.bin" not in paths.retention.read_text("utf-8")
 
 

@@ -1,11 +1,8 @@
-"""utils/processes.py, utils/training/ddp.py: one process keeps what it has; two exchange,
-fail together.
-"""
+"""Check that one process keeps what it has, and that two exchange values and fail together."""
 
 import json
 import math
 import platform
-import re
 import subprocess
 import sys
 
@@ -70,17 +67,11 @@ class TestOneProcess:
 
     @pytest.mark.parametrize("failure", [*FAILURES.values(), KeyError("x"), KeyboardInterrupt("x")])
     def test_fails_with_the_error_itself(self, failure):
-        with (
-            pytest.raises(type(failure), match=re.escape(str(failure))) as caught,
-            failing_together(),
-        ):
+        with pytest.raises(type(failure)) as caught, failing_together():
             raise failure
         assert caught.value is failure
         assert caught.value.__cause__ is None
-
-    def test_raises_its_own_failure(self):
-        failure = RunError("mine")
-        with pytest.raises(RunError, match=r"^mine$") as caught:
+        with pytest.raises(type(failure)) as caught:
             raise_first_failure(failure)
         assert caught.value is failure
         raise_first_failure(None)
@@ -90,11 +81,8 @@ class TestOneProcess:
         with pytest.raises(RunError, match=r"^x$"), main_first():
             raise RunError("x")
 
-    @pytest.mark.parametrize("size", [None, "1"])
-    def test_joins_nobody(self, monkeypatch, size):
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        if size is not None:
-            monkeypatch.setenv("WORLD_SIZE", size)
+    def test_joins_nobody(self, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "1")
         with joined_processes():
             assert world_size() == 1
             assert not torch.distributed.is_initialized()
@@ -103,15 +91,13 @@ class TestOneProcess:
         code = "import sys, utils.processes; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0
 
-    @pytest.mark.parametrize("missing", ["MASTER_ADDR", "RANK"])
-    def test_of_several_that_cannot_be_reached_is_one_line(self, monkeypatch, missing):
-        values = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-        for name, value in values.items():
+    def test_of_several_that_cannot_be_reached_is_one_line(self, monkeypatch):
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv(missing)
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
         with (
             # Of each on its own: the first process does not know of the trouble of another.
-            pytest.raises(Alone, match=f"^the other processes cannot be reached: .*{missing}"),
+            pytest.raises(Alone, match=r"^the other processes cannot be reached: .*MASTER_ADDR"),
             joined_processes(),
         ):
             pass
@@ -164,14 +150,11 @@ class TestFailingTogether:
         for number, each in enumerate(two):
             assert each["failed"][f"{name} {who}"] == [kind, message, number in who]
 
-    def test_takes_the_first_of_several(self, two):
-        assert [each["failed"]["both"] for each in two] == [["RunError", "of the first"]] * 2
-
-    def test_does_not_happen_where_none_fails(self, two):
-        assert [each["failed"]["none"] for each in two] == [True, True]
-
-    def test_can_be_asked_for(self, two):
-        assert [each["failed"]["raise_first_failure"] for each in two] == ["of the second"] * 2
+    def test_takes_the_first_of_several_and_happens_only_where_one_fails(self, two):
+        for failed in (each["failed"] for each in two):
+            assert failed["both"] == ["RunError", "of the first"]
+            assert failed["none"] is True
+            assert failed["raise_first_failure"] == "of the second"
 
 
 def test_what_the_main_process_did_reaches_both(two):

@@ -1,6 +1,6 @@
-"""utils/training/micro_batches.py: how a batch is cut, and what is said of it.
+"""Check how a batch is cut into micro-batches, and what is said of it.
 
-How many images MPS can take at a time is tested with `fit_micro_batches`.
+How many images MPS can take at a time is tested in `tests/entrypoints/test_mac.py`.
 """
 
 import logging

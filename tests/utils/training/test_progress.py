@@ -1,4 +1,4 @@
-"""utils/training/progress.py: what is due when, whole or interrupted."""
+"""Check what is due when, whole or interrupted."""
 
 import json
 
