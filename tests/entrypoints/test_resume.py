@@ -22,7 +22,7 @@ from utils import files
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.run.checkpoint import load_checkpoint
 from utils.run.scalars import EventLog
-from utils.run.snapshot import SnapshotStore, load_newest, load_snapshot, older_snapshots
+from utils.run.snapshot import SnapshotStore, load_newest, load_snapshot
 
 # Log lines every 3 steps, evaluations every 4, snapshots every 2: none falls where another does.
 LONG = (
@@ -137,7 +137,8 @@ def test_interrupted_runs_end_with_the_same_bits(start, whole, tmp_path, flags):
     paths = RunPaths(tmp_path, "run")
     with when_logged("^step 3/", signals(signal.SIGTERM)):
         assert start("run", flags) == 143
-    assert load_snapshot(paths.last).header.step == 3
+    header = load_snapshot(paths.last).header
+    assert (header.step, header.epoch, header.samples_of_epoch) == (3, 1, 4)
     # Logged right before the evaluation, which is interrupted and done again.
     with when_logged("^step 8/", signals(signal.SIGINT)):
         assert start("run", f"{flags} --resume") == 130
@@ -216,24 +217,7 @@ def test_the_stamp_lists_every_start(start, tmp_path):
     assert ended["config_hash"] == begun["config_hash"]
 
 
-def test_resuming_a_finished_run_changes_nothing(start, tmp_path):
-    assert start("run") == 0
-    paths = RunPaths(tmp_path, "run")
-    before = paths.checkpoint.read_bytes(), untimed_scalars(paths)
-    assert start("run", "--resume") == 0
-    assert (paths.checkpoint.read_bytes(), untimed_scalars(paths)) == before
-
-
 # --- Signals --------------------------------------------------------------------------------------
-
-
-def test_the_first_signal_saves(start, capfd):
-    with when_logged("^step 3/", signals(signal.SIGINT)):
-        assert start("run") == 130
-    out, err = capfd.readouterr()
-    assert "stopping after this step; a second signal stops at once" in out
-    assert "stopped by SIGINT after step 3; --resume continues" in out
-    assert err == "error: interrupted\n"
 
 
 def test_the_second_signal_stops_without_damage(start, whole, tmp_path):
@@ -347,10 +331,13 @@ def test_another_config_is_refused_with_the_differences(start, interrupted, caps
     assert interrupted.env_stamp.read_bytes() == before
 
 
-def test_a_finished_run_can_be_made_longer_and_keeps_its_warm_up(start, tmp_path):
+def test_a_finished_run_resumes_only_if_made_longer_and_keeps_its_warm_up(start, tmp_path):
     assert start("run") == 0
-    assert start("run", "--num_steps 30 --resume --allow_change num_steps") == 0
     paths = RunPaths(tmp_path, "run")
+    before = paths.checkpoint.read_bytes(), untimed_scalars(paths)
+    assert start("run", "--resume") == 0
+    assert (paths.checkpoint.read_bytes(), untimed_scalars(paths)) == before
+    assert start("run", "--num_steps 30 --resume --allow_change num_steps") == 0
     config = read_json(paths.env_stamp)["config"]
     assert (config["num_steps"], config["warmup_steps"], config["epochs"]) == (30, 1, 15.0)
     rates = dict(read_scalars(paths.tensorboard)["train/lr"])
@@ -406,14 +393,6 @@ def test_a_snapshot_of_another_run_starts_a_new_one(start, whole, interrupted, t
     assert fork.checkpoint.exists()
     assert (interrupted.last.read_bytes(), interrupted.env_stamp.read_bytes()) == untouched
     assert read_json(fork.env_stamp)["run_id"] != read_json(interrupted.env_stamp)["run_id"]
-
-
-def test_as_many_older_snapshots_as_asked_for_are_kept(start, tmp_path):
-    assert start("run", "--keep 3") == 0
-    paths = RunPaths(tmp_path, "run")
-    # There were those of the steps 0, 2, 4, 6, 8 and 10.
-    steps = [load_snapshot(path).header.step for path in (paths.last, *older_snapshots(paths))]
-    assert steps == [10, 8, 6, 4]
 
 
 def test_a_best_checkpoint_that_is_lost_starts_anew(start, interrupted, capsys):

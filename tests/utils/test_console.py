@@ -161,13 +161,6 @@ class TestEntrypoint:
         assert codes == [2]
         assert capsys.readouterr().err == "error: x\n"
 
-    def test_keeps_the_name_of_main(self):
-        @entrypoint
-        def main(argv):
-            """Says what it does."""
-
-        assert (main.__name__, main.__doc__) == ("main", "Says what it does.")
-
 
 class TestProgress:
     def test_is_silent_off_a_terminal(self, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from utils import signals
 from utils.errors import Terminated
-from utils.signals import Stopped, started, stop_by, stop_requests, stop_signal, until_stop
+from utils.signals import started, stop_requests, stop_signal, until_stop
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 NOTE = "stopping after this step; a second signal stops at once\n"
@@ -213,14 +213,3 @@ class TestHandlers:
         thread.start()
         thread.join()
         assert seen == [(True, 0, [1, 2])]
-
-
-def test_what_ends_a_run_is_of_the_signals_kind():
-    assert type(stop_by(INT)) is KeyboardInterrupt
-    assert type(stop_by(TERM)) is Terminated
-    assert isinstance(Terminated(), SystemExit)
-
-
-def test_stopped_says_by_which_signal():
-    stopped = Stopped(int(TERM))
-    assert (str(stopped), stopped.signum) == ("SIGTERM", TERM)

@@ -189,23 +189,6 @@ class TestOtherFlags:
             pass_steps(second, 1)
             pass_steps(always, 1)
 
-    def test_change_the_very_next_step_which_keeps_its_momentum(self):
-        """w' = w - lr (momentum b + g), without weight decay."""
-        flags = {"weight_decay": 0.0, "warmup_steps": 0, "momentum": 0.9}
-        first, second = self.resume(flags, {**flags, "learning_rate": 0.5, "momentum": 0.6})
-        buffers = numbers_of(second)
-        before = {name: p.detach().clone() for name, p in second.model.named_parameters()}
-        rate = 0.5 * lr_factor("cosine", 0, 10)(3)
-        for parameter in second.model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        second.optimizer.step()
-        for name, parameter in second.model.named_parameters():
-            buffer = buffers[f"{name}.momentum_buffer"]
-            assert buffer.abs().max() > 0
-            expected = before[name] - rate * (0.6 * buffer + 1)
-            assert torch.allclose(parameter, expected, atol=1e-6), name
-        assert first.scheduler.get_last_lr() != second.scheduler.get_last_lr()
-
     @pytest.mark.parametrize(("before", "now"), [(0.0, 0.9), (0.9, 0.0)])
     def test_may_switch_momentum_on_and_off(self, before, now):
         _, second = self.resume({"momentum": before}, {"momentum": now})
