@@ -1,14 +1,20 @@
-"""Every command that the README, the quickstart or CONTRIBUTING shows is run by CI or by a test."""
+"""Every command that the documents show is run by CI or by a test, and parses as it stands."""
 
+import argparse
+import importlib
 import re
+import shlex
 
 import pytest
 from helpers import REPO
 
+GUIDES = sorted(str(path.relative_to(REPO)) for path in REPO.glob("specs/*/guide.md"))
 DOCS = [
     "README.md",
     "CONTRIBUTING.md",
     "specs/001-implement-base-pipeline/quickstart.md",
+    "specs/004-durable-and-distributed/several-machines.md",
+    *GUIDES,
 ]
 
 # What CI cannot run as it stands, and where it is run instead.
@@ -17,7 +23,6 @@ ELSEWHERE = {
     "conda activate fine-vit": "needs conda",
     "python scripts/get_flowers.py /path/to/data/flower102": "test_get_flowers, local server",
     "export DATA_ROOT=/path/to/data": ".ci/run exports the real place",
-    "scripts/test.sh": "the first line of .ci/run, with flags",
     'pytest -m "smoke_train or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     'pytest -m "smoke_eval or smoke" -q': "scripts/test.sh runs them all; test_project_files",
     "python scripts/dev/benchmark.py model --json figures.json --plot growth.png --check": (
@@ -25,7 +30,7 @@ ELSEWHERE = {
     ),
     "python scripts/dev/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
     "python scripts/dev/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",
-    "python scripts/dev/soak.py kills --kills 40": "half an hour; test_soak has a short version",
+    "python scripts/dev/soak.py kills --kills 40": ".ci/run has 2 kills",
     "python scripts/dev/soak.py damage --ways 200": "test_soak has a short version",
     "python scripts/dev/soak.py disk": "test_soak has a short version",
     "shasum -a 256 env_export.yml": "macOS's name of sha256sum",
@@ -35,18 +40,24 @@ ELSEWHERE = {
     "python scripts/check_fiftyone.py --predictions output/flowers/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"
     ),
+    **{
+        f"torchrun --nnodes=2 {where} --nproc_per_node=1 --master_addr=10.0.0.1 --master_port=29500"
+        " train.py --name birds --dataset CUB_200_2011": "needs two machines"
+        for where in ("--node_rank=0", "--node_rank=1")
+    },
+    "torchrun --nproc_per_node=2 scripts/dev/benchmarks/exchange.py": "by hand: a minute",
 }
 
 
 def commands(name: str) -> list[str]:
-    """The lines of a document's bash blocks, without comments."""
+    """Return the lines of a document's bash blocks, without comments."""
     text = (REPO / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
 
-CI_LINES = {line.strip() for line in (REPO / ".ci/run").read_text(encoding="utf-8").splitlines()}
+CI_LINES = [line.strip() for line in (REPO / ".ci/run").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("name", DOCS)
@@ -56,13 +67,59 @@ def test_every_command_is_run_somewhere(name):
     assert [line for line in shown if line not in CI_LINES and line not in ELSEWHERE] == []
 
 
+def test_ci_runs_the_commands_of_the_readme_in_their_order():
+    *first, activate = (commands("README.md")[i] for i in range(3))
+    assert [*first, activate] == [
+        "scripts/smoke.sh",
+        "scripts/test.sh",
+        "source .venv/bin/activate",
+    ]
+    places = [CI_LINES.index(line) for line in commands("README.md")[3:]]
+    assert places == sorted(places)
+    assert CI_LINES.index("scripts/test.sh") < CI_LINES.index("scripts/smoke.sh") < places[0]
+
+
 def test_the_list_of_exceptions_is_not_stale():
     shown = {line for name in DOCS for line in commands(name)}
     assert [line for line in ELSEWHERE if line not in shown] == []
 
 
+class Parsed(BaseException):
+    """The real parser took the arguments; nothing is run."""
+
+
+def is_ours(command: str) -> bool:
+    """Return whether a command gives a Python file of the repo arguments to parse."""
+    if "--recipe list" in command:
+        return False  # it is answered before anything is parsed
+    return (
+        re.match(r"(python|torchrun) .*?\b(train|eval|scripts/[\w/]+)\.py\b", command) is not None
+    )
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_command_parses(name, monkeypatch):
+    really = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, args=None, namespace=None):
+        really(parser, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for command in filter(is_ours, commands(name)):
+        words = shlex.split(command)
+        at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        script = importlib.import_module(words[at].removesuffix(".py").replace("/", "."))
+        with pytest.raises(Parsed):
+            assert script.main(words[at + 1 :]) == 0, command
+
+
 @pytest.mark.parametrize("name", DOCS)
 def test_links_to_files_of_the_repo_are_right(name):
     text = (REPO / name).read_text(encoding="utf-8")
-    paths = re.findall(r"`((?:scripts|specs|tests|utils|models)/[\w./-]+\w)`", text)
+    paths = re.findall(r"[`(]((?:scripts|specs|tests|utils|models)/[\w./-]+\w)[`)]", text)
     assert [path for path in paths if not (REPO / path).exists()] == []
+
+
+def test_the_readme_fits_three_screens():
+    assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
