@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from figures import production
 from helpers import REPO
 
 from scripts.dev.check_pins import main as check_pins
@@ -123,3 +124,31 @@ def test_retention_template_is_what_runs_write():
         .replace("<date of the run + 90 days, UTC, YYYY-MM-DD>", "2027-01-31")
     )
     assert filled == retention_note(paths, "2027-01-31", has_checkpoint=True)
+
+
+def annotated_tree() -> dict[str, str]:
+    """Return what the tree of CONTRIBUTING.md says of each file, by its path."""
+    text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    described: dict[str, str] = {}
+    folders: list[str] = []
+    for line in re.search(r"```text\n(.*?)```", text, re.DOTALL)[1].splitlines():
+        indent, name, said = re.fullmatch(r"((?:  )*)(\S+) *(.*)", line).groups()
+        del folders[len(indent) // 2 :]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            path = "".join([*folders, name])
+            assert path not in described
+            described[path] = said
+    return described
+
+
+def test_the_tree_lists_every_file_with_production_code_and_no_other():
+    files = {path for path in production() if (REPO / path).stat().st_size}
+    listed = set(annotated_tree())
+    assert (files - listed, listed - files) == (set(), set())
+
+
+def test_the_tree_describes_each_file_in_one_to_twelve_words():
+    tree = annotated_tree()
+    assert [path for path, said in tree.items() if not 1 <= len(said.split()) <= 12] == []
