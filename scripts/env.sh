@@ -1,9 +1,9 @@
-# Make the environment if it is missing. The other scripts source this file from the repo root.
-# It leaves the environment's Python in $PYTHON.
+# Make the environment if it is missing. The other scripts source this file from the repo's top.
+# It sets $PYTHON to the Python of the environment.
 #
-# An active venv or conda environment is used as it is; otherwise .venv is made. Packages of
-# $REQUIREMENTS (default requirements.txt) that are missing or of another version are installed, so
-# that an interrupted set-up mends itself.
+# It uses an active venv or conda environment, and makes .venv otherwise. It installs the packages
+# of $REQUIREMENTS (default requirements.txt) that are missing or of another version, so an
+# interrupted set-up mends itself.
 
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
@@ -12,7 +12,7 @@ fail() {
   exit 2
 }
 
-# Whether the Python named in $1 runs and has one of the versions of utils/environment.py.
+# Succeed if the Python named in $1 runs and has one of the versions of utils/environment.py.
 is_supported() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null
 }
@@ -46,8 +46,11 @@ is_supported "$PYTHON" || fail "Python 3.11, 3.12 or 3.13 is needed, but $PYTHON
   "$("$PYTHON" --version 2>&1 || true); deactivate that environment, or delete .venv if it is this one"
 
 if ! "$PYTHON" scripts/dev/check_pins.py "$REQUIREMENTS"; then
-  echo "installing the packages of $REQUIREMENTS: PyTorch is most of it, on macOS about 1 GB of disk,"
-  echo "on Linux 6 GB (its PyTorch brings CUDA); 2 minutes and more, by your network; pip is silent"
+  echo "installing the missing packages of $REQUIREMENTS; pip says nothing meanwhile"
+  if ! "$PYTHON" -c 'import sys, importlib.util as u; sys.exit(not u.find_spec("torch"))'; then
+    echo "PyTorch is most of it: about 1 GB of disk on macOS, 6 GB on Linux, where it brings CUDA;"
+    echo "it takes 2 minutes or more, depending on your network"
+  fi
   "$PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check -r "$REQUIREMENTS"
   echo "compiling the packages to bytecode on all cores (about half a minute)"
   # pip compiles on one core (93 s of CPU for requirements-dev.txt), compileall on all of them. It
