@@ -114,7 +114,16 @@ def test_every_command_parses(name, monkeypatch):
             assert script.main(words[at + 1 :]) == 0, command
 
 
-@pytest.mark.parametrize("name", DOCS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *DOCS,
+        *(
+            f"specs/001-implement-base-pipeline/{name}.md"
+            for name in ("checklists/requirements", "data-model", "plan", "tasks")
+        ),
+    ],
+)
 def test_links_to_files_of_the_repo_are_right(name):
     text = (REPO / name).read_text(encoding="utf-8")
     paths = re.findall(r"[`(]((?:scripts|specs|tests|utils|models)/[\w./-]+\w)[`)]", text)
