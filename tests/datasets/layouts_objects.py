@@ -1,10 +1,10 @@
 """Tiny Stanford Cars, Stanford Dogs and Oxford-IIIT Pet in the official formats."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from layouts_birds import _official_lists, draw_bird
+from layouts import Classes, draw, mixed, official_lists, plan, write_lines
 from scipy.io import loadmat, savemat
 
 # In index order, as the official files have them.
@@ -19,50 +19,33 @@ PET_CLASSES = (("Abyssinian", 1, 1), ("american_bulldog", 2, 1), ("British_Short
 
 BOX = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 CAR_LABELS_FILE = "cars_test_annos_withlabels.mat"
+REAL_CARS = official_lists("stanford_cars")
 
 
 def write_cars(
     root: Path,
     train_images: int = 4,
     test_images: int = 2,
-    test_classes: Collection[int] | None = None,
-    labelled: bool = True,
+    test_classes: Classes = None,
     photos: bool = True,
+    labelled: bool = True,
 ) -> Path:
-    """Stanford Cars with the three CAR_CLASSES; `root` becomes the dataset folder.
-
-    Args:
-        root: made where it is missing.
-        train_images: of each class.
-        test_images: of each class that is in the test split.
-        test_classes: class indices, from 0, of the test split; None: every class.
-        labelled: False leaves out the labels of the test split, as the devkit does.
-        photos: False leaves the folders of images empty, which is all a reader needs.
-    """
+    """Without labels of the test split unless `labelled`, as the devkit is."""
     (root / "devkit").mkdir(parents=True, exist_ok=True)
     write_mat(root / "devkit" / "cars_meta.mat", class_names=cells(CAR_CLASSES)[None])
-    for split, seed, images, classes in (
-        ("train", 0, train_images, None),
-        ("test", 10**4, test_images, test_classes),
-    ):
-        # Official order: the classes are mixed.
-        labels = _mixed(_plan(images, classes), seed)
+    planned = plan(train_images, test_images, test_classes)
+    for seed, (split, indices) in enumerate(planned.items()):
+        labels = mixed(indices, 10**4 * seed)  # official order: the classes are mixed
         names = [f"{number:05d}.jpg" for number in range(1, len(labels) + 1)]
-        folder = root / f"cars_{split}"
-        folder.mkdir(exist_ok=True)
+        (root / f"cars_{split}").mkdir(exist_ok=True)
         for number, (name, label) in enumerate(zip(names, labels, strict=True)):
-            if photos:
-                draw_bird(label, seed + number).save(folder / name, "JPEG", quality=90)
+            draw(root / f"cars_{split}" / name, label, 10**4 * seed + number, photos)
         annotations = car_annotations(names, [label + 1 for label in labels])
-        if split == "train":
-            write_mat(root / "devkit" / "cars_train_annos.mat", annotations=annotations)
-            continue
-        if labelled:
+        if split == "test" and labelled:
             write_mat(root / CAR_LABELS_FILE, annotations=annotations)
-        unlabelled = np.empty(annotations.shape, [(name, "O") for name in (*BOX, "fname")])
-        for name in unlabelled.dtype.names:
-            unlabelled[name] = annotations[name]
-        write_mat(root / "devkit" / "cars_test_annos.mat", annotations=unlabelled)
+        if split == "test":
+            annotations = without_field(annotations, "class")
+        write_mat(root / "devkit" / f"cars_{split}_annos.mat", annotations=annotations)
     return root
 
 
@@ -75,44 +58,35 @@ def car_annotations(names: Sequence[object], labels: Sequence[object]) -> np.nda
     return structs
 
 
+def without_field(structs: np.ndarray, field: str) -> np.ndarray:
+    """A struct array without one of its fields."""
+    kept = np.empty(structs.shape, [(name, "O") for name in structs.dtype.names if name != field])
+    for name in kept.dtype.names:
+        kept[name] = structs[name]
+    return kept
+
+
 def write_dogs(
     root: Path,
     train_images: int = 4,
     test_images: int = 2,
-    test_classes: Collection[int] | None = None,
+    test_classes: Classes = None,
     photos: bool = True,
     lists_folder: str = "",
 ) -> Path:
-    """Stanford Dogs with the three DOG_FOLDERS; `root` becomes the dataset folder.
-
-    Args:
-        root: made where it is missing.
-        train_images: of each class.
-        test_images: of each class that is in the test split.
-        test_classes: class indices, from 0, of the test split; None: every class.
-        photos: False leaves the folder of images empty, which is all a reader needs.
-        lists_folder: where below `root` the lists go, "" or "lists".
-    """
+    """With the lists in the folder `lists_folder` of `root`."""
     (root / "Images").mkdir(parents=True, exist_ok=True)
     (root / lists_folder).mkdir(exist_ok=True)
     seed = 0
-    for split, images, classes in (
-        ("train", train_images, None),
-        ("test", test_images, test_classes),
-    ):
-        labels = _plan(images, classes)
+    for split, labels in plan(train_images, test_images, test_classes).items():
         files = []
         for label in labels:
             folder = DOG_FOLDERS[label]
             files.append(f"{folder}/{folder.partition('-')[0]}_{10074 - 7 * seed}.jpg")
-            if photos:
-                path = root / "Images" / files[-1]
-                path.parent.mkdir(exist_ok=True)
-                draw_bird(label, seed).save(path, "JPEG", quality=90)
+            draw(root / "Images" / files[-1], label, seed, photos)
             seed += 1
-        write_dog_list(
-            root / lists_folder / f"{split}_list.mat", files, [label + 1 for label in labels]
-        )
+        path = root / lists_folder / f"{split}_list.mat"
+        write_dog_list(path, files, [label + 1 for label in labels])
     return root
 
 
@@ -130,34 +104,21 @@ def write_pet(
     root: Path,
     train_images: int = 4,
     test_images: int = 2,
-    test_classes: Collection[int] | None = None,
+    test_classes: Classes = None,
     photos: bool = True,
 ) -> Path:
-    """Oxford-IIIT Pet with the three PET_CLASSES; `root` becomes the dataset folder.
-
-    Args:
-        root: made where it is missing.
-        train_images: of each class.
-        test_images: of each class that is in the test split.
-        test_classes: class indices, from 0, of the test split; None: every class.
-        photos: False leaves the folder of images empty, which is all a reader needs.
-    """
-    for folder in ("images", "annotations"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "images").mkdir(parents=True, exist_ok=True)
     seed = 0
-    for split, images, classes in (
-        ("trainval", train_images, None),
-        ("test", test_images, test_classes),
-    ):
+    for split, labels in plan(train_images, test_images, test_classes).items():
         lines = []
-        for label in _plan(images, classes):
+        for label in labels:
             breed, species, number = PET_CLASSES[label]
             name = f"{breed}_{100 + seed}"
-            lines.append(f"{name} {label + 1} {species} {number}\n")
-            if photos:
-                draw_bird(label, seed).save(root / "images" / f"{name}.jpg", "JPEG", quality=90)
+            lines.append(f"{name} {label + 1} {species} {number}")
+            draw(root / "images" / f"{name}.jpg", label, seed, photos)
             seed += 1
-        (root / "annotations" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+        file = "trainval" if split == "train" else split
+        write_lines(root / "annotations" / f"{file}.txt", lines)
     return root
 
 
@@ -178,16 +139,3 @@ def cells(values: Sequence[object]) -> np.ndarray:
     array = np.empty(len(values), object)
     array[:] = list(values)
     return array
-
-
-def _plan(images: int, classes: Collection[int] | None) -> list[int]:
-    """The class index of each image of one split, class by class."""
-    return [index for index in (range(3) if classes is None else classes) for _ in range(images)]
-
-
-def _mixed(labels: Sequence[int], seed: int) -> list[int]:
-    return [labels[at] for at in np.random.default_rng(seed).permutation(len(labels))]
-
-
-# The official annotations without the photos; None where they are not at hand.
-REAL_CARS = _official_lists("stanford_cars")

@@ -102,7 +102,7 @@ class TestFlags:
         [
             (b"", "lists no sample id"),
             (b"image_99999\n", "1 of 1 ids are not in split train"),
-            (b"\xff\xfe\x00", "is no readable UTF-8 text file"),
+            (b"\xff\xfe\x00", "is not a readable UTF-8 text file"),
         ],
     )
     def test_subset_file(self, refused, drawn, tmp_path, content, said):

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 from helpers import REPO, TINY_EVAL, evaluate, read_json, rows_of, train
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from layouts import draw
 from layouts_birds import write_cub, write_nabirds
 from layouts_objects import write_cars, write_dogs, write_pet
-from layouts_own import draw, write_csv, write_folder
+from layouts_own import write_csv, write_folder
 from layouts_web import (
     write_aircraft,
     write_cifar10,
@@ -24,12 +22,9 @@ from layouts_web import (
 )
 
 from utils.data.catalog import SPECS, get_spec
-from utils.data.readers.listing import TEXT
-from utils.data.splits import PAIRS_AT_ONCE, Carving, Split, carve
 from utils.data_utils import RunPaths
 from utils.dataset import open_split
-from utils.errors import InputError
-from utils.files import canonical_json, sha256_text, write_json
+from utils.files import write_json
 
 TWO_STEPS = (
     "--model_type testing --img_size 32 --num_steps 2 --eval_every 2 --train_batch_size 4 "
@@ -43,77 +38,29 @@ class Layout(NamedTuple):
     write: Callable[..., Path]
     eval_split: str  # by default
     classes: tuple[str, ...]  # official names in index order
-    lacking: dict  # makes `write` leave a class out of the eval split
 
 
 LAYOUTS = {
     "CUB_200_2011": Layout(
-        write_cub,
-        "test",
-        ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"),
-        {"test_classes": [0, 2]},
+        write_cub, "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch")
     ),
     "nabirds": Layout(
-        write_nabirds,
-        "test",
-        ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"),
-        {"test_classes": [0, 2]},
+        write_nabirds, "test", ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull")
     ),
     "car": Layout(
         write_cars,
         "test",
         ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012"),
-        {"test_classes": [0, 2]},
     ),
-    "dog": Layout(
-        write_dogs,
-        "test",
-        ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"),
-        {"test_classes": [0, 2]},
-    ),
-    "pet": Layout(
-        write_pet,
-        "test",
-        ("Abyssinian", "american bulldog", "British Shorthair"),
-        {"test_classes": [0, 2]},
-    ),
-    "aircraft": Layout(
-        write_aircraft,
-        "val",
-        ("707-320", "F-16A/B", "Hawk T1"),
-        {},
-    ),
-    "food101": Layout(
-        write_food101,
-        "test",
-        ("Apple pie", "Creme brulee", "Ramen"),
-        {"test_classes": [0, 2]},
-    ),
-    "INat2017": Layout(
-        write_inat,
-        "val",
-        ("Acris crepitans", "Ardea alba", "Abies alba"),
-        {"val_classes": [0, 2]},
-    ),
-    "cifar10": Layout(
-        write_cifar10,
-        "test",
-        ("airplane", "automobile", "bird"),
-        {"test_classes": [0, 2]},
-    ),
-    "cifar100": Layout(
-        write_cifar100,
-        "test",
-        ("apple", "aquarium fish", "baby"),
-        {"test_classes": [0, 2]},
-    ),
-    "folder": Layout(
-        write_folder,
-        "val",
-        ("oak leaf", "rose", "Épine noire"),
-        {"val_classes": [0, 1]},
-    ),
-    "csv": Layout(write_csv, "val", ("oak leaf", "rose", "Épine noire"), {}),
+    "dog": Layout(write_dogs, "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless")),
+    "pet": Layout(write_pet, "test", ("Abyssinian", "american bulldog", "British Shorthair")),
+    "aircraft": Layout(write_aircraft, "val", ("707-320", "F-16A/B", "Hawk T1")),
+    "food101": Layout(write_food101, "test", ("Apple pie", "Creme brulee", "Ramen")),
+    "INat2017": Layout(write_inat, "val", ("Acris crepitans", "Ardea alba", "Abies alba")),
+    "cifar10": Layout(write_cifar10, "test", ("airplane", "automobile", "bird")),
+    "cifar100": Layout(write_cifar100, "test", ("apple", "aquarium fish", "baby")),
+    "folder": Layout(write_folder, "val", ("oak leaf", "rose", "Épine noire")),
+    "csv": Layout(write_csv, "val", ("oak leaf", "rose", "Épine noire")),
 }
 of_every_layout = pytest.mark.parametrize("dataset", LAYOUTS)
 
@@ -165,54 +112,53 @@ def test_trains_evaluates_and_names_classes_as_officially(tmp_path, dataset):
         assert {tag for row in rows for tag in row["tags"]} == {layout.eval_split}
 
 
-@pytest.mark.parametrize("dataset", [name for name in LAYOUTS if LAYOUTS[name].lacking])
-def test_an_eval_split_may_lack_a_class(tmp_path, dataset):
-    layout = LAYOUTS[dataset]
-    root = layout.write(tmp_path / "data", **layout.lacking)
-    paths = run(dataset, root, tmp_path / "out")
-    assert read_json(paths.labelmap)["classes"] == list(layout.classes)
+def test_an_eval_split_may_lack_a_class(tmp_path):
+    classes = LAYOUTS["CUB_200_2011"].classes
+    paths = run("CUB_200_2011", write_cub(tmp_path / "data", test_classes=[0, 2]), tmp_path / "out")
+    assert read_json(paths.labelmap)["classes"] == list(classes)
     rows = rows_of(paths)
     assert len(rows) == 4
-    assert {row["ground_truth"]["label"] for row in rows} == {layout.classes[0], layout.classes[2]}
+    assert {row["ground_truth"]["label"] for row in rows} == {classes[0], classes[2]}
     with paths.per_class.open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["class"] for row in table] == list(layout.classes)
+    assert [row["class"] for row in table] == list(classes)
     assert (table[1]["samples"], table[1]["accuracy"]) == ("0", "")
 
 
-@of_every_layout
-def test_has_tiny_subsets(tmp_path, dataset):
-    root = LAYOUTS[dataset].write(tmp_path / "data")
-    tiny = f"{dataset}_tiny"
-    paths = run(
-        dataset, root, tmp_path / "out", "--tiny_train_subset", tiny, "--tiny_infer_subset", tiny
-    )
+def test_every_dataset_has_tiny_subsets(tmp_path):
+    root = write_pet(tmp_path / "data")
+    tiny = ("--tiny_train_subset", "pet_tiny", "--tiny_infer_subset", "pet_tiny")
+    paths = run("pet", root, tmp_path / "out", *tiny)
     assert len(rows_of(paths)) == 4  # two batches of two
     stamp = read_json(paths.env_stamp)
-    assert stamp["tiny_train_subset"]["name"] == stamp["tiny_infer_subset"]["name"] == tiny
+    assert stamp["tiny_train_subset"]["name"] == stamp["tiny_infer_subset"]["name"] == "pet_tiny"
     assert stamp["tiny_train_subset"]["count"] == 8
 
 
-@pytest.mark.parametrize("dataset", [name for name in LAYOUTS if get_spec(name).folders])
-def test_is_found_below_a_parent_of_all_data_sets(tmp_path, dataset, monkeypatch):
-    for folder in get_spec(dataset).folders:
-        root = LAYOUTS[dataset].write(tmp_path / "all" / folder)
-        monkeypatch.setenv("DATA_ROOT", str(tmp_path / "all"))
-        output = tmp_path / folder
-        assert train(f"--name a --dataset {dataset} {TWO_STEPS}", "--output_dir", output) == 0
-        (row, *_) = rows_of(RunPaths(output, "a"))
-        assert Path(row["filepath"]).is_relative_to(root)
-        root.rename(tmp_path / f"{folder} is done")
+OFFICIAL = [name for name in LAYOUTS if get_spec(name).entries]
 
 
-@pytest.mark.parametrize("dataset", [name for name in LAYOUTS if get_spec(name).folders])
-def test_is_found_where_its_archive_brought_a_folder_along(tmp_path, dataset):
+@pytest.mark.parametrize("dataset", OFFICIAL)
+def test_is_found_below_a_parent_of_all_data_sets(tmp_path, dataset):
     spec = get_spec(dataset)
-    outer, inner = spec.folders[-1], spec.folders[0]
-    root = LAYOUTS[dataset].write(tmp_path / outer / inner)
     (tmp_path / "data").mkdir()  # of something else
-    for given_root in (tmp_path, tmp_path / outer, root):
-        assert spec.find_root(spec, given_root) == root
+    root = LAYOUTS[dataset].write(tmp_path / "written")
+    for outer in spec.folders:
+        root = root.rename(tmp_path / outer)
+        assert spec.find_root(spec, tmp_path) == spec.find_root(spec, root) == root
+    # An archive may bring a folder along.
+    (tmp_path / "all" / spec.folders[-1]).mkdir(parents=True)
+    nested = root.rename(tmp_path / "all" / spec.folders[-1] / spec.folders[0])
+    for given_root in (tmp_path / "all", nested.parent, nested):
+        assert spec.find_root(spec, given_root) == nested
+
+
+def test_the_environment_may_name_the_parent(tmp_path, monkeypatch):
+    root = write_pet(tmp_path / "all" / "oxford-iiit-pet")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "all"))
+    assert train(f"--name a --dataset pets {TWO_STEPS}", "--output_dir", tmp_path / "out") == 0
+    (row, *_) = rows_of(RunPaths(tmp_path / "out", "a"))
+    assert Path(row["filepath"]).is_relative_to(root)
 
 
 def test_folders_are_found_where_their_archive_brought_a_folder_along(tmp_path):
@@ -223,80 +169,13 @@ def test_folders_are_found_where_their_archive_brought_a_folder_along(tmp_path):
         assert (len(split), split.root) == (6, root)
 
 
-class TestChecksum:
-    def test_is_that_of_the_whole_list(self):
-        count = 3 * PAIRS_AT_ONCE + 1
-        ids = [f"é{number}" for number in range(count)]
-        for size in (1, PAIRS_AT_ONCE, PAIRS_AT_ONCE + 1, count):
-            split = split_of(ids[:size], [number % 7 for number in range(size)])
-            pairs = [[sample_id, number % 7] for number, sample_id in enumerate(ids[:size])]
-            assert split.checksum() == sha256_text(canonical_json(pairs))
+class TestHeldOutVal:
+    """A val split held out of train."""
 
-
-def split_of(ids: list[str], labels: list[int]) -> Split:
-    """A train split of images that are not there, with 7 classes."""
-    classes = tuple(f"class {number}" for number in range(7))
-    texts = np.array(ids, dtype=TEXT)
-    return Split("toy", "train", Path("unused"), classes, texts, texts, np.array(labels, np.int64))
-
-
-class TestCarving:
-    """A val split cut out of train."""
-
-    @settings(max_examples=100, deadline=None)
-    @given(
-        labels=st.lists(st.integers(0, 6), min_size=2, max_size=60),
-        fraction=st.floats(0.01, 0.99),
-        seed=st.integers(0, 3),
-        drawn=st.data(),
-    )
-    def test_gives_each_class_its_share(self, labels, fraction, seed, drawn):
-        ids = [f"image {number}" for number in range(len(labels))]
-        counts = np.bincount(labels, minlength=7)
-        able = np.maximum(counts - 1, 0)  # one of each class stays to train on
-        carving = Carving(fraction, seed)
-        try:
-            train, val = carve(split_of(ids, labels), carving)
-        except InputError as error:
-            assert "carves none; give more" in str(error)  # noqa: PT017 - either will do
-            assert (np.minimum(np.floor(counts * fraction), able) == 0).all()
-            return
-        assert (train.name, val.name) == ("train", "val")
-        assert sorted([*train.ids, *val.ids]) == sorted(ids)
-        for part in (train, val):  # in the order of the whole
-            places = [ids.index(sample_id) for sample_id in part.ids]
-            assert places == sorted(places)
-            assert part.labels.tolist() == [labels[place] for place in places]
-        carved = np.bincount(val.labels, minlength=7)
-        assert (carved <= able).all()
-        assert (carved <= np.ceil(counts * fraction)).all()
-        assert (carved >= np.minimum(np.floor(counts * fraction), able)).all()
-        asked = round(len(labels) * fraction)
-        assert len(val) <= max(asked, 1)
-        if (able >= np.ceil(counts * fraction)).all():
-            assert len(val) == asked
-        # Which ones does not depend on the order of the list.
-        order = drawn.draw(st.permutations(range(len(ids))))
-        again = split_of([ids[place] for place in order], [labels[place] for place in order])
-        assert set(carve(again, carving)[1].ids) == set(val.ids)
-
-    def test_rounds_up_where_most_is_left_over(self):
-        labels = [0] * 7 + [1] * 8 + [2] * 9
-        _, val = carve(split_of([f"{number}" for number in range(24)], labels), Carving(0.1, 1))
-        assert np.bincount(val.labels).tolist() == [0, 1, 1]  # of 0.7, 0.8 and 0.9
-
-    def test_is_the_same_on_every_machine(self):
-        ids = [f"image_{number:05d}" for number in range(20)]
-        _, val = carve(split_of(ids, [number % 2 for number in range(20)]), Carving(0.3, 42))
-        assert [int(sample_id[6:]) for sample_id in val.ids] == [5, 6, 7, 12, 13, 14]
-
-    def test_of_one_image_a_class_is_refused(self):
-        with pytest.raises(InputError, match=r"--val_fraction 0.9 of 3 samples of toy in 3 class"):
-            carve(split_of(["a", "b", "c"], [0, 1, 2]), Carving(0.9, 1))
-
-    def test_is_recorded_stratified_and_repeated_by_eval(self, tmp_path):
+    def test_is_recorded_stratified_and_repeated_by_eval(self, tmp_path, capsys):
         root = write_cub(tmp_path / "data", train_images=8)
         paths = run("CUB_200_2011", root, tmp_path, "--val_fraction", "0.25")
+        assert "selected on test" not in capsys.readouterr().out
         rows = rows_of(paths)
         assert len(rows) == 6
         labels = [row["ground_truth"]["label"] for row in rows]
@@ -318,8 +197,8 @@ class TestCarving:
         assert (metrics["split"], metrics["selected_on"], metrics["samples"]) == ("test", "val", 6)
 
     def test_is_not_repeated_where_there_is_a_val_split(self, tmp_path):
-        """A heap was trained on; photos that are split are evaluated as they are."""
-        paths = run("folder", write_folder(tmp_path / "heap", split_folders=False), tmp_path)
+        """Data without splits was trained on; photos that are split are evaluated as they are."""
+        paths = run("folder", write_folder(tmp_path / "whole", split_folders=False), tmp_path)
         root = write_folder(tmp_path / "split")
         flags = ("--checkpoint", paths.checkpoint, "--data_root", root, "--output_dir", tmp_path)
         assert evaluate(f"--name again {TINY_EVAL}", *flags) == 0
@@ -328,17 +207,8 @@ class TestCarving:
         assert read_json(again.metrics)["samples"] == 6
         assert read_json(again.env_stamp)["carving"] == "none"
 
-    def test_of_another_seed_is_another(self, tmp_path):
-        root = write_cub(tmp_path / "data", train_images=8)
-        ids = []
-        for seed in ("1", "2", "1"):
-            flags = ["--val_fraction", "0.25", "--split_seed", seed]
-            paths = run("CUB_200_2011", root, tmp_path, *flags, name=f"seed{len(ids)}")
-            ids.append([row["sample_id"] for row in rows_of(paths)])
-        assert ids[0] == ids[2] != ids[1]
-
     @pytest.mark.parametrize("dataset", ["folder", "csv"])
-    def test_is_what_happens_to_a_heap(self, tmp_path, dataset):
+    def test_is_what_happens_to_data_without_splits(self, tmp_path, dataset):
         if dataset == "folder":
             root = write_folder(tmp_path / "data", split_folders=False)
         else:
@@ -365,14 +235,9 @@ class TestSelectedOnTest:
         assert read_json(paths.metrics)["selected_on"] == "test"
         assert read_json(paths.env_stamp)["selected_on"] == "test"
 
-    def test_is_not_said_of_val(self, tmp_path, capsys):
-        root = write_dogs(tmp_path / "data")
-        run("dog", root, tmp_path / "out", "--val_fraction", "0.25")
-        assert "selected on test" not in capsys.readouterr().out
-
 
 class TestCarsWithoutTestLabels:
-    def test_train_on_a_carved_val_and_say_why(self, tmp_path, capsys):
+    def test_train_on_a_val_split_held_out_and_say_why(self, tmp_path, capsys):
         root = write_cars(tmp_path / "data", labelled=False)
         paths = run("car", root, tmp_path / "out")
         assert read_json(paths.metrics)["split"] == "val"
@@ -400,17 +265,6 @@ class TestCarsWithoutTestLabels:
         )
         assert "needs cars_test_annos_withlabels.mat" in error
 
-    def test_labels_may_lie_in_the_devkit(self, tmp_path):
-        root = write_cars(tmp_path / "data")
-        name = "cars_test_annos_withlabels.mat"
-        (root / name).rename(root / "devkit" / name)
-        assert read_json(run("car", root, tmp_path / "out").metrics)["split"] == "test"
-
-
-def test_dogs_lists_may_lie_in_a_folder(tmp_path):
-    root = write_dogs(tmp_path / "data", lists_folder="lists")
-    assert read_json(run("dog", root, tmp_path / "out").metrics)["split"] == "test"
-
 
 def test_nabirds_keep_their_hierarchy(tmp_path):
     root = write_nabirds(tmp_path / "data")
@@ -424,73 +278,37 @@ def test_nabirds_keep_their_hierarchy(tmp_path):
 
 # --- Bad input ------------------------------------------------------------------------------------
 
-GENERATED = ("cifar10", "cifar100", "folder")  # what is not there is not listed, or made
-OFFICIAL = [name for name in LAYOUTS if name not in ("folder", "csv")]
-
-
-def list_files(root: Path) -> list[Path]:
-    """What a reader needs: every file that is no image; lists may be next to each other."""
-    unneeded = {
-        "cars_test_annos.mat",
-        "cars_test_annos_withlabels.mat",
-        "images_variant_trainval.txt",
-        "train.json",
-        "test.json",
-    }
-    return [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-        and path.suffix.lower() not in (".jpg", ".png")
-        and path.name not in unneeded
-    ]
-
 
 def refused_run(refused, dataset: str, root: Path) -> str:
     return refused(train, f"--name a --dataset {dataset} {TWO_STEPS}", "--data_root", root)
 
 
 class TestBadInput:
-    @of_every_layout
-    def test_a_root_that_is_not_there(self, tmp_path, refused, dataset):
+    """The texts of what readers refuse are in the tests of the readers."""
+
+    @pytest.mark.parametrize("dataset", ["pet", "folder", "csv"])
+    def test_a_root_that_is_not_there_or_of_something_else(self, tmp_path, refused, dataset):
         assert "does not exist" in refused_run(refused, dataset, tmp_path / "absent")
-
-    @of_every_layout
-    def test_a_root_of_something_else(self, tmp_path, refused, dataset):
         (tmp_path / "empty").mkdir()
-        error = refused_run(refused, dataset, tmp_path / "empty")
-        assert str(tmp_path / "empty") in error
+        assert str(tmp_path / "empty") in refused_run(refused, dataset, tmp_path / "empty")
 
-    @pytest.mark.parametrize("dataset", OFFICIAL)
-    def test_a_missing_list_file(self, tmp_path, refused, dataset):
-        root = LAYOUTS[dataset].write(tmp_path / "data")
-        files = list_files(root)
-        assert files
-        for path in files:
-            path.rename(tmp_path / "aside")
-            assert path.name in refused_run(refused, dataset, root), path
-            (tmp_path / "aside").rename(path)
+    @pytest.mark.parametrize(
+        ("dataset", "file"),
+        [
+            ("pet", "annotations/test.txt"),
+            ("dog", "train_list.mat"),
+            ("INat2017", "val2017.json"),
+            ("cifar10", "test_batch"),
+        ],
+    )
+    def test_a_list_file_that_is_missing_or_damaged(self, tmp_path, refused, dataset, file):
+        path = LAYOUTS[dataset].write(tmp_path / "data") / file
+        path.write_bytes(b"1 Fl\xfcgel/\xe9.jpg\n")
+        assert f"{path} is not " in refused_run(refused, dataset, tmp_path / "data")
+        path.unlink()
+        assert path.name in refused_run(refused, dataset, tmp_path / "data")
 
-    @pytest.mark.parametrize("dataset", OFFICIAL)
-    def test_a_folder_where_a_list_file_should_be(self, tmp_path, refused, dataset):
-        root = LAYOUTS[dataset].write(tmp_path / "data")
-        for path in list_files(root):
-            path.rename(tmp_path / "aside")
-            path.mkdir()
-            assert "is a folder" in refused_run(refused, dataset, root), path
-            path.rmdir()
-            (tmp_path / "aside").rename(path)
-
-    @pytest.mark.parametrize("dataset", OFFICIAL)
-    def test_a_list_file_that_is_not_utf8_or_of_another_kind(self, tmp_path, refused, dataset):
-        root = LAYOUTS[dataset].write(tmp_path / "data")
-        for path in list_files(root):
-            content = path.read_bytes()
-            path.write_bytes(b"1 Fl\xfcgel/\xe9.jpg\n")
-            assert path.name in refused_run(refused, dataset, root), path
-            path.write_bytes(content)
-
-    @pytest.mark.parametrize("dataset", [name for name in LAYOUTS if name not in GENERATED])
+    @pytest.mark.parametrize("dataset", ["nabirds", "csv"])
     def test_a_missing_image(self, tmp_path, refused, dataset):
         root = LAYOUTS[dataset].write(tmp_path / "data")
         image = Path(open_split(get_spec(dataset), root, "train").path_of(3))
@@ -499,19 +317,13 @@ class TestBadInput:
         assert "1 of 12 images of split train are missing" in error
         assert image.name in error
 
-    def test_an_empty_class_folder(self, tmp_path, refused):
-        root = write_folder(tmp_path / "data")
-        (root / "train" / "empty").mkdir()
-        error = refused_run(refused, "folder", root)
-        assert f"{root}/train/empty has no image" in error
-
     @pytest.mark.parametrize("dataset", ["folder", "csv"])
     def test_a_single_class(self, tmp_path, refused, dataset):
         draw(tmp_path / "data" / "rose" / "a.jpg", 0, 0)
         (tmp_path / "data" / "a.csv").write_text("path,label\nrose/a.jpg,rose\n")
         assert "has a single class, 'rose'" in refused_run(refused, dataset, tmp_path / "data")
 
-    @pytest.mark.parametrize("dataset", [*OFFICIAL, "folder", "csv"])
+    @pytest.mark.parametrize("dataset", LAYOUTS)
     def test_a_root_that_may_not_be_entered(self, tmp_path, refused, dataset, monkeypatch):
         """Pretended: root may enter every folder, and tests may run as root."""
         root = LAYOUTS[dataset].write(tmp_path / "data")
@@ -531,11 +343,6 @@ class TestBadInput:
         error = refused_run(refused, dataset, root)
         assert "cannot be read (Operation not permitted)" in error
         assert str(folder) in error
-
-    def test_a_class_that_is_not_trained(self, tmp_path, refused):
-        root = write_folder(tmp_path / "data")
-        (root / "val" / "extra").mkdir()
-        assert "'extra' is not in train/" in refused_run(refused, "folder", root)
 
     @pytest.mark.parametrize("listed", [2, 4])
     def test_splits_whose_lists_name_other_classes(self, tmp_path, refused, listed):
@@ -576,33 +383,10 @@ class TestBadInput:
             train, f"--name a --dataset folder {TWO_STEPS}", *where, "--output_dir", "o\udce9"
         )
 
-    def test_a_file_name_that_is_not_utf8(self, tmp_path, refused):
-        root = write_folder(tmp_path / "data")
-        try:
-            (Path(root) / "train" / "rose" / "caf\udce9.jpg").touch()
-        except OSError:
-            pytest.skip("this file system takes UTF-8 only")
-        error = refused_run(refused, "folder", root)
-        assert r"rose/caf\xe9.jpg has a name that is not UTF-8" in error
-
-    @pytest.mark.parametrize(
-        ("line", "message"),
-        [
-            ("path,label,splt", "has the column 'splt'; it may have path, label and perhaps split"),
-            ("path,split", "has no column 'label'"),
-            ("path,label,path", "has the column 'path' twice"),
-        ],
-    )
-    def test_a_csv_with_other_columns(self, tmp_path, refused, line, message):
-        path = write_csv(tmp_path / "data")
-        lines = path.read_text("utf-8").splitlines()
-        path.write_text("\n".join([line, *lines[1:]]), encoding="utf-8")
-        assert message in refused_run(refused, "csv", path)
-
     def test_a_csv_with_an_unknown_split(self, tmp_path, refused):
         path = write_csv(tmp_path / "data")
         path.write_text(path.read_text("utf-8").replace(",train", ",training"), encoding="utf-8")
-        assert "line 2: split 'training' is none of train, val, test" in refused_run(
+        assert "line 2: split 'training' is not one of train, val, test" in refused_run(
             refused, "csv", path
         )
 

@@ -245,8 +245,8 @@ class TestListedSubset:
             ),
             ("photo_001.jpg", r"1 of 1 ids are not in split val of toy"),
             ("PHOTO_001", r"1 of 1 ids are not in split val of toy"),
-            (b"\xff\xfep\x00", r"ids.txt is no readable UTF-8 text file"),
-            (b"\x89PNG\r\n\x1a\n\x00\xff", r"ids.txt is no readable UTF-8 text file"),
+            (b"\xff\xfep\x00", r"ids.txt is not a readable UTF-8 text file"),
+            (b"\x89PNG\r\n\x1a\n\x00\xff", r"ids.txt is not a readable UTF-8 text file"),
         ],
     )
     def test_that_is_wrong_is_refused(self, tmp_path, split, content, message):
@@ -255,7 +255,7 @@ class TestListedSubset:
         assert str(caught.value).startswith(FLAG)
 
     def test_that_is_missing_is_refused(self, tmp_path, split):
-        with pytest.raises(InputError, match=r"--tiny_train_subset .*absent.* no readable"):
+        with pytest.raises(InputError, match=r"--tiny_train_subset .*absent.* is not a readable"):
             select_subset(split, str(tmp_path / "absent"), 1, FLAG)
 
     @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ Shapes: B batch, S image side in pixels, C classes.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64; of mixed images the class with the larger share
     positions: Tensor  # (B,) int64, in the split
     sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
-    targets: Tensor | None = None  # (B, C) float32 shares of the classes, where images are mixed
+    targets: Tensor | None = None  # (B, C) float32 shares of the classes, if images are mixed
     bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
 
 
@@ -64,68 +65,54 @@ def ids_of_step(split: Split, seed: int, step_size: int, step: int) -> list[str]
     return [str(split.ids[position]) for _, position in order]
 
 
+@dataclass(frozen=True)
 class TrainBatches:
     """Yield a process's part of each micro-batch: equal parts, in the order of the ranks."""
 
-    def __init__(
-        self,
-        num_samples: int,
-        seed: int,
-        stretch: range,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """Describe the batches.
-
-        Args:
-            num_samples: number of samples of the split.
-            seed: random seed of the run.
-            stretch: samples still to be seen, counted from the beginning of the run.
-            batch_size: samples of a micro-batch in all processes; a multiple of `world_size`.
-            rank: rank of this process.
-            world_size: number of processes.
-        """
-        self.num_samples = num_samples
-        self.seed = seed
-        self.stretch = stretch
-        self.batch_size = batch_size
-        share = batch_size // world_size
-        self.begin, self.end = rank * share, (rank + 1) * share
+    num_samples: int  # samples in the split
+    seed: int  # random seed of the run
+    stretch: range  # samples still to be seen, counted from the beginning of the run
+    batch_size: int  # samples of a micro-batch in all processes; a multiple of `world_size`
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return len(self.stretch) // self.batch_size
 
     def __iter__(self) -> Iterator[BatchShare]:
+        share = self.batch_size // self.world_size
         order = sample_order(self.num_samples, self.seed, self.stretch.start, self.stretch.stop)
         while batch := list(itertools.islice(order, self.batch_size)):
-            yield BatchShare(batch, self.begin, self.end)
+            yield BatchShare(batch, self.rank * share, (self.rank + 1) * share)
 
 
+@dataclass(frozen=True)
 class EvalBatches:
     """Yield every position once, in whole batches in split order, dealt out to the ranks in turn.
 
     A batch has the same members whatever the number of processes, and so the same logits.
     """
 
-    def __init__(
-        self, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.firsts = range(rank * batch_size, num_samples, world_size * batch_size)
+    num_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
-        return len(self.firsts)
+        return len(self._firsts())
 
     def __iter__(self) -> Iterator[BatchShare]:
-        for first in self.firsts:
+        for first in self._firsts():
             end = min(first + self.batch_size, self.num_samples)
             yield BatchShare([(0, position) for position in range(first, end)], 0, end - first)
 
+    def _firsts(self) -> range:
+        step = self.world_size * self.batch_size
+        return range(self.rank * self.batch_size, self.num_samples, step)
+
 
 class Normalizer:
-    """uint8 images to float32 model input on the device: the one place that does it."""
+    """Turn uint8 images into float32 model input on the device: the one place that does it."""
 
     def __init__(self, normalization: Mapping[str, Sequence[float]], device: torch.device) -> None:
         self.device = device
@@ -135,7 +122,7 @@ class Normalizer:
         self.shift = (-mean / std).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) uint8 on the CPU to the same shape, float32, contiguous, on the device."""
+        """Turn (B, 3, S, S) uint8 on the CPU into contiguous float32 on the device."""
         # non_blocking can corrupt data on MPS (pytorch #189690) and pays only from pinned memory.
         # Batches come channels last; contiguous before MPS sees them (mistakes with other layouts).
         images = images.contiguous().to(self.device, non_blocking=self.device.type == "cuda")

@@ -10,8 +10,8 @@ into memory, so the system's page cache keeps it in RAM as far as there is room.
 
 The key covers everything that the bytes depend on: ids and labels, path, length and times of change
 of every file, the size, the versions of what decodes and resizes. Whatever changes leads to another
-key, so an old cache is never served. Bad images are tried again whenever a cache is opened, since
-the cause may lie outside the file. A cache is built beside its place and renamed when it is whole.
+key, so an old cache is never served. Bad images are read from their files each time, since the
+cause may lie outside the file. A cache is built beside its place and renamed when it is whole.
 """
 
 import fcntl
@@ -173,17 +173,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _has_expected_sizes(index: Index, files: FileImages) -> bool:
-    """Tell whether each image has the size that it would get now; bad images have none."""
-    for size, (width, height) in zip(index.sizes.tolist(), index.originals.tolist(), strict=True):
-        expected = files.size_of(Size(height, width)) if width and height else (0, 0)
-        if tuple(size) != tuple(expected):
-            return False
-    return True
-
-
 def _open(folder: Path, files: FileImages) -> CachedImages | None:
-    """Open the cache of `files` in `folder`, or return None if it is absent, damaged or another."""
+    """Open the cache of `files` in `folder`, or return None if it is absent or damaged."""
     shape = (len(files.split), 2)
     try:
         about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
@@ -193,32 +184,17 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
         if not all(a.shape == shape and a.dtype == np.int64 for a in (sizes, originals)):
             return None
         index = Index.of(sizes, originals, bad)
-        is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1] > 0
-        if not is_whole or not _has_expected_sizes(index, files):
+        if not (folder / PIXELS_FILE).stat().st_size == index.offsets[-1] > 0:
             return None
+        return CachedImages(folder / PIXELS_FILE, index, files)
     except DAMAGE:
         return None
-    return CachedImages(folder / PIXELS_FILE, index)
-
-
-def _has_healed(files: FileImages, bad: dict[int, str]) -> bool:
-    """Tell whether a bad image can be decoded now: a drive or a permission may have come back.
-
-    The messages of those that still cannot be are brought up to date: the data may have moved.
-    """
-    for position in bad:
-        try:
-            files.load(position)
-        except RunError as error:
-            bad[position] = str(error)
-            continue
-        return True
-    return False
 
 
 def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool) -> None:
-    # Damaged caches and what killed builders left: the lock is ours, so nobody is at work there.
-    for left in (folder, *folder.parent.glob(f"{folder.name}.*tmp")):
+    beside = folder.with_name(f"{folder.name}.tmp")
+    # A damaged cache, and what a killed builder left: the lock is ours, so nobody is at work there.
+    for left in (folder, beside):
         shutil.rmtree(left, ignore_errors=True)
     index = _plan(files, may_be_bad)
     total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
@@ -230,8 +206,6 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
         )
     if not total:
         raise RunError(f"no image of split {files.split.name} can be decoded")
-    # Named by process in spite of the lock: its file may be deleted while a builder holds it.
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     beside.mkdir()
     try:
         with (beside / PIXELS_FILE).open("wb") as file:
@@ -252,7 +226,7 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
 def open_cache(
     cache_dir: Path, files: FileImages, geometry: dict[str, Any], may_be_bad: bool
 ) -> CachedImages:
-    """Open the cache of these images, and build it first where it is absent or damaged.
+    """Open the cache of these images, and build it first if it is absent or damaged.
 
     Args:
         cache_dir: folder of all caches.
@@ -268,7 +242,7 @@ def open_cache(
     folder = cache_dir / key
     with _locked(cache_dir / f"{key}.lock"):
         cache = _open(folder, files)
-        if cache is None or _has_healed(files, cache.index.bad):
+        if cache is None:
             about = {
                 "dataset": files.split.dataset,
                 "split": files.split.name,

@@ -33,7 +33,7 @@ TRAIN_TEST = ("train", "test")
 
 @contextmanager
 def os_errors_are_input_errors() -> Iterator[None]:
-    """A folder that may not be entered, or a path that the system does not take, is bad input.
+    """Turn an OSError into an InputError: a folder may not be entered, a path is not valid.
 
     macOS keeps programs out of Documents and external disks until the user lets them in.
     """
@@ -47,7 +47,7 @@ def os_errors_are_input_errors() -> Iterator[None]:
 
 @os_errors_are_input_errors()
 def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
-    """`data_root` or the folder in it that has the dataset's entries.
+    """Return `data_root` or the folder in it that has the dataset's entries.
 
     Archives are often unpacked into a folder of the name that they bring along themselves, so that
     a parent of all datasets has it two levels down.
@@ -90,27 +90,32 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What the pipeline has to know of a dataset."""
+    """How to find and read a dataset."""
 
     name: str
     read: Callable[[Path, str], Listing]  # of (root, official split)
     # The official splits; a function of the root where the user's own data decide.
     splits: tuple[str, ...] | Callable[[Path], tuple[str, ...]]
     aliases: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()  # names under which the data lies in a parent of all datasets
+    folder: str = ""  # what its archive unpacks to, if that is not one of its names
     entries: tuple[str, ...] = ()  # what its root must hold; of `a|b` either
-    remedy: str = ""  # what to do where they are missing
-    absent: Mapping[str, str] = field(default_factory=dict)  # why a split may not be there
+    remedy: str = ""  # what to do if they are missing
+    absent: Mapping[str, str] = field(default_factory=dict)  # why a split may be missing
     find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries
-    prepare: Callable[[Path], None] | None = None  # makes images where they are not there yet
+    prepare: Callable[[Path], None] | None = None  # makes images that are not there yet
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its name and aliases."""
+        """The name and the aliases."""
         return (self.name, *self.aliases)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The names that the data's folder may have in a parent of all datasets."""
+        return (self.folder, *self.names) if self.folder else self.names
+
     def check_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
-        """Refuse a split that is not `offered`.
+        """Raise an error unless a split is `offered`.
 
         Raises:
             InputError: says which are, and what the split lacks.
@@ -125,7 +130,7 @@ class DatasetSpec:
 
     @os_errors_are_input_errors()
     def official_splits(self, root: Path) -> tuple[str, ...]:
-        """The splits that the data itself has."""
+        """Return the splits that the data itself has."""
         return self.splits(root) if callable(self.splits) else self.splits
 
 
@@ -138,7 +143,7 @@ def _existing(spec: DatasetSpec, data_root: Path) -> Path:
 
 @os_errors_are_input_errors()
 def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
-    synthetic.is_drawn(data_root)  # refuses a folder with something else in it
+    synthetic.is_drawn(data_root)  # raises if something else lies there
     return data_root
 
 
@@ -146,7 +151,6 @@ SPECS = (
     DatasetSpec(
         name="flower102",
         aliases=("flowers-102", "flowers102"),
-        folders=("flowers-102", "flowers102", "flower102"),
         entries=flowers.ENTRIES,
         splits=flowers.SPLITS,
         read=flowers.read,
@@ -155,7 +159,7 @@ SPECS = (
     DatasetSpec(
         name="CUB_200_2011",
         aliases=("cub", "cub200"),
-        folders=("CUB_200_2011", "cub_200_2011"),
+        folder="cub_200_2011",
         entries=cub.ENTRIES,
         splits=TRAIN_TEST,
         read=cub.read,
@@ -163,7 +167,6 @@ SPECS = (
     DatasetSpec(
         name="car",
         aliases=("cars", "stanford_cars"),
-        folders=("car", "cars", "stanford_cars"),
         entries=cars.ENTRIES,
         splits=cars.splits,
         read=cars.read,
@@ -172,14 +175,12 @@ SPECS = (
     DatasetSpec(
         name="dog",
         aliases=("dogs", "stanford_dogs"),
-        folders=("dog", "dogs", "stanford_dogs"),
         entries=dogs.ENTRIES,
         splits=TRAIN_TEST,
         read=dogs.read,
     ),
     DatasetSpec(
         name="nabirds",
-        folders=("nabirds",),
         entries=nabirds.ENTRIES,
         splits=TRAIN_TEST,
         read=nabirds.read,
@@ -187,7 +188,6 @@ SPECS = (
     DatasetSpec(
         name="INat2017",
         aliases=("inat2017", "inat"),
-        folders=("INat2017", "inat2017"),
         entries=inat.ENTRIES,
         splits=("train", "val"),
         read=inat.read,
@@ -195,7 +195,6 @@ SPECS = (
     DatasetSpec(
         name="pet",
         aliases=("pets", "oxford-iiit-pet"),
-        folders=("oxford-iiit-pet", "pet", "pets"),
         entries=pet.ENTRIES,
         splits=TRAIN_TEST,
         read=pet.read,
@@ -203,7 +202,7 @@ SPECS = (
     DatasetSpec(
         name="aircraft",
         aliases=("fgvc-aircraft",),
-        folders=("fgvc-aircraft-2013b", "fgvc-aircraft", "aircraft"),
+        folder="fgvc-aircraft-2013b",
         entries=aircraft.ENTRIES,
         splits=("train", "val", "trainval", "test"),
         read=aircraft.read,
@@ -211,26 +210,25 @@ SPECS = (
     DatasetSpec(
         name="food101",
         aliases=("food-101",),
-        folders=("food-101", "food101"),
         entries=food101.ENTRIES,
         splits=TRAIN_TEST,
         read=food101.read,
     ),
     DatasetSpec(
         name="cifar10",
-        folders=("cifar-10-batches-py",),
-        entries=cifar.ENTRIES10,
+        folder="cifar-10-batches-py",
+        entries=cifar.CIFAR10.entries,
         splits=TRAIN_TEST,
-        read=cifar.read10,
-        prepare=cifar.prepare10,
+        read=cifar.CIFAR10.read,
+        prepare=cifar.CIFAR10.prepare,
     ),
     DatasetSpec(
         name="cifar100",
-        folders=("cifar-100-python",),
-        entries=cifar.ENTRIES100,
+        folder="cifar-100-python",
+        entries=cifar.CIFAR100.entries,
         splits=TRAIN_TEST,
-        read=cifar.read100,
-        prepare=cifar.prepare100,
+        read=cifar.CIFAR100.read,
+        prepare=cifar.CIFAR100.prepare,
     ),
     DatasetSpec(
         name="folder",
@@ -255,12 +253,12 @@ SPECS = (
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Every name and alias that `--dataset` takes."""
+    """Return every name and alias that `--dataset` takes."""
     return tuple(name for spec in SPECS for name in spec.names)
 
 
 def get_spec(name: str) -> DatasetSpec:
-    """The spec of a dataset by name or alias.
+    """Return the spec of a dataset by name or alias.
 
     Raises:
         InputError: there is no such dataset.
@@ -274,13 +272,13 @@ def get_spec(name: str) -> DatasetSpec:
 def resolve_carving(
     spec: DatasetSpec, root: Path, fraction: float | None, seed: int
 ) -> Carving | None:
-    """How a run carves its val split, or None where it does not.
+    """Return how a run holds out its val split, or None if it does not.
 
     Args:
-        spec: of the dataset.
-        root: from `spec.find_root`.
-        fraction: asked for, or None: then only data in a single heap is carved.
-        seed: of the carving.
+        spec: the dataset.
+        root: folder from `spec.find_root`.
+        fraction: share of train that was asked for; None: hold out of data without any split.
+        seed: random seed that decides which samples are held out.
 
     Raises:
         InputError: a fraction was asked for, but the dataset has a val split of its own.
@@ -296,5 +294,5 @@ def resolve_carving(
 
 
 def offered_splits(spec: DatasetSpec, root: Path, carving: Carving | None) -> tuple[str, ...]:
-    """The splits that a run can use: the official ones and a carved val."""
+    """Return the splits that a run can use: the official ones, and a val that is held out."""
     return (*spec.official_splits(root), *(("val",) if carving is not None else ()))

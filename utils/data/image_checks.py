@@ -1,6 +1,6 @@
 """Check before a run that its images exist and are whole.
 
-No torch here: a missing or damaged image is refused before torch is imported.
+No torch here: a missing or damaged image ends a run before torch is imported.
 """
 
 import os
@@ -16,7 +16,7 @@ from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import InputError, RunError
 
-# Decoding every image would take minutes; this many are decoded, the rest are looked at.
+# Decoding every image would take minutes: only this many or fewer are decoded.
 MAX_DECODED_IN_CHECK = 64
 THREADS = 8  # waiting for the disk, mostly
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -24,8 +24,8 @@ JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def decodes(path: str | Path) -> bool:
-    """Whether the whole image at `path` can be decoded."""
+def decodes(path: Path) -> bool:
+    """Tell whether the whole image at `path` can be decoded."""
     try:
         decode_rgb(path)
     except RunError:
@@ -34,7 +34,7 @@ def decodes(path: str | Path) -> bool:
 
 
 def _looks_whole(path: Path) -> bool:
-    """Whether a file is a JPEG or PNG that begins and ends as one, or anything that decodes."""
+    """Tell whether a file begins and ends as a JPEG or PNG does, or else decodes."""
     if not path.is_file():
         return False
     try:
@@ -43,7 +43,7 @@ def _looks_whole(path: Path) -> bool:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - JPEG_TAIL))
             tail = file.read()
-    except OSError:  # not to be read: bad input as well
+    except OSError:  # a file that may not be read is bad input as well
         return False
     if head.startswith(JPEG_START) and JPEG_END in tail:
         return True
@@ -54,7 +54,7 @@ def _looks_whole(path: Path) -> bool:
 
 
 def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[Path]:
-    """The images of `split` that are not good, in split order."""
+    """Return the images of `split` that are not good, in split order."""
     is_bad = np.zeros(len(split), dtype=bool)
 
     def check(position: int) -> None:
@@ -68,20 +68,20 @@ def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[P
 def check_images(
     splits: Collection[Split], used: Collection[Split], may_be_damaged: int = 0
 ) -> None:
-    """Refuse data with images that are missing, empty or damaged.
+    """Raise an error if images are missing, empty or damaged.
 
     Every image of `splits` must exist, begin and end as a JPEG or PNG does, or else decode; the
     images of `used`, if they are at most `MAX_DECODED_IN_CHECK` in all, are decoded.
 
     Args:
         splits: whole splits.
-        used: the parts of them that a run uses.
-        may_be_damaged: how many damaged images of the split named first are let through.
+        used: parts of them that a run uses.
+        may_be_damaged: number of damaged images of the split named first that are let through.
 
     Raises:
         InputError: says how many of how many are bad, where, and names the first.
     """
-    for split, allowed in zip(splits, _allowances(splits, may_be_damaged), strict=True):
+    for number, split in enumerate(splits):
         missing = _failing(split, os.path.exists, "find")  # Path's raises for names too long
         if missing:
             raise InputError(
@@ -89,14 +89,12 @@ def check_images(
                 f"{missing[0].parent} (first: {missing[0].name}); fetch the whole archive, or "
                 "choose another split"
             )
-        _check_damaged(_failing(split, _looks_whole, "check"), split, allowed)
+        damaged = _failing(split, _looks_whole, "check")
+        _check_damaged(damaged, split, may_be_damaged if number == 0 else 0)
     if sum(map(len, used)) <= MAX_DECODED_IN_CHECK:
-        for split, allowed in zip(used, _allowances(used, may_be_damaged), strict=True):
-            _check_damaged(_failing(split, decodes, "decode"), split, allowed)
-
-
-def _allowances(splits: Collection[Split], of_first: int) -> list[int]:
-    return [of_first if number == 0 else 0 for number in range(len(splits))]
+        for number, split in enumerate(used):
+            damaged = _failing(split, decodes, "decode")
+            _check_damaged(damaged, split, may_be_damaged if number == 0 else 0)
 
 
 def _check_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:

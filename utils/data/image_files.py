@@ -17,7 +17,7 @@ from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
 # where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
-# looked at whenever an image is opened, and names the image.
+# checked whenever an image is opened, and names the image.
 MAX_PIXELS = 89_478_485
 Image.MAX_IMAGE_PIXELS = None
 
@@ -25,7 +25,7 @@ Image.MAX_IMAGE_PIXELS = None
 # whole process: `catch_warnings` would have threads decode one after another.
 warnings.filterwarnings("ignore", module="PIL")
 
-# What Pillow raises for files that are cut, damaged or no images; RuntimeError: of AVIF and DDS.
+# What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF and DDS.
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 # What Pillow raises for EXIF that is damaged, in images that are whole.
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
@@ -43,7 +43,7 @@ UPRIGHT = {
 
 
 def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
-    """The orientation that EXIF asks for, 1 to 8; 1, upright, where it is absent or damaged."""
+    """Return the orientation that EXIF asks for, 1 to 8; 1, upright, if it is absent or damaged."""
     try:
         orientation = read_exif().get(ExifTags.Base.Orientation)
     except EXIF_ERRORS:
@@ -56,7 +56,7 @@ class TooLarge(RunError):
 
 
 def check_image_size(path: str | Path, width: int, height: int) -> None:
-    """Refuse to decode an image of more than `MAX_PIXELS`.
+    """Raise an error for an image of more than `MAX_PIXELS`.
 
     Raises:
         TooLarge: names the image, its size and the limit.
@@ -69,7 +69,7 @@ def check_image_size(path: str | Path, width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of any mode; 16 bits are scaled to 8, where Pillow would clip them to white."""
+    """Convert any mode to RGB; 16 bits are scaled to 8, where Pillow would clip them to white."""
     if image.mode.startswith("I"):  # 16-bit grey, as "I;16" or widened to "I"
         values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
         image = Image.fromarray(values.astype(np.uint8))
@@ -78,7 +78,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
-    """The image at `path`, not decoded yet, and its EXIF orientation."""
+    """Yield the image at `path`, not decoded yet, and its EXIF orientation."""
     try:
         with Image.open(path) as image:
             check_image_size(path, *image.size)
@@ -98,12 +98,12 @@ def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
 
 
 def decode_rgb(path: str | Path) -> Image.Image:
-    """The image at `path` as RGB, turned upright as its EXIF orientation says.
+    """Decode the image at `path` to RGB, turned upright as its EXIF orientation says.
 
-    Of a file with several frames (GIF, WebP) the first.
+    Of a file with several frames (GIF, WebP) the first is taken.
 
     Raises:
-        RunError: the file is missing, cut, damaged, too large or no image; the message names it.
+        RunError: the file is missing, cut, damaged, too large or not an image; names it.
     """
     with _opened(path) as (image, orientation):
         rgb = _to_rgb(image)
@@ -114,16 +114,16 @@ class Description(NamedTuple):
     """What the header of an image file says."""
 
     kind: str  # format and mode as Pillow names them: `JPEG RGB`
-    width: int  # pixels, once it is turned upright
+    width: int  # pixels, after it is turned upright
     height: int
     orientation: int  # EXIF, 1 to 8
 
 
 def describe(path: str | Path) -> Description:
-    """What the image at `path` is; reads the header only, of a PNG without EXIF there everything.
+    """Describe the image at `path` from its header; a PNG without EXIF there is read as a whole.
 
     Raises:
-        RunError: the file is missing, no image, or too large.
+        RunError: the file is missing, not an image, or too large.
     """
     with _opened(path) as (image, orientation):
         width, height = image.size

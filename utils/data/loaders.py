@@ -5,6 +5,7 @@ Shapes: B batch, S image side in pixels, C classes.
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.presets import PRESETS, Augmentation
-from utils.data.resized_images import FileImages, ResizedImages
+from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
 from utils.data.transforms import EvalView, Mixing, TrainView
 from utils.data_utils import derive_seed, seed_worker
@@ -25,6 +26,7 @@ from utils.processes import rank, world_size
 View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
 
 
+@dataclass
 class ImageDataset(Dataset):
     """Serve the images of a split in batches, addressed by (epoch, position).
 
@@ -33,35 +35,14 @@ class ImageDataset(Dataset):
     persistent worker holds a copy of this object and never sees what the main process changes.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        images: ResizedImages,
-        view: View,
-        img_size: int,
-        seed: int,
-        mixing: Mixing | None = None,
-        leaves_out_bad: bool = False,
-    ) -> None:
-        """Describe the samples.
-
-        Args:
-            split: the samples.
-            images: images of the same samples.
-            view: function of an image; may draw from torch's CPU generator.
-            img_size: S, pixels.
-            seed: random seed of the run.
-            mixing: function that mixes a batch; None: no mixing.
-            leaves_out_bad: whether an image that cannot be decoded makes its batch smaller instead
-                of raising.
-        """
-        self.split = split
-        self.images = images
-        self.view = view
-        self.img_size = img_size
-        self.seed = seed
-        self.mixing = mixing
-        self.leaves_out_bad = leaves_out_bad
+    split: Split
+    images: FileImages | CachedImages  # images of the same samples
+    view: View  # may draw from torch's CPU generator
+    img_size: int  # S, pixels
+    seed: int  # random seed of the run
+    mixing: Mixing | None = None  # mixes a batch
+    # Whether an image that cannot be decoded makes its batch smaller instead of raising.
+    leaves_out_bad: bool = False
 
     def __len__(self) -> int:
         return len(self.split)
@@ -151,16 +132,14 @@ def make_loader(
     batches: Iterable[BatchShare],
     num_workers: int,
     device: torch.device,
-    start_method: str | None = None,
 ) -> DataLoader:
     """Build a loader of `batches`, in their order.
 
     Args:
-        dataset: the samples.
+        dataset: source of the samples.
         batches: parts of batches for this process.
         num_workers: number of loader processes; changes no batch.
         device: device of the model.
-        start_method: how processes start, `fork` or `spawn`; None: the system's own way.
     """
     return DataLoader(
         dataset,
@@ -172,16 +151,15 @@ def make_loader(
         generator=torch.Generator().manual_seed(dataset.seed),
         worker_init_fn=seed_worker,
         pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
-        multiprocessing_context=start_method if num_workers else None,
     )
 
 
-def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedImages:
+def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImages | CachedImages:
     """Open the resized images of `split`, from their files or from a cache that is built if absent.
 
     Args:
         config: config of the run.
-        split: the samples.
+        split: samples whose images are opened.
         phase: `train` or `eval`.
 
     Raises:
@@ -196,11 +174,6 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> ResizedIm
         geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
         return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
     return files
-
-
-def augmentation_of(config: FrozenConfigDict) -> Augmentation:
-    """Return what a run's flags do to images of training besides resizing, cropping, flipping."""
-    return Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
 
 
 def train_loader(
@@ -222,7 +195,7 @@ def train_loader(
     Raises:
         RunError: as `open_images`.
     """
-    augmentation = augmentation_of(config)
+    augmentation = Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
     dataset = ImageDataset(
         split,
         open_images(config, split, "train"),

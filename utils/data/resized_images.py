@@ -3,13 +3,12 @@
 Both ways give the same bytes. `utils/data/cache.py` builds the caches.
 """
 
-import errno
 import mmap
-import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from utils.data.image_files import check_image_size
 from utils.data.presets import Size
 from utils.data.splits import Split
 from utils.data.transforms import resize
-from utils.errors import RunError
 
 SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
@@ -32,24 +30,12 @@ class ResizedImage(NamedTuple):
     original_size: tuple[int, int]  # width and height, pixels
 
 
-class ResizedImages(Protocol):
-    """The resized images of a split."""
-
-    def load(self, position: int) -> ResizedImage:
-        """Load the image of the sample at `position`.
-
-        Raises:
-            RunError: the image cannot be decoded.
-        """
-        ...
-
-
+@dataclass
 class FileImages:
-    """Decode and resize an image whenever it is asked for."""
+    """Decode and resize an image of a split whenever it is asked for."""
 
-    def __init__(self, split: Split, size_of: SizeOf) -> None:
-        self.split = split
-        self.size_of = size_of
+    split: Split
+    size_of: SizeOf
 
     def load(self, position: int) -> ResizedImage:
         """Decode and resize the image at `position`.
@@ -83,20 +69,15 @@ class Index(NamedTuple):
 class CachedImages:
     """Read resized images from a cache's pixel file, which each process maps into memory."""
 
-    def __init__(self, path: Path, index: Index) -> None:
+    def __init__(self, path: Path, index: Index, files: FileImages) -> None:
         self.path = path
         self.index = index
-        self._identity: tuple[int, ...] | None = None
+        self.files = files
         # Mapped now, the file stays readable here and in forked workers even if it is deleted.
         self._mapped: Tensor | None = self._map()
 
     def _map(self) -> Tensor:
         with self.path.open("rb") as file, warnings.catch_warnings():
-            stat = os.fstat(file.fileno())
-            identity = stat.st_ino, stat.st_size, stat.st_mtime_ns
-            if self._identity not in (None, identity):
-                raise OSError(errno.ESTALE, "built again while it was in use", str(self.path))
-            self._identity = identity
             # Not torch.from_file: it maps for writing, which Linux grants only up to the size of
             # the memory. torch warns of memory that is read-only.
             warnings.simplefilter("ignore")
@@ -110,12 +91,11 @@ class CachedImages:
         """Return the image at `position` as a read-only view of the file.
 
         Raises:
-            RunError: the image could not be decoded when the cache was built.
-            OSError: this is a spawned worker, and the file was deleted or built again before the
-                worker started.
+            RunError: the image could not be decoded when the cache was built, nor can it now.
+            OSError: this is a spawned worker, and the cache was deleted before it started.
         """
         if position in self.index.bad:
-            raise RunError(self.index.bad[position])
+            return self.files.load(position)
         if self._mapped is None:  # not in __setstate__: a failure there is a worker's traceback
             self._mapped = self._map()
         begin, end = self.index.offsets[position : position + 2].tolist()

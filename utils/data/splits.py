@@ -1,4 +1,4 @@
-"""A split of a dataset: its samples, its identity, and how a val split is carved from train.
+"""Hold the samples of a split, tell their identity, and hold a val split out of train.
 
 No torch here.
 """
@@ -15,10 +15,10 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import canonical_json
 
-# Of a dataset that is one heap of images: a run needs something to evaluate on.
+# Share of a dataset without any split: a run needs something to evaluate on.
 DEFAULT_VAL_FRACTION = 0.2
 
-PAIRS_AT_ONCE = 4096  # of a checksum: one by one takes eight times as long
+PAIRS_AT_ONCE = 4096  # in a checksum: one by one takes eight times as long
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Split:
         return len(self.ids)
 
     def path_of(self, position: int) -> str:
-        """Where the image of the sample at `position` lies."""
+        """Return where the image of the sample at `position` lies."""
         return f"{self.root}/{self.paths[position]}"
 
     def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
-        """The samples at `positions`, in split order whatever the order of `positions`."""
+        """Return the samples at `positions`, in split order whatever the order of `positions`."""
         keep = np.sort(np.asarray(positions, dtype=np.int64))
         return replace(self, ids=self.ids[keep], paths=self.paths[keep], labels=self.labels[keep])
 
     def checksum(self) -> str:
-        """The SHA-256 over ids and labels, as of the canonical JSON of the list of pairs."""
+        """Return the SHA-256 of the canonical JSON of the list of pairs of id and label."""
         digest = hashlib.sha256(b"[")
         for start in range(0, len(self), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
@@ -59,7 +59,7 @@ class Split:
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Name, split, sample count and the checksum of ids and labels, for the env stamp."""
+        """Return name, split, sample count and the checksum of ids and labels for the env stamp."""
         return {
             "name": self.dataset,
             "split": self.name,
@@ -69,7 +69,7 @@ class Split:
 
 
 def check_same_classes(split: Split, other: Split) -> None:
-    """Refuse two splits of a dataset whose lists name other classes: labels would not match.
+    """Raise an error if the lists of two splits name other classes: labels would not match.
 
     Raises:
         InputError: names the first class that differs.
@@ -87,26 +87,26 @@ def check_same_classes(split: Split, other: Split) -> None:
 
 
 def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:
-    """For each id a key to sort by: a random order that is the same on every machine."""
+    """Return for each id a key to sort by: a random order that is the same on every machine."""
     return [hashlib.sha256(f"{seed}:{sample_id}".encode()).digest() for sample_id in ids]
 
 
 class Carving(NamedTuple):
-    """How a val split is cut out of train where a dataset has none."""
+    """How a val split is held out of the train split of a dataset that has none."""
 
-    fraction: float  # of the train samples, above 0 and below 1
+    fraction: float  # share of the train samples, above 0 and below 1
     seed: int
 
 
 def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
-    """Cut `split` in two: what stays train, and a stratified val split.
+    """Divide `split` in two: what stays train, and a stratified val split that is held out.
 
     Each class gives its share, rounded so that the sum is `fraction` of all samples (the largest
     remainders are rounded up), and keeps at least one sample for training. Which ones: by the hash
     of seed and id, so the same on every machine.
 
     Raises:
-        InputError: no sample, or every one, would be carved.
+        InputError: no sample would be held out.
     """
     keys = stable_keys(split.ids, carving.seed)
     order = np.array(sorted(range(len(split)), key=keys.__getitem__), dtype=np.int64)
@@ -126,7 +126,7 @@ def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
     if not is_val.any():
         raise InputError(
             f"--val_fraction {carving.fraction} of {len(split)} samples of {split.dataset} in "
-            f"{int((counts > 0).sum())} classes carves none; give more"
+            f"{int((counts > 0).sum())} classes holds out none; give more"
         )
     train, val = split.select(by_class[~is_val]), split.select(by_class[is_val])
     return replace(train, name="train"), replace(val, name="val")

@@ -14,10 +14,10 @@ TINY_BATCHES = 2
 
 
 class Subset(NamedTuple):
-    """The samples a run uses of a split, and what the env stamp says of them."""
+    """The samples of a split that a run uses, and what the env stamp says of them."""
 
     split: Split
-    identity: dict[str, Any] | str  # "none" where the whole split is used
+    identity: dict[str, Any] | str  # "none" if the whole split is used
 
 
 def _tiny_positions(split: Split, batch_size: int) -> list[int]:
@@ -35,7 +35,7 @@ def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {path} is no readable UTF-8 text file ({error})") from error
+        raise InputError(f"{flag} {path} is not a readable UTF-8 text file ({error})") from error
     wanted = [line.strip() for line in lines if line.strip()]
     if not wanted:
         raise InputError(f"{flag} {path} lists no sample id")
@@ -53,14 +53,14 @@ def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
 
 
 def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) -> Subset:
-    """The subset of `split` that `wanted` names.
+    """Return the subset of `split` that `wanted` names.
 
     Args:
         split: a whole split.
         wanted: None for the whole split, `<dataset>_tiny` for two batches, else the path of a text
             file with one sample id a line (`utils.config` has told the two apart).
-        batch_size: of the loader that will read the subset.
-        flag: what to call it in an error.
+        batch_size: number of samples in a batch of the loader that will read the subset.
+        flag: flag to blame in an error.
 
     Raises:
         InputError: unreadable file, empty list, unknown or repeated id.

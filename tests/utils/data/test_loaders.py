@@ -161,7 +161,8 @@ class TestTrainLoader:
         alone = of_training(split, mixup=1.0)
         cached = of_training(split, mixup=1.0, cache=cache, cache_dir=str(tmp_path))
         method = "spawn" if cache == "none" else CONTEXT.get_start_method()
-        loader = make_loader(cached.dataset, cached.batch_sampler, 2, CPU, method)
+        loader = make_loader(cached.dataset, cached.batch_sampler, 2, CPU)
+        loader.multiprocessing_context = method
         assert equal(list(alone), list(loader))
 
     @pytest.mark.parametrize("start", [1, 4])

@@ -1,13 +1,18 @@
-"""utils/data/splits.py: splits, their identity, carving."""
+"""utils/data/splits.py: splits, their identity, and a val split held out of train."""
 
 import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.splits import Split
+from utils.data.readers.listing import TEXT
+from utils.data.splits import PAIRS_AT_ONCE, Carving, Split, carve
+from utils.errors import InputError
+from utils.files import canonical_json, sha256_text
 
 
 class TestSplit:
@@ -55,3 +60,77 @@ class TestSplit:
         different = [checksum([0, 2, 2]), checksum([0, 2]), back.identity()["checksum"]]
         assert same == split.identity()["checksum"]
         assert len({same, *different}) == 4
+
+
+class TestChecksum:
+    def test_is_that_of_the_whole_list(self):
+        count = 3 * PAIRS_AT_ONCE + 1
+        ids = [f"é{number}" for number in range(count)]
+        for size in (1, PAIRS_AT_ONCE, PAIRS_AT_ONCE + 1, count):
+            split = split_of(ids[:size], [number % 7 for number in range(size)])
+            pairs = [[sample_id, number % 7] for number, sample_id in enumerate(ids[:size])]
+            assert split.checksum() == sha256_text(canonical_json(pairs))
+
+
+def split_of(ids: list[str], labels: list[int]) -> Split:
+    """A train split of images that are not there, with 7 classes."""
+    classes = tuple(f"class {number}" for number in range(7))
+    texts = np.array(ids, dtype=TEXT)
+    return Split("toy", "train", Path("unused"), classes, texts, texts, np.array(labels, np.int64))
+
+
+class TestCarve:
+    """A val split held out of train."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        labels=st.lists(st.integers(0, 6), min_size=2, max_size=60),
+        fraction=st.floats(0.01, 0.99),
+        seed=st.integers(0, 3),
+        drawn=st.data(),
+    )
+    def test_gives_each_class_its_share(self, labels, fraction, seed, drawn):
+        ids = [f"image {number}" for number in range(len(labels))]
+        counts = np.bincount(labels, minlength=7)
+        able = np.maximum(counts - 1, 0)  # one of each class stays to train on
+        carving = Carving(fraction, seed)
+        try:
+            train, val = carve(split_of(ids, labels), carving)
+        except InputError as error:
+            assert "holds out none; give more" in str(error)  # noqa: PT017 - either will do
+            assert (np.minimum(np.floor(counts * fraction), able) == 0).all()
+            return
+        assert (train.name, val.name) == ("train", "val")
+        assert sorted([*train.ids, *val.ids]) == sorted(ids)
+        for part in (train, val):  # in the order of the whole
+            places = [ids.index(sample_id) for sample_id in part.ids]
+            assert places == sorted(places)
+            assert part.labels.tolist() == [labels[place] for place in places]
+        held = np.bincount(val.labels, minlength=7)
+        assert (held <= able).all()
+        assert (held <= np.ceil(counts * fraction)).all()
+        assert (held >= np.minimum(np.floor(counts * fraction), able)).all()
+        asked = round(len(labels) * fraction)
+        assert len(val) <= max(asked, 1)
+        if (able >= np.ceil(counts * fraction)).all():
+            assert len(val) == asked
+        # Which ones does not depend on the order of the list.
+        order = drawn.draw(st.permutations(range(len(ids))))
+        again = split_of([ids[place] for place in order], [labels[place] for place in order])
+        assert set(carve(again, carving)[1].ids) == set(val.ids)
+
+    def test_rounds_up_where_most_is_left_over(self):
+        labels = [0] * 7 + [1] * 8 + [2] * 9
+        _, val = carve(split_of([f"{number}" for number in range(24)], labels), Carving(0.1, 1))
+        assert np.bincount(val.labels).tolist() == [0, 1, 1]  # of 0.7, 0.8 and 0.9
+
+    def test_is_the_same_on_every_machine_and_another_with_another_seed(self):
+        ids = [f"image_{number:05d}" for number in range(20)]
+        split = split_of(ids, [number % 2 for number in range(20)])
+        _, val = carve(split, Carving(0.3, 42))
+        assert [int(sample_id[6:]) for sample_id in val.ids] == [5, 6, 7, 12, 13, 14]
+        assert carve(split, Carving(0.3, 43))[1].ids.tolist() != val.ids.tolist()
+
+    def test_of_one_image_a_class_is_refused(self):
+        with pytest.raises(InputError, match=r"--val_fraction 0.9 of 3 samples of toy in 3 class"):
+            carve(split_of(["a", "b", "c"], [0, 1, 2]), Carving(0.9, 1))

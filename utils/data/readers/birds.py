@@ -1,4 +1,4 @@
-"""The list files that CUB-200-2011 and NABirds share: `key value` lines around `images.txt`.
+"""Read the list files that CUB-200-2011 and NABirds share: `key value` lines in four files.
 
 `images.txt` gives each image a path below `images/`, `image_class_labels.txt` a class id,
 `train_test_split.txt` a 1 for training or a 0 for testing; `classes.txt` names the class ids.
@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from utils.data.readers.listing import (
     Listing,
     check_not_shared,
-    clean_name,
+    check_same_keys,
+    clean_names,
     make_listing,
     read_table,
-    same_keys,
     to_int,
 )
 from utils.errors import InputError
@@ -48,22 +48,19 @@ class BirdLists:
         ids: Mapping[str, str],
         parents: Sequence[Sequence[str]] = (),
     ) -> Listing:
-        """The images of one split in the order of images.txt.
+        """Return the images of one split in the order of images.txt.
 
         Args:
             split: `train` or `test`.
-            classes: the name for people of each class id, in index order; every id in use.
-            ids: the sample id of each image of the dataset.
+            classes: name of each class id, in index order; every id in use.
+            ids: sample id of each image of the dataset.
             parents: names above each class, or nothing.
 
         Raises:
             InputError: the split is empty, a class has no name, two classes share a name or two
-                images of the dataset a path or sample id, a path leads out of the root.
+                images of the dataset a path or sample id, or a path leads out of the root.
         """
-        for key, name in classes.items():
-            if not name:
-                raise InputError(f"{self.root / CLASSES_FILE} gives class {key} no name")
-        check_not_shared(self.root / CLASSES_FILE, "class name", classes)
+        names = clean_names(self.root / CLASSES_FILE, classes)
         # Of both splits: an image that is trained on must not be tested on.
         check_not_shared(self.root / IMAGES_FILE, "path", self.paths)
         check_not_shared(self.root / IMAGES_FILE, "sample id", ids)
@@ -73,7 +70,7 @@ class BirdLists:
         index = {key: number for number, key in enumerate(classes)}
         return make_listing(
             self.root / IMAGES_FILE,
-            list(classes.values()),
+            names,
             [ids[key] for key in chosen],
             # Joined as paths, so that an absolute one stays absolute and is refused.
             [str(PurePosixPath(IMAGE_FOLDER, self.paths[key])) for key in chosen],
@@ -92,8 +89,8 @@ def read_lists(root: Path) -> BirdLists:
     images, labels, splits, classes = (
         read_table(root / name) for name in (IMAGES_FILE, LABELS_FILE, SPLITS_FILE, CLASSES_FILE)
     )
-    same_keys(root / LABELS_FILE, labels, root / IMAGES_FILE, images)
-    same_keys(root / SPLITS_FILE, splits, root / IMAGES_FILE, images)
+    check_same_keys(root / LABELS_FILE, labels, root / IMAGES_FILE, images)
+    check_same_keys(root / SPLITS_FILE, splits, root / IMAGES_FILE, images)
     for key, label in labels.items():
         if label not in classes:
             raise InputError(
@@ -105,8 +102,3 @@ def read_lists(root: Path) -> BirdLists:
             raise InputError(f"{root / SPLITS_FILE} gives image {key} {value!r}, not 0 or 1")
     ascending = sorted(classes, key=lambda key: to_int(root / CLASSES_FILE, "a class id", key))
     return BirdLists(root, images, labels, splits, {key: classes[key] for key in ascending})
-
-
-def clean_names(classes: Mapping[str, str]) -> dict[str, str]:
-    """Class id to its name for people, in the same order."""
-    return {key: clean_name(name) for key, name in classes.items()}

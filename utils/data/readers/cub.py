@@ -1,4 +1,4 @@
-"""CUB-200-2011 (Wah et al. 2011, Caltech CNS-TR-2011-001): 11,788 photos of 200 bird species.
+"""Read CUB-200-2011 (Wah et al. 2011, Caltech CNS-TR-2011-001): 11,788 photos of 200 bird species.
 
 `classes.txt` numbers each name once more (`1 001.Black_footed_Albatross`); image files are named
 after their class and are unique without their folder, so that name is the sample id.
@@ -14,12 +14,8 @@ ENTRIES = birds.ENTRIES
 
 
 def read(root: Path, split: str) -> Listing:
-    """The `train` or `test` split of the official layout below `root`; classes by class id.
-
-    Raises:
-        InputError: a list file is missing, damaged or contradicts another.
-    """
+    """Read the `train` or `test` split of the official layout below `root`; classes by class id."""
     lists = birds.read_lists(root)
     names = {key: re.sub(r"^[0-9]+\.", "", name) for key, name in lists.classes.items()}
     ids = {key: PurePosixPath(path).stem for key, path in lists.paths.items()}
-    return lists.listing(split, birds.clean_names(names), ids)
+    return lists.listing(split, names, ids)

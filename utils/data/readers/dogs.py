@@ -1,4 +1,4 @@
-"""Stanford Dogs (Khosla et al., FGVC 2011): 20,580 photos of 120 breeds out of ImageNet.
+"""Read Stanford Dogs (Khosla et al., FGVC 2011): 20,580 photos of 120 breeds out of ImageNet.
 
 `train_list.mat` and `test_list.mat` hold the photos' paths below `Images/`, as
 `n02085620-Chihuahua/n02085620_10074.jpg`, and their labels from 1; only the folders, a WordNet id
@@ -9,10 +9,8 @@ the root or in a `lists/` that people make for them.
 import re
 from pathlib import Path
 
-import numpy as np
-
 from utils.data.readers.listing import Listing, make_listing, unpacked, without_ending
-from utils.data.readers.matlab import load_mat, text, whole_numbers
+from utils.data.readers.matlab import load_mat, read_numbers, read_texts
 from utils.data.readers.named import Sample, name_classes
 from utils.errors import InputError
 
@@ -25,24 +23,19 @@ REMEDY = "fetch lists.tar of Stanford Dogs again"
 
 
 def read(root: Path, split: str) -> Listing:
-    """The `train` or `test` split of the official layout below `root`, in its list's order.
-
-    Raises:
-        InputError: a list is missing, damaged or contradicts the other.
-    """
+    """Read the `train` or `test` split of the official layout below `root`, in its list's order."""
     sources = {name: _find_list(root, file) for name, file in LIST_FILES.items()}
-    files = {name: _read_list(source) for name, source in sources.items()}
+    paths = {name: _read_paths(source) for name, source in sources.items()}
     samples = {
         name: [_sample(sources[name], path, label) for path, label in pairs]
-        for name, pairs in files.items()
+        for name, pairs in paths.items()
     }
-    classes = name_classes({sources[name]: samples[name] for name in sources})
     folder = unpacked(root, IMAGE_FOLDER, ARCHIVE_FOLDER)
     return make_listing(
         sources[split],
-        classes,
+        name_classes({sources[name]: samples[name] for name in sources}),
         [sample.id for sample in samples[split]],
-        [f"{folder}/{path}" for path, _ in files[split]],
+        [f"{folder}/{path}" for path, _ in paths[split]],
         [sample.class_id - 1 for sample in samples[split]],
     )
 
@@ -57,18 +50,11 @@ def _find_list(root: Path, name: str) -> Path:
     )
 
 
-def _read_list(source: Path) -> list[tuple[str, int]]:
-    """(path below the folder of images, label from 1) of each photo."""
+def _read_paths(source: Path) -> list[tuple[str, int]]:
+    """Return (path below the folder of images, label from 1) of each photo."""
     variables = load_mat(source, REMEDY)
-    cells, labels = variables.get("file_list"), whole_numbers(variables.get("labels"))
-    if not isinstance(cells, np.ndarray) or cells.dtype != object:
-        raise InputError(f"{source} has no 'file_list' made of texts; {REMEDY}")
-    if labels is None:
-        raise InputError(f"{source} has no 'labels' made of whole numbers; {REMEDY}")
-    paths = [text(cell) for cell in cells.ravel()]
-    if None in paths:
-        number = paths.index(None) + 1
-        raise InputError(f"{source}: file_list {number} is empty or no text; {REMEDY}")
+    paths = read_texts(source, "file_list", variables.get("file_list"), REMEDY)
+    labels = read_numbers(source, "labels", variables.get("labels"), REMEDY)
     if len(paths) != len(labels):
         raise InputError(f"{source} has {len(paths)} files, but {len(labels)} labels; {REMEDY}")
     return list(zip(paths, labels.tolist(), strict=True))
@@ -77,5 +63,5 @@ def _read_list(source: Path) -> list[tuple[str, int]]:
 def _sample(source: Path, path: str, label: int) -> Sample:
     match = re.fullmatch(r"[^/\\-]+-([^/\\]+)/([^/\\]+)", path)
     if match is None:
-        raise InputError(f"{source}: {path!r} is no `id-breed/file`; {REMEDY}")
+        raise InputError(f"{source}: {path!r} is not an `id-breed/file`; {REMEDY}")
     return Sample(without_ending(match[2]), label, match[1])

@@ -1,4 +1,4 @@
-"""The official Flowers-102 layout (Nilsback & Zisserman 2008): `jpg/` and two .mat files.
+"""Read the official Flowers-102 layout (Nilsback & Zisserman 2008): `jpg/` and two .mat files.
 
 `imagelabels.mat` holds one label from 1 per image; `setid.mat` the image numbers of each split.
 torchvision's reader insists on checksums of the official files, so drawn or cut-down copies in the
@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.readers.listing import Listing, make_listing
-from utils.data.readers.matlab import load_mat, whole_numbers
+from utils.data.readers.matlab import load_mat, read_numbers
 from utils.errors import InputError
 
 IMAGE_FOLDER = "jpg"
 LABELS_FILE = "imagelabels.mat"
 SPLITS_FILE = "setid.mat"
 ENTRIES = (IMAGE_FOLDER, LABELS_FILE, SPLITS_FILE)
-REMEDY = "fetch it again with scripts/get_flowers.py"
+REMEDY = "fetch both again with scripts/get_flowers.py"
 
 # Our names of the splits, and the variables of setid.mat that make them up.
 SPLIT_VARIABLES = {
@@ -51,26 +51,18 @@ blackberry lily""".replace("\n", " ").split(", ")
 
 
 def image_id(number: int) -> str:
-    """The sample id of an image number, which is its file name without the ending."""
+    """Return the sample id of an image number: its file name without the ending."""
     return f"image_{number:05d}"
 
 
 def image_path(number: int) -> str:
-    """Where the image of that number lies, relative to the data root, with forward slashes."""
+    """Return the path of an image number, relative to the data root, with forward slashes."""
     return f"{IMAGE_FOLDER}/{image_id(number)}.jpg"
 
 
 def is_layout(root: Path) -> bool:
-    """Whether `root` holds the three entries of the official layout."""
+    """Tell whether `root` holds the three entries of the official layout."""
     return all((root / name).exists() for name in ENTRIES)
-
-
-def _vector(path: Path, variable: str) -> np.ndarray:
-    """The integers of `variable` in the .mat file at `path`, one-dimensional int64."""
-    values = whole_numbers(load_mat(path, REMEDY).get(variable))
-    if values is None:
-        raise InputError(f"{path} has no whole-number variable {variable!r}: not the official file")
-    return values
 
 
 def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -84,22 +76,21 @@ def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.
         InputError: a file is damaged, lacks its variable, or they contradict each other.
     """
     labels_path, splits_path = root / LABELS_FILE, root / SPLITS_FILE
-    labels = _vector(labels_path, "labels")
+    labels = read_numbers(
+        labels_path, "labels", load_mat(labels_path, REMEDY).get("labels"), REMEDY
+    )
+    variables = load_mat(splits_path, REMEDY)
     names = sorted({name for names in SPLIT_VARIABLES.values() for name in names})
-    numbers = {name: _vector(splits_path, name) for name in names}
+    numbers = {name: read_numbers(splits_path, name, variables.get(name), REMEDY) for name in names}
     every = np.concatenate(list(numbers.values()))
     if len(labels) != len(every):
         raise InputError(
             f"{labels_path} has {len(labels)} labels, but {splits_path} names {len(every)} images; "
-            "fetch both again with scripts/get_flowers.py"
+            f"{REMEDY}"
         )
-    if not len(every):
-        raise InputError(
-            f"{splits_path} names no image; fetch it again with scripts/get_flowers.py"
-        )
-    if len(np.unique(every)) != len(every) or every.min() < 1 or every.max() > len(labels):
+    if sorted(every) != list(range(1, len(every) + 1)):
         raise InputError(f"{splits_path} must name each image from 1 to {len(labels)} once")
-    if labels.min() < 1 or labels.max() > num_classes:
+    if len(labels) and not 1 <= labels.min() <= labels.max() <= num_classes:
         raise InputError(
             f"{labels_path} has labels {labels.min()} to {labels.max()}, not 1 to {num_classes}"
         )
@@ -113,7 +104,7 @@ def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.
 def list_images(
     source: Path, classes: tuple[str, ...], labels: np.ndarray, numbers: np.ndarray
 ) -> Listing:
-    """The listing of the images with these `numbers`, of the `labels` of all images."""
+    """Return the listing of the images with these `numbers`, from the `labels` of all images."""
     return make_listing(
         source,
         classes,
@@ -124,7 +115,7 @@ def list_images(
 
 
 def read(root: Path, split: str, classes: tuple[str, ...] = FLOWER102_CLASSES) -> Listing:
-    """The samples of `split` in the official order.
+    """Read the samples of `split` in the official order.
 
     Raises:
         InputError: as `read_layout`, or the split has no image.

@@ -1,15 +1,13 @@
-"""The user's own images: one folder a class, below `train/`, `val/` and `test/` or below the root.
+"""Read the user's own images: one folder a class, in `train/`, `val/` and `test/` or in the root.
 
 As torchvision's `ImageFolder`, images may lie at any depth below their class. Hidden files, what
-systems put beside one's own, and what is no image by its ending are passed over.
+systems put beside one's own, and what is not an image by its ending are passed over.
 """
 
-import errno
-import heapq
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from utils.data.readers.listing import CONTROL, Listing, clean_name, make_listing, without_ending
@@ -38,12 +36,9 @@ SYSTEM_FOLDERS = frozenset(
 
 
 def find(root: Path) -> Path:
-    """`root`, or its only folder where that holds folders: archives are often unpacked so.
+    """Return `root`, or its only folder if that holds folders: archives are often unpacked so.
 
     Read as it stands, such a root would be a single class, made of all splits.
-
-    Raises:
-        InputError: a folder cannot be read, or has a name that is not UTF-8.
     """
     folders = _folders(root)
     if len(folders) != 1 or folders[0].lower() in MISNAMED or not _folders(root / folders[0]):
@@ -52,20 +47,20 @@ def find(root: Path) -> Path:
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """The splits that have a folder, or `train` where the root itself holds the classes.
+    """Return the splits that have a folder, or `train` if the root itself holds the classes.
 
     Raises:
-        InputError: the root is no folder, has split folders and others, or no `train/`.
+        InputError: the root is not a folder, has split folders and others, or no `train/`.
     """
     return tuple(_split_folders(root))
 
 
 def read(root: Path, split: str) -> Listing:
-    """The images of one split, sorted by class and path; the sample id is the path below the root.
+    """Read a split, sorted by class and path; the sample id is the path below the root.
 
     Raises:
-        InputError: as `splits`; a class folder without an image, or that train lacks; two folders
-            for one class; a folder that cannot be read; a name that is not UTF-8.
+        InputError: as `splits`; a class folder has no image, or train lacks it; two folders are of
+            one class; a name is not UTF-8.
     """
     folders = _split_folders(root)
     names = _class_names(folders)
@@ -83,7 +78,7 @@ def read(root: Path, split: str) -> Listing:
 
 
 def short_ids(paths: Sequence[str]) -> list[str]:
-    """The paths without their endings; where two would be equal, their endings stay.
+    """Return the paths without their endings, but with them if two would be equal.
 
     Different paths give different ids: nor does `a.jpg.png` become `a.jpg` beside an `a.jpg`.
     """
@@ -96,7 +91,7 @@ def short_ids(paths: Sequence[str]) -> list[str]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder that holds the classes of each split; the root where it holds them itself."""
+    """Return the folder that holds the classes of each split; the root if it holds them itself."""
     folders = _folders(root)
     found = [split for split in SPLITS if split in folders]
     for name in folders:
@@ -117,14 +112,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _class_names(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """For each split the class name of each class folder."""
+    """Return for each split the class name of each class folder."""
     names: dict[str, dict[str, str]] = {}
     for split, folder in folders.items():
         owners: dict[str, str] = {}
         for entry in _folders(folder):
             name = clean_name(entry)
             if not name:
-                raise InputError(f"{folder}/{entry} names no class")
+                raise InputError(f"{folder}/{entry} does not name a class; rename it")
             if name in owners:
                 raise InputError(
                     f"{folder} has two folders for the class {name!r}: {owners[name]}, {entry}"
@@ -142,41 +137,53 @@ def _class_names(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def _folders(root: Path) -> list[str]:
-    """The names of the folders in `root` that are not hidden, sorted."""
-    return sorted(_checked_name(entry) for entry in _entries(str(root)) if _is_folder(entry))
+    """Return the names of the folders in `root` that are not hidden, sorted."""
+    _, folders, _ = next(_walk(root))
+    return folders
 
 
 def _images(folder: Path) -> list[str]:
-    """The images below a class folder, as paths relative to it, sorted by their NFC form.
-
-    Links to folders are followed, but a folder is entered once, however many links lead there:
-    links in a circle end and links across do not multiply.
-    """
-    found: list[str] = []
-    folders = [("", str(folder))]  # paths below the class folder, and whole
-    links: list[tuple[str, str, str]] = []  # the same after the path's NFC form, as a heap
-    entered: set[tuple[int, int]] = set()
-    while folders or links:
-        # Links last and sorted: which way to a folder counts must not depend on the file system.
-        prefix, here = folders.pop() if folders else heapq.heappop(links)[1:]
-        identity = _identity(here)
-        if identity in entered:
-            continue
-        entered.add(identity)
-        for entry in _entries(here):
-            # A folder may be called `x.jpg`. No stat for images, even where they are links.
-            is_named = entry.name.lower().endswith(IMAGE_ENDINGS)
-            if is_named and not entry.is_dir(follow_symlinks=False):
-                found.append(prefix + _checked_name(entry))
-            elif _is_folder(entry):
-                below = f"{prefix}{_checked_name(entry)}/"
-                if entry.is_symlink():
-                    heapq.heappush(links, (_composed(below), below, entry.path))
-                else:
-                    folders.append((below, entry.path))
+    """Return the images below a class folder, as paths relative to it, sorted by their NFC form."""
+    found = [
+        below + _checked_name(folder / below, name)
+        for below, _, files in _walk(folder)
+        for name in files
+        if name.lower().endswith(IMAGE_ENDINGS) and name[0] != "."
+    ]
     if not found:
         raise InputError(f"{folder} has no image ({' '.join(IMAGE_ENDINGS)})")
     return sorted(found, key=_composed)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield prefix, sorted folders and files of `root` and of every folder below it.
+
+    Hidden folders are left out. Links to folders are followed, but a folder is entered once,
+    however many links lead there.
+
+    Raises:
+        InputError: a list of paths could not hold a folder's name.
+        OSError: a folder cannot be read.
+    """
+    entered: set[tuple[int, int]] = set()
+    links = [""]  # last and sorted: which way leads to a folder must not depend on the file system
+    while links:
+        links.sort(key=_composed, reverse=True)
+        for here, folders, files in os.walk(root / links.pop(), onerror=_raise):
+            state = os.stat(here)  # noqa: PTH116 - one of many thousands
+            shown = [name for name in folders if name[0] != "." and name not in SYSTEM_FOLDERS]
+            folders.clear()  # in place, to tell `os.walk` where to go
+            if (state.st_dev, state.st_ino) in entered:
+                continue
+            entered.add((state.st_dev, state.st_ino))
+            folders += sorted(_checked_name(Path(here), name) for name in shown)
+            prefix = f"{here[len(str(root)) :].lstrip('/')}/".lstrip("/")
+            links += [prefix + name for name in folders if Path(here, name).is_symlink()]
+            yield prefix, folders, files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _composed(path: str) -> str:
@@ -184,55 +191,15 @@ def _composed(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds that is neither hidden nor a system's."""
-    try:
-        with os.scandir(folder) as entries:
-            return [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS
-            ]
-    except NotADirectoryError as error:
-        raise InputError(f"{printable(folder)} is a file, not a folder") from error
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself, as useless as a broken one
-            return False
-        raise _unreadable(entry.path, error) from error
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    try:
-        state = os.stat(folder)  # noqa: PTH116 - one of many thousands
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    return state.st_dev, state.st_ino
-
-
-def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"{printable(path)} cannot be read ({error.strerror})")
-
-
-def _checked_name(entry: os.DirEntry[str]) -> str:
-    """The name of a folder or image, unless lists of paths could not hold it."""
-    name = entry.name
+def _checked_name(folder: Path, name: str) -> str:
+    """Return the name of a folder or image, or raise an error if lists could not hold it."""
     if name.isprintable() and "\\" not in name:  # nearly all, and quick
         return name
+    path = printable(f"{folder}/{name}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{printable(entry.path)} has a name that is not UTF-8; rename it"
-        ) from error
+        raise InputError(f"{path} has a name that is not UTF-8; rename it") from error
     if "\\" in name or CONTROL.search(name):
-        raise InputError(
-            f"{printable(entry.path)} has a backslash or control character in its name; rename it"
-        )
+        raise InputError(f"{path} has a backslash or control character in its name; rename it")
     return name

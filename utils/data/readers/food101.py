@@ -1,4 +1,4 @@
-"""Food-101 (Bossard et al., ECCV 2014): 101,000 photos of 101 dishes.
+"""Read Food-101 (Bossard et al., ECCV 2014): 101,000 photos of 101 dishes.
 
 A line of `meta/train.txt` or `meta/test.txt` is the path of an image below `images/` without its
 ending (`apple_pie/1005649`), and so the class and the sample id. `meta/classes.txt` lists the
@@ -7,13 +7,7 @@ classes, `meta/labels.txt` in the same order their names for people (`Apple pie`
 
 from pathlib import Path
 
-from utils.data.readers.listing import (
-    Listing,
-    check_not_shared,
-    clean_name,
-    make_listing,
-    read_lines,
-)
+from utils.data.readers.listing import Listing, check_apart, clean_names, make_listing, read_lines
 from utils.errors import InputError
 
 ENTRIES = ("images", "meta")
@@ -24,49 +18,30 @@ OTHER_SPLIT = {"train": "test", "test": "train"}
 
 
 def read(root: Path, split: str) -> Listing:
-    """The `train` or `test` split of the official layout below `root`.
+    """Read the `train` or `test` split of the official layout below `root`.
 
     Classes have the order of classes.txt, samples that of the split's list.
-
-    Raises:
-        InputError: a list file is missing, damaged or contradicts another.
     """
-    source = _list_file(root, split)
-    keys, names = _read_classes(root / CLASSES_FILE, root / LABELS_FILE)
-    index = {key: number for number, key in enumerate(keys)}
+    source, other = (root / "meta" / f"{name}.txt" for name in (split, OTHER_SPLIT[split]))
+    keys, names = read_lines(root / CLASSES_FILE), read_lines(root / LABELS_FILE)
+    index = {key: label for label, (_, key) in enumerate(keys)}
+    if not len(index) == len(keys) == len(names):
+        raise InputError(
+            f"{root / LABELS_FILE} has {len(names)} lines, but {root / CLASSES_FILE} has "
+            f"{len(index)} different ones; each class needs a line in both"
+        )
     ids, labels = [], []
     for number, line in read_lines(source):
         key, _, image = line.partition("/")
-        if not image or "/" in image:
-            raise InputError(f"{source} line {number}: {line!r:.100} is no class/image")
-        if key not in index:
-            raise InputError(f"{source} line {number}: {root / CLASSES_FILE} lacks {key!r}")
+        if key not in index or not image or "/" in image:
+            raise InputError(
+                f"{source} line {number}: {line!r:.100} is not a class of {root / CLASSES_FILE}, "
+                "a slash and an image"
+            )
         ids.append(line)
         labels.append(index[key])
-    # An image that is trained on must not be tested on.
-    known = set(ids)
-    for _, line in read_lines(_list_file(root, OTHER_SPLIT[split])):
-        if line in known:
-            raise InputError(f"{source} has the image {line!r}, and so has the other split")
-    return make_listing(source, names, ids, [f"{IMAGE_FOLDER}/{key}.jpg" for key in ids], labels)
-
-
-def _list_file(root: Path, split: str) -> Path:
-    return root / "meta" / f"{split}.txt"
-
-
-def _read_classes(keys_path: Path, names_path: Path) -> tuple[list[str], list[str]]:
-    """The folder and the name for people of each class, in class order."""
-    keys, labels = read_lines(keys_path), read_lines(names_path)
-    if len(labels) != len(keys):
-        raise InputError(
-            f"{names_path} has {len(labels)} lines, but {keys_path} has {len(keys)}; "
-            "each class needs a line in both"
-        )
-    names = {f"line {number}": clean_name(line) for number, line in labels}
-    for line, name in names.items():
-        if not name:
-            raise InputError(f"{names_path} {line} has no name")
-    check_not_shared(keys_path, "class", {f"line {number}": line for number, line in keys})
-    check_not_shared(names_path, "class name", names)
-    return [line for _, line in keys], list(names.values())
+    check_apart(source, ids, other, [line for _, line in read_lines(other)])
+    paths = [f"{IMAGE_FOLDER}/{sample_id}.jpg" for sample_id in ids]
+    return make_listing(
+        source, clean_names(root / LABELS_FILE, dict(names), "line"), ids, paths, labels
+    )

@@ -1,7 +1,7 @@
-"""What every reader gives, and how readers read list files and class names.
+"""Define what every reader returns, and read list files and class names.
 
 A reader is a module with `read(root, split)`: it parses the official list files of one dataset and
-opens no image. Whatever is wrong with them is an `InputError` that names file and line.
+opens no image. Whatever is wrong with them is an `InputError` that names the file.
 
 We read the lists ourselves where torchvision has a class for the dataset: its classes hand out
 decoded PIL images and keep their paths private, import torch (2 s) before a wrong path is noticed,
@@ -11,9 +11,10 @@ No torch here.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,21 @@ TEXT = np.dtypes.StringDType()
 # What no name may have: it would break lines in two, or end a path.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 FETCH = "fetch the whole dataset"
+# What the parsers of scipy and pickle raise for files that are empty, cut, damaged or foreign.
+PARSER_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,19 +63,19 @@ def make_listing(
     labels: Sequence[int] | np.ndarray,
     parents: Sequence[Sequence[str]] = (),
 ) -> Listing:
-    """A checked listing.
+    """Check what a reader found, and return it as a listing.
 
     Args:
-        source: the file or folder to blame.
+        source: file or folder to blame.
         classes: names in index order, already clean.
-        ids: of the samples; must be unique.
-        paths: relative to the data root; must stay below it.
-        labels: from 0.
+        ids: sample ids, which must be unique.
+        paths: paths relative to the data root, below which they must stay.
+        labels: class indices, from 0.
         parents: names above each class, or nothing.
 
     Raises:
-        InputError: no sample, a repeated id or class name, a label without a class, a path that
-            leads out of the data root.
+        InputError: there is no sample, an id or a class name is repeated, a label has no class, or
+            a path leads out of the data root.
     """
     if not len(ids):
         raise InputError(f"{source} lists no image")
@@ -75,7 +91,7 @@ def make_listing(
         )
     for path in paths:
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
-            raise InputError(f"{source}: {path!r} is no path below the data root")
+            raise InputError(f"{source}: {path!r} is not a path below the data root")
     return Listing(
         tuple(classes),
         np.array(ids, dtype=TEXT),
@@ -95,33 +111,65 @@ def _check_no_repeats(source: Path, what: str, values: Sequence[str]) -> None:
         seen.add(value)
 
 
-def clean_name(raw: str) -> str:
-    """A class name for people: underscores are spaces, one space between words, NFC.
+# --- Names ----------------------------------------------------------------------------------------
 
-    What a dataset puts in front of its names to number them (`001.`, `n02085620-`) is for its
-    reader to take away.
+
+def clean_name(raw: str) -> str:
+    """Return a class name for people: underscores are spaces, one space between words, NFC.
+
+    Each reader removes what its dataset puts in front of a name (`001.`, `n02085620-`).
     """
     return re.sub(r"[\s_]+", " ", unicodedata.normalize("NFC", raw)).strip()
 
 
-def unpacked(root: Path, name: str, archive: str = "") -> str:
-    """Where below `root` the folder `name` lies: there, or in one that is called like its archive.
+def clean_names(path: Path, names: Mapping[object, str], what: str = "class") -> list[str]:
+    """Return the class names for people, in their order.
 
-    Copies of datasets that go round often have each archive unpacked so: `images/images/`.
+    Args:
+        path: file that has the names.
+        names: raw names by class id, line or whatever finds them in the file.
+        what: what the keys are.
+
+    Raises:
+        InputError: a name is empty, or two classes have the same.
+    """
+    clean = {f"{what} {key}": clean_name(name) for key, name in names.items()}
+    for key, name in clean.items():
+        if not name:
+            raise InputError(f"{path} gives {key} no name")
+    check_not_shared(path, "class name", clean)
+    return list(clean.values())
+
+
+def unpacked(root: Path, name: str, archive: str = "") -> str:
+    """Return where below `root` the folder `name` lies: there, or in one named like its archive.
+
+    Copies of datasets that people pass on often have each archive unpacked so: `images/images/`.
     """
     nested = f"{archive or name}/{name}"
     return nested if (root / nested).is_dir() else name
 
 
+def without_ending(path: str) -> str:
+    """Return a path without the ending of its file name; a name that is all ending stays."""
+    folder, slash, name = path.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return folder + slash + (stem if dot and stem else name)
+
+
+# --- List files -----------------------------------------------------------------------------------
+
+
 def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
-    """The bytes of a list file.
+    """Return the bytes of a list file.
 
     Args:
         path: the file.
-        remedy: what to do about one that is not there, the end of the error message.
+        remedy: what to do if it is missing or damaged, the end of the error message.
 
     Raises:
-        InputError: the file is missing, a folder or unreadable.
+        InputError: the file is missing or a folder.
+        OSError: it may not be read.
     """
     try:
         return path.read_bytes()
@@ -129,12 +177,10 @@ def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
         raise InputError(f"{path} does not exist; {remedy}") from error
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder, not a file; {remedy}") from error
-    except OSError as error:  # to fetch it again would not help
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def read_text(path: Path, remedy: str = FETCH) -> str:
-    """The UTF-8 text of a list file, every line ending a newline; `remedy` as in `read_bytes`.
+    """Return the UTF-8 text of a list file, with `\\n` for every line ending.
 
     Raises:
         InputError: as `read_bytes`, or the file is not UTF-8.
@@ -147,10 +193,10 @@ def read_text(path: Path, remedy: str = FETCH) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a list file without blanks around them, numbered from 1, but the empty ones.
+    """Return number, from 1, and stripped text of each line of a list file that is not empty.
 
     Raises:
-        InputError: as `read_text`, there is no line, or one has control characters.
+        InputError: as `read_text`, or there is no line, or one has control characters.
     """
     stripped = (line.strip() for line in read_text(path).split("\n"))
     lines = [(number, line) for number, line in enumerate(stripped, start=1) if line]
@@ -162,62 +208,52 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-def read_pairs(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Number, key and value of each `key value` line of a list file; the value may hold blanks.
-
-    Raises:
-        InputError: as `read_lines`, or a line has no value; names it.
-    """
-    for number, line in read_lines(path):
-        key, _, value = line.partition(" ")
-        if not value.strip():
-            raise InputError(f"{path} line {number}: {line!r:.100} is no pair of key and value")
-        yield number, key, value.strip()
-
-
 def read_table(path: Path) -> dict[str, str]:
-    """The `key value` lines of a list file as a dict in the file's order.
+    """Return the `key value` lines of a list file in its order; a value may hold spaces.
 
     Raises:
-        InputError: as `read_pairs`, or a key comes twice.
+        InputError: as `read_lines`, or a line has no value, or a key comes twice.
     """
     table: dict[str, str] = {}
-    for _, key, value in read_pairs(path):
+    for number, line in read_lines(path):
+        key, _, value = line.partition(" ")
+        if not value:
+            raise InputError(f"{path} line {number}: {line!r:.100} is not a key and a value")
         if key in table:
             raise InputError(f"{path} has the key {key} more than once")
-        table[key] = value
+        table[key] = value.strip()
     return table
 
 
 def to_int(path: Path, what: str, text: str) -> int:
-    """A whole number of a list file.
+    """Return the whole number that stands in a list file.
 
     Raises:
-        InputError: `text` is none; names the file and `what`.
+        InputError: `text` is not a whole number; names the file and `what`.
     """
     if not re.fullmatch(r"[0-9]{1,18}", text):  # int() would take 1_0 and other scripts' digits
         raise InputError(f"{path}: {what} is {text!r}, not a whole number")
     return int(text)
 
 
-def same_keys(
-    path: Path, table: Mapping[str, object], of: Path, keys: Mapping[str, object]
+def check_same_keys(
+    path: Path | str, table: Mapping[Any, object], other: Path | str, keys: Mapping[Any, object]
 ) -> None:
-    """Refuse list files that do not speak of the same samples.
+    """Raise an error unless two lists speak of the same samples.
 
     Raises:
-        InputError: `table`, of `path`, lacks one of `keys`, of `of`, or has one more.
+        InputError: `table` in `path` lacks one of the `keys` in `other`, or has one more.
     """
     for key in keys:
         if key not in table:
-            raise InputError(f"{path} lacks {key}, which {of} has")
+            raise InputError(f"{path} lacks {key}, which {other} has")
     for key in table:
         if key not in keys:
-            raise InputError(f"{path} has {key}, which {of} lacks")
+            raise InputError(f"{path} has {key}, which {other} lacks")
 
 
 def check_not_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
-    """Refuse a list file that gives one value to two keys.
+    """Raise an error if a list file gives one value to two keys.
 
     Raises:
         InputError: names `path`, both keys, and `what` they share.
@@ -231,8 +267,13 @@ def check_not_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
         owners[value] = key
 
 
-def without_ending(path: str) -> str:
-    """A path without the ending of its file name; a name that is all ending stays."""
-    folder, slash, name = path.rpartition("/")
-    stem, dot, _ = name.rpartition(".")
-    return folder + slash + (stem if dot and stem else name)
+def check_apart(path: Path, ids: Iterable[str], other: Path, other_ids: Iterable[str]) -> None:
+    """Raise an error if two splits share an image: what is trained on must not be tested on.
+
+    Raises:
+        InputError: names the image and both list files.
+    """
+    known = set(ids)
+    for sample_id in other_ids:
+        if sample_id in known:
+            raise InputError(f"{path} has the image {sample_id!r}, and so has {other}")

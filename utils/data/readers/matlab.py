@@ -1,4 +1,4 @@
-"""MATLAB 5 files: load one, and take texts and whole numbers out of what scipy makes of it.
+"""Load MATLAB 5 files, and take texts and whole numbers out of what scipy makes of them.
 
 No torch here.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.readers.listing import read_bytes
+from utils.data.readers.listing import PARSER_ERRORS, read_bytes
 from utils.errors import InputError
 
 HEADER = 128  # bytes, the last two of which tell the byte order
@@ -22,11 +22,11 @@ TYPES = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 12, 13, MATRIX, COMPRESSED, 16, 17, 1
 
 
 def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
-    """The variables of a MATLAB 5 file.
+    """Return the variables of a MATLAB 5 file.
 
     Args:
         path: the file.
-        remedy: what to do about a bad one, the end of the error message.
+        remedy: what to do if it is missing or damaged, the end of the error message.
 
     Raises:
         InputError: the file is missing, a folder, unreadable, damaged or of another format.
@@ -39,32 +39,17 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
     try:
         _check_damaged(data)
         return loadmat(io.BytesIO(data))
-    # What scipy raises for files that are empty, cut, damaged, not .mat or HDF5-based.
-    except (
-        MatReadError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        EOFError,
-        struct.error,
-        NotImplementedError,
-        zlib.error,
-        ArithmeticError,
-        MemoryError,
-        UnboundLocalError,
-    ) as error:
+    except (*PARSER_ERRORS, MatReadError, struct.error, zlib.error) as error:
         raise InputError(
             f"{path} is not a readable MATLAB 5 file ({type(error).__name__}); {remedy}"
         ) from error
 
 
 def _check_damaged(data: bytes) -> None:
-    """Look at the type and size of each element: scipy crashes Python over those it does not know.
+    """Check type and size of each element: scipy crashes Python over those it does not know.
 
     Raises:
-        ValueError: this is no MATLAB 5 file, or an element is cut or of no known type; or a
+        ValueError: this is not a MATLAB 5 file, or an element is cut or of an unknown type; or a
             `struct.error` or `zlib.error`.
     """
     order = BYTE_ORDERS.get(data[HEADER - 2 : HEADER])
@@ -93,21 +78,42 @@ def _check_damaged(data: bytes) -> None:
 
 
 def whole_numbers(values: object) -> np.ndarray | None:
-    """(N,) int64 of a numeric matrix, in memory order; None if it is none or holds fractions."""
+    """Return a numeric matrix as (N,) int64, in memory order; None if it is not whole numbers."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
         return None
     is_whole = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.round(values))
     return values.ravel().astype(np.int64) if is_whole.all() else None
 
 
-def whole_number(value: object) -> int | None:
-    """The number in a 1 x 1 matrix, or None."""
-    numbers = whole_numbers(value)
-    return int(numbers[0]) if numbers is not None and len(numbers) == 1 else None
+def read_numbers(path: Path, name: str, values: object, remedy: str) -> np.ndarray:
+    """Return the whole numbers of a variable as (N,) int64.
+
+    Raises:
+        InputError: it is missing or holds something else.
+    """
+    numbers = whole_numbers(values)
+    if numbers is None:
+        raise InputError(f"{path} has no {name!r} made of whole numbers; {remedy}")
+    return numbers
 
 
-def text(value: object) -> str | None:
-    """The string in what scipy makes of a char array, or None if it is none or empty."""
+def read_texts(path: Path, name: str, cells: object, remedy: str) -> list[str]:
+    """Return the texts of a variable or field, a MATLAB cell array.
+
+    Raises:
+        InputError: it is missing or holds something else, or a text is empty.
+    """
+    if not isinstance(cells, np.ndarray) or cells.dtype != object:
+        raise InputError(f"{path} has no {name!r} made of texts; {remedy}")
+    texts = [_text(cell) for cell in cells.ravel()]
+    if None in texts:
+        number = texts.index(None) + 1
+        raise InputError(f"{path}: {name} {number} is empty or not a text; {remedy}")
+    return texts
+
+
+def _text(value: object) -> str | None:
+    """Return the string in what scipy makes of a char array; None if it is another or empty."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size == 1:
         value = value.item()
     return value if isinstance(value, str) and value else None

@@ -1,4 +1,4 @@
-"""Procedural flowers in the official Flowers-102 layout: default data that needs no download.
+"""Draw flowers in the official Flowers-102 layout: default data that needs no download.
 
 Petal count, petal shape, colour and background vary by class; size, position, rotation, shade and
 noise by image. Every image has a generator of its own, so it does not depend on the others.
@@ -56,7 +56,7 @@ SYNTHETIC_CLASSES = tuple(flower.name for flower in FLOWERS)
 
 
 def plan() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Labels and splits of the data to draw, as `flowers.read_layout` returns them.
+    """Return labels and splits of the data to draw, as `flowers.read_layout` does.
 
     Lets everything be checked before anything is drawn.
     """
@@ -78,7 +78,7 @@ def plan() -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def draw_flower(flower: Flower, generator: np.random.Generator) -> np.ndarray:
-    """One drawing of `flower`, (height, width, 3) uint8; sides of 72 to 104 pixels."""
+    """Draw `flower` as (height, width, 3) uint8, with sides of 72 to 104 pixels."""
     height, width = (int(side) for side in generator.integers(72, 105, size=2))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     center_y, center_x = generator.uniform(0.4, 0.6, size=2) * (height, width)
@@ -132,7 +132,7 @@ def _draw_into(folder: Path) -> None:
 
 
 def is_drawn(root: Path) -> bool:
-    """Whether `root` holds our drawings; False if it is absent or an empty folder.
+    """Tell whether `root` holds our drawings; False if it is absent or an empty folder.
 
     Raises:
         InputError: something else lies there, or drawings of another version.
@@ -155,12 +155,12 @@ def is_drawn(root: Path) -> bool:
 
 
 def draw(root: Path) -> None:
-    """Draw the data set into `root` unless it is there; whole or not at all.
+    """Draw the dataset into `root` unless it is there; whole or not at all.
+
+    Two runs that draw at the same time do no harm: the first to finish wins, both draw the same.
 
     Raises:
         InputError: `root` holds something else, or is the current folder.
-
-    Two runs that draw at the same time do no harm: the first to finish wins, both draw the same.
     """
     if is_drawn(root):
         return
@@ -180,7 +180,7 @@ def draw(root: Path) -> None:
 
 
 def read(root: Path, split: str) -> Listing:
-    """The samples of `split`, of what is drawn at `root` or would be."""
+    """Read the samples of `split` of what is drawn at `root` or would be."""
     if is_drawn(root):
         return flowers.read(root, split, SYNTHETIC_CLASSES)
     labels, splits = plan()

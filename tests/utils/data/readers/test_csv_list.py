@@ -3,14 +3,12 @@ one.
 """
 
 import csv
-import os
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts_own import write_csv
-from PIL import Image
 
 from utils.data.readers import csv_list
 from utils.errors import InputError
@@ -50,14 +48,6 @@ class TestFind:
         with pytest.raises(InputError, match=r"holds no CSV file"):
             csv_list.find(tmp_path)
 
-    def test_refuses_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
-        def refuse(path):
-            raise PermissionError(13, "Permission denied", path)
-
-        monkeypatch.setattr(os, "listdir", refuse)
-        with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
-            csv_list.find(tmp_path)
-
 
 class TestRead:
     def test_gives_the_rows_of_a_split_in_order(self, tmp_path):
@@ -86,6 +76,7 @@ class TestRead:
         path = write("path,label", "a.jpg,10", "b.jpg,9", "c.jpg,-1")
         assert csv_list.read(path, "train").classes == ("-1", "10", "9")
 
+    @settings(deadline=None)
     @given(numbers=st.sets(st.integers(0, 10**6), min_size=1))
     def test_sorts_numbers_of_any_length(self, tmp_path_factory, numbers):
         labels = [f"{number}" + "0" * 5000 * (number == max(numbers)) for number in numbers]
@@ -104,22 +95,6 @@ class TestRead:
         path = write("path,label", "./a.jpg,x", "b//c.jpg,x", "b/./d:e..f.jpg,x")
         listing = csv_list.read(path, "train")
         assert listing.paths.tolist() == ["a.jpg", "b/c.jpg", "b/d:e..f.jpg"]
-
-    def test_names_photos_that_are_there(self, tmp_path):
-        path = write_csv(tmp_path)
-        names = [name for split in ("train", "val") for name in csv_list.read(path, split).paths]
-        photos = {Image.open(path.parent / name).convert("RGB").tobytes() for name in names}
-        assert len(photos) == 18
-
-    def test_opens_nothing_but_the_csv(self, write, monkeypatch):
-        path = write("path,label", *(f"{i}.jpg,x" for i in range(50)))
-        calls = []
-        stat = os.stat
-        monkeypatch.setattr(
-            os, "stat", lambda *args, **more: calls.append(1) or stat(*args, **more)
-        )
-        assert len(csv_list.read(path, "train").ids) == 50
-        assert len(calls) < 5
 
     def test_keeps_endings_where_ids_would_be_equal(self, write):
         path = write("path,label", "a.jpg,x", "a.png,y", "b.jpg,x")
@@ -171,7 +146,7 @@ class TestRefusals:
         ("lines", "message"),
         [
             ([b""], r"has no column 'path'"),
-            ([HEADER], r"has no row$"),
+            ([HEADER], r"has no row of split train$"),
             (["path,split", "a,train"], r"has no column 'label'"),
             (
                 ["path,label,weight"],
@@ -187,24 +162,24 @@ class TestRefusals:
             (["Path,label"], r"has the column 'Path'"),
             (["path,label,"], r"has the column ''; it may have"),
             (["path;label"], r"has the column 'path;label'; .*, with commas between them$"),
-            ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is none of train, val, test"),
-            ([HEADER, "a.jpg,x,"], r"line 2: split '' is none of"),
-            ([HEADER, "/a.jpg,x,train"], r"line 2: '/a.jpg' is no path below"),
-            ([HEADER, "b/../../a.jpg,x,train"], r"line 2: 'b/../../a.jpg' is no path below"),
-            ([HEADER, "C:/a.jpg,x,train"], r"line 2: 'C:/a.jpg' is no path below"),
-            ([HEADER, "https://a/b.jpg,x,train"], r"line 2: 'https://a/b.jpg' is no path below"),
-            ([HEADER, "..,x,train"], r"line 2: '..' is no path below"),
-            ([HEADER, "b\\a.jpg,x,train"], r"is no path below the CSV's folder, with forward"),
+            ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is not one of train, val, test"),
+            ([HEADER, "a.jpg,x,"], r"line 2: split '' is not one of"),
+            ([HEADER, "/a.jpg,x,train"], r"line 2: '/a.jpg' is not a path below"),
+            ([HEADER, "b/../../a.jpg,x,train"], r"line 2: 'b/../../a.jpg' is not a path below"),
+            ([HEADER, "C:/a.jpg,x,train"], r"line 2: 'C:/a.jpg' is not a path below"),
+            ([HEADER, "https://a/b.jpg,x,train"], r"line 2: 'https://a/b.jpg' is not a path below"),
+            ([HEADER, "..,x,train"], r"line 2: '..' is not a path below"),
+            ([HEADER, "b\\a.jpg,x,train"], r"is not a path below the CSV's folder, with forward"),
             ([HEADER, "a.jpg,x,train", "a.jpg,y,train"], r"line 3 has a.jpg again, after line 2"),
             ([HEADER, "a.jpg,x,train", "./a.jpg,x,val"], r"line 3 has a.jpg again, after line 2"),
             ([HEADER, "a.jpg,x,train", "b.jpg,y,val"], r"class 'y' of split val has no train row"),
             ([HEADER, "a.jpg,x,val"], r"has no row of split train"),
-            ([HEADER, '"a.jpg,x,train', "b.jpg,x,train"], r"is no CSV"),
-            ([HEADER, 'a.jpg,"x"y,train'], r"line 2 is no CSV"),
+            ([HEADER, '"a.jpg,x,train', "b.jpg,x,train"], r"is not CSV"),
+            ([HEADER, 'a.jpg,"x"y,train'], r"line 2 is not CSV"),
             ([HEADER, "a\0.jpg,x,train"], r"line 2: 'a\\x00.jpg' has control characters"),
             ([HEADER, '"a\nb.jpg",x,train'], r"line 3: 'a\\nb.jpg' has control characters"),
             ([HEADER, "a.jpg,x\x07,train"], r"line 2: 'x\\x07' has control characters"),
-            ([HEADER, "a.jpg," + "x" * 200_000 + ",train"], r"line 2 is no CSV \(field larger"),
+            ([HEADER, "a.jpg," + "x" * 200_000 + ",train"], r"line 2 is not CSV \(field larger"),
             ([HEADER, b"caf\xe9.jpg,x,train"], r"is not UTF-8 \(byte 20\); save it as CSV"),
         ],
     )
@@ -214,12 +189,6 @@ class TestRefusals:
             csv_list.read(path, "train")
         assert len(str(caught.value).splitlines()) == 1
         assert "images.csv" in str(caught.value)
-
-    def test_of_a_file_that_is_not_there_or_a_folder(self, tmp_path):
-        with pytest.raises(InputError, match=r"absent.csv does not exist"):
-            csv_list.splits(tmp_path / "absent.csv")
-        with pytest.raises(InputError, match=r"is a folder, not a file"):
-            csv_list.splits(tmp_path)
 
     def test_of_a_split_without_a_row(self, write):
         with pytest.raises(InputError, match=r"images.csv has no row of split val"):

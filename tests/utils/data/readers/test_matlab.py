@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from layouts_objects import cells
 from scipy.io import savemat
 
-from utils.data.readers.matlab import HEADER, load_mat, text, whole_number, whole_numbers
+from utils.data.readers.matlab import HEADER, load_mat, read_numbers, read_texts, whole_numbers
 from utils.errors import InputError
 
 NUMBERS = [[3, 1, 2]]
@@ -59,7 +60,7 @@ class TestLoadMat:
         (tmp_path / "a.mat").write_bytes(mat(is_compressed))
         variables = load_mat(tmp_path / "a.mat", "fetch it again")
         assert variables["numbers"].tolist() == NUMBERS
-        assert text(variables["names"].ravel()[0]) == "rose"
+        assert read_texts(tmp_path, "names", variables["names"], "") == ["rose"]
 
     @pytest.mark.parametrize("size", [1, 3])  # one is small enough to stand in its tag
     @pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
@@ -67,7 +68,7 @@ class TestLoadMat:
         savemat(tmp_path / "a.mat", {"a": np.arange(size, dtype=kind), "b": "text after it"})
         variables = load_mat(tmp_path / "a.mat", "fetch it again")
         assert whole_numbers(variables["a"]).tolist() == list(range(size))
-        assert text(variables["b"]) == "text after it"
+        assert variables["b"].tolist() == ["text after it"]
 
     def test_reads_the_other_byte_order(self, tmp_path):
         # One 8-byte float called `a`, from a machine with the other order.
@@ -76,7 +77,7 @@ class TestLoadMat:
         header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x01\0MI"
         content = header + struct.pack(">II", 14, len(matrix)) + matrix
         (tmp_path / "a.mat").write_bytes(content)
-        assert whole_number(load_mat(tmp_path / "a.mat", "fetch it again")["a"]) == 7
+        assert load_mat(tmp_path / "a.mat", "fetch it again")["a"].tolist() == [[7]]
 
     @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
     def test_refuses_what_is_damaged(self, tmp_path, content):
@@ -86,11 +87,18 @@ class TestLoadMat:
         ):
             load_mat(tmp_path / "a.mat", "fetch it again")
 
-    def test_refuses_what_is_no_file(self, tmp_path):
-        with pytest.raises(InputError, match=r"a.mat does not exist; fetch it again$"):
-            load_mat(tmp_path / "a.mat", "fetch it again")
-        with pytest.raises(InputError, match=r"is a folder, not a file; fetch it again$"):
-            load_mat(tmp_path, "fetch it again")
+    @pytest.mark.parametrize("is_compressed", [True, False])
+    def test_refuses_a_file_that_is_cut_anywhere(self, tmp_path, is_compressed):
+        whole = mat(is_compressed)
+        tmp_path = tmp_path / "a.mat"
+        for size in range(0, len(whole), 3):
+            tmp_path.write_bytes(whole[:size])
+            try:
+                variables = load_mat(tmp_path, "fetch it again")
+            except InputError:
+                continue
+            assert size < len(whole)
+            assert len(variables) < 6  # cut between two variables
 
     @settings(max_examples=200, deadline=None)
     @given(data=st.data())
@@ -133,16 +141,20 @@ class TestValues:
         assert whole_numbers(values) is None  # no array
 
     @pytest.mark.parametrize(
-        ("value", "number"), [([[7]], 7), ([[1, 2]], None), (np.zeros((0, 0)), None), ("7", None)]
-    )
-    def test_whole_number(self, value, number):
-        assert whole_number(np.array(value)) == number
-
-    @pytest.mark.parametrize(
         ("value", "said"),
         [(["a b"], "a b"), ("a", "a"), ([""], None), (["a", "b"], None), ([1], None), ([], None)],
     )
-    def test_text(self, value, said):
-        assert text(np.array(value)) == said
-        assert text("a") == "a"
-        assert text(b"a") is None
+    def test_texts(self, value, said):
+        cell = cells(["a", np.array(value)])
+        if said is not None:
+            assert read_texts(Path("a.mat"), "names", cell, "fetch it again") == ["a", said]
+            return
+        with pytest.raises(InputError, match=r"^a.mat: names 2 is empty or not a text; fetch it"):
+            read_texts(Path("a.mat"), "names", cell, "fetch it again")
+
+    @pytest.mark.parametrize("values", [None, "text", np.ones(3)])
+    def test_of_another_kind_are_refused(self, values):
+        with pytest.raises(InputError, match=r"^a.mat has no 'x' made of texts; fetch it again$"):
+            read_texts(Path("a.mat"), "x", values, "fetch it again")
+        with pytest.raises(InputError, match=r"^a.mat has no 'x' made of whole numbers; fetch it"):
+            read_numbers(Path("a.mat"), "x", np.array(["1"]), "fetch it again")

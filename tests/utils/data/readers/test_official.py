@@ -1,0 +1,197 @@
+"""What the readers of all official datasets have in common."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import edit_lines
+from layouts_birds import LISTS, write_cub, write_nabirds
+from layouts_objects import DOG_FOLDERS, write_cars, write_dog_list, write_dogs, write_pet
+from layouts_web import write_aircraft, write_cifar10, write_cifar100, write_food101, write_inat
+from PIL import Image
+
+from utils.data.catalog import DatasetSpec, get_spec
+from utils.data.readers.listing import Listing
+from utils.errors import InputError
+
+
+class Official(NamedTuple):
+    """A dataset: its writer, what its reader reads for the train split, its second split."""
+
+    write: Callable[..., Path]
+    files: tuple[str, ...]
+    other: str = "test"
+
+
+OFFICIAL = {
+    "CUB_200_2011": Official(write_cub, LISTS),
+    "nabirds": Official(write_nabirds, (*LISTS, "hierarchy.txt")),
+    "car": Official(write_cars, ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")),
+    "dog": Official(write_dogs, ("train_list.mat", "test_list.mat")),
+    "pet": Official(write_pet, ("annotations/trainval.txt", "annotations/test.txt")),
+    "aircraft": Official(
+        write_aircraft,
+        tuple(
+            f"data/{name}.txt"
+            for name in ("variants", *(f"images_variant_{s}" for s in ("train", "val", "test")))
+        ),
+    ),
+    "food101": Official(
+        write_food101, tuple(f"meta/{name}.txt" for name in ("classes", "labels", "train", "test"))
+    ),
+    "INat2017": Official(write_inat, ("train2017.json",), "val"),
+    "cifar10": Official(write_cifar10, ("batches.meta", "data_batch_1", "data_batch_5")),
+    "cifar100": Official(write_cifar100, ("meta", "train")),
+}
+of_every_dataset = pytest.mark.parametrize("name", OFFICIAL)
+of_every_file = pytest.mark.parametrize(
+    ("name", "file"), [(name, file) for name, kind in OFFICIAL.items() for file in kind.files]
+)
+
+
+@pytest.fixture
+def spec(name) -> DatasetSpec:
+    return get_spec(name)
+
+
+@pytest.fixture
+def root(name, tmp_path) -> Path:
+    return OFFICIAL[name].write(tmp_path / "data")
+
+
+def read_both(spec: DatasetSpec, root: Path) -> list[Listing]:
+    return [spec.read(root, split) for split in ("train", OFFICIAL[spec.name].other)]
+
+
+class TestRead:
+    @of_every_dataset
+    def test_names_photos_that_are_there_and_different(self, spec, root):
+        entries = {path.name for path in root.iterdir()}
+        train, other = read_both(spec, root)
+        assert {path.name for path in root.iterdir()} == entries  # nothing is written
+        if spec.prepare is not None:
+            spec.prepare(root)
+        paths = [*train.paths, *other.paths]
+        assert len(train.paths) >= 12
+        assert len(other.paths) == 6
+        photos = {np.asarray(Image.open(root / path)).tobytes() for path in paths}
+        assert len(photos) == len(paths)
+        listed = set(train.ids.tolist()) | set(other.ids.tolist())
+        assert len(listed) == len(paths)
+        assert all((root / entry.partition("|")[0]).exists() for entry in spec.entries)
+
+    @of_every_dataset
+    def test_has_every_class_where_a_split_lacks_one(self, spec, name, tmp_path):
+        root = OFFICIAL[name].write(tmp_path / "data", test_classes=[0, 2])
+        train, other = read_both(spec, root)
+        assert train.classes == other.classes
+        assert len(train.classes) == 3
+        assert sorted(other.labels.tolist()) == [0, 0, 2, 2]
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    @pytest.mark.parametrize(
+        ("name", "theirs", "folder"),
+        [
+            ("aircraft", "FGVCAircraft", "fgvc-aircraft-2013b"),
+            ("food101", "Food101", "food-101"),
+            ("pet", "OxfordIIITPet", "oxford-iiit-pet"),
+            ("car", "StanfordCars", "stanford_cars"),
+        ],
+    )
+    def test_agrees_with_torchvision(self, spec, name, theirs, folder, split, tmp_path):
+        import torchvision.datasets
+
+        root = OFFICIAL[name].write(tmp_path / folder, photos=False)
+        official = {("pet", "train"): "trainval"}.get((name, split), split)
+        dataset = getattr(torchvision.datasets, theirs)(tmp_path, official)
+        if name == "car":
+            expected = dataset._samples
+        else:
+            files = dataset._images if name == "pet" else dataset._image_files
+            expected = list(zip(map(str, files), dataset._labels, strict=True))
+        listing = spec.read(root, split)
+        paths = [str(root / path) for path in listing.paths]
+        assert list(zip(paths, listing.labels.tolist(), strict=True)) == expected
+
+        def plain(names):
+            return [" ".join(name.lower().replace("_", " ").split()) for name in names]
+
+        assert plain(listing.classes) == plain(dataset.classes)
+
+
+class TestRefusals:
+    @of_every_file
+    def test_of_a_file_that_is_missing_foreign_or_a_folder(self, spec, root, file):
+        path, file = root / file, Path(file).name
+        path.write_bytes(b"1 Fl\xfcgel/\xe9.jpg\n")
+        with pytest.raises(InputError, match=f"{file} is not ") as refusal:
+            spec.read(root, "train")
+        assert "\n" not in str(refusal.value)
+        path.unlink()
+        with pytest.raises(InputError, match=f"{file} does not exist"):
+            spec.read(root, "train")
+        path.mkdir()
+        with pytest.raises(InputError, match=f"{file} (is a folder|does not exist)"):
+            spec.read(root, "train")
+
+    @of_every_dataset
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_of_random_bytes(self, tmp_path_factory, name, data):
+        root = tmp_path_factory.getbasetemp() / f"random_{name}"
+        if not root.exists():
+            OFFICIAL[name].write(root)
+        files = [
+            file for file in OFFICIAL[name].files if not re.search("_val.txt|test.txt|hier", file)
+        ]
+        path = root / data.draw(st.sampled_from(files))
+        before = path.read_bytes()
+        # Names for people may be any text, but not of another number of lines.
+        ending = b"\nx" * 4 if path.name == "labels.txt" else b""
+        path.write_bytes(data.draw(st.binary(max_size=60)) + ending)
+        try:
+            with pytest.raises(InputError, match=re.escape(path.parent.name)) as refusal:
+                get_spec(name).read(root, "train")
+        finally:
+            path.write_bytes(before)
+        assert "\n" not in str(refusal.value)
+
+    @pytest.mark.parametrize(
+        ("name", "split", "source", "other"),
+        [
+            *(
+                ("aircraft", split, *(f"data/images_variant_{s}.txt" for s in (split, other)))
+                for split, others in (
+                    ("train", ("val", "test")),
+                    ("val", ("train", "test")),
+                    ("trainval", ("test",)),
+                    ("test", ("trainval",)),
+                )
+                for other in others
+            ),
+            ("food101", "train", "meta/train.txt", "meta/test.txt"),
+            ("food101", "test", "meta/test.txt", "meta/train.txt"),
+            ("pet", "train", "annotations/trainval.txt", "annotations/test.txt"),
+        ],
+    )
+    def test_of_an_image_that_another_split_has(self, spec, root, split, source, other):
+        shared = (root / source).read_text().splitlines()[0]
+        edit_lines(root / other, lambda lines: [*lines, shared])
+        message = rf"{source} has the image '{shared.split()[0]}', and so has .*{other}$"
+        with pytest.raises(InputError, match=message):
+            spec.read(root, split)
+
+    @pytest.mark.parametrize("folder", [DOG_FOLDERS[0], DOG_FOLDERS[2]])
+    @pytest.mark.parametrize("name", ["dog"])
+    def test_of_a_dog_that_both_splits_have_in_whatever_folder(self, spec, root, folder):
+        shared = spec.read(root, "train").ids[0]
+        file = root / "test_list.mat"
+        write_dog_list(file, [f"{folder}/{shared}.jpg"], [DOG_FOLDERS.index(folder) + 1])
+        for split in ("train", "test"):
+            with pytest.raises(InputError, match=f"has the image '{shared}', and so has .*{file}"):
+                spec.read(root, split)
