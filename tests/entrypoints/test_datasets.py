@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -83,10 +82,11 @@ def run(dataset: str, root: Path, output: Path, *flags: str, name: str = "run") 
 
 
 @of_every_layout
-def test_trains_evaluates_and_names_classes_as_officially(tmp_path, dataset):
+def test_trains_evaluates_and_names_classes_as_officially(tmp_path, dataset, capsys):
     layout = LAYOUTS[dataset]
     root = layout.write(tmp_path / "data")
     paths = run(dataset, root, tmp_path / "out")
+    assert ("selected on test" in capsys.readouterr().out) is (layout.eval_split == "test")
     code = evaluate(
         f"--name again {TINY_EVAL}",
         "--checkpoint",
@@ -227,43 +227,16 @@ class TestHeldOutVal:
         assert "--split_seed means nothing without --val_fraction" in error
 
 
-class TestSelectedOnTest:
-    def test_is_said_everywhere(self, tmp_path, capsys):
-        root = write_dogs(tmp_path / "data")
-        paths = run("dog", root, tmp_path / "out")
-        assert "selected on test" in capsys.readouterr().out
-        assert read_json(paths.metrics)["selected_on"] == "test"
-        assert read_json(paths.env_stamp)["selected_on"] == "test"
-
-
-class TestCarsWithoutTestLabels:
-    def test_train_on_a_val_split_held_out_and_say_why(self, tmp_path, capsys):
-        root = write_cars(tmp_path / "data", labelled=False)
-        paths = run("car", root, tmp_path / "out")
-        assert read_json(paths.metrics)["split"] == "val"
-        out = capsys.readouterr().out
-        assert re.search(
-            r"^val is carved out of train: \d+ images, a share of 0\.2 of each class, seed \d+; no "
-            r"test: the test split needs cars_test_annos_withlabels\.mat",
-            out,
-            re.MULTILINE,
-        )
-
-    def test_say_which_file_is_missing(self, tmp_path, refused):
-        root = write_cars(tmp_path / "data", labelled=False)
-        flags = f"--name a --dataset car {TWO_STEPS} --eval_split test"
-        error = refused(train, flags, "--data_root", root)
-        assert "needs cars_test_annos_withlabels.mat" in error
-        paths = run("car", root, tmp_path / "trained")
-        error = refused(
-            evaluate,
-            f"--name b {TINY_EVAL} --eval_split test",
-            "--data_root",
-            root,
-            "--checkpoint",
-            paths.checkpoint,
-        )
-        assert "needs cars_test_annos_withlabels.mat" in error
+def test_cars_without_test_labels_train_on_a_val_split_held_out(tmp_path, refused, capsys):
+    root = write_cars(tmp_path / "data", labelled=False)
+    error = refused(
+        train, f"--name a --dataset car {TWO_STEPS} --eval_split test --data_root", root
+    )
+    assert "needs cars_test_annos_withlabels.mat" in error
+    paths = run("car", root, tmp_path / "out")
+    assert read_json(paths.metrics)["split"] == "val"
+    assert "a share of 0.2 of each class" in (out := capsys.readouterr().out)
+    assert "; no test: the test split needs cars_test_annos_withlabels.mat" in out
 
 
 def test_nabirds_keep_their_hierarchy(tmp_path):

@@ -233,14 +233,11 @@ def test_both_entrypoints_on_the_device_give_the_files_of_the_cpu(drawn, tmp_pat
     ("wrong", "error", "message"),
     [
         (lambda x: x.double(), TypeError, "MPS doesn't support torch.float64"),
-        (lambda x: torch.zeros(3, dtype=torch.float64).to(MPS), TypeError, "support torch.float64"),
         (lambda x: torch.zeros(3, dtype=torch.float64, device="mps"), TypeError, "torch.float64"),
         (lambda x: x + torch.ones(3), RuntimeError, "expected all tensors on mps:0"),
-        (lambda x: torch.cat([x, torch.ones(3)]), RuntimeError, "expected all tensors on mps:0"),
         (lambda x: x.numpy(), TypeError, "can't convert mps:0 device type tensor to numpy"),
         (np.asarray, TypeError, "can't convert mps:0 device type tensor to numpy"),
         (lambda x: torch.ones(3).to("mps", non_blocking=True), RuntimeError, "can corrupt data"),
-        (lambda x: x.to("cpu", non_blocking=True), RuntimeError, "can corrupt data"),
     ],
 )
 def test_the_device_refuses_what_mps_refuses(wrong, error, message):
@@ -310,29 +307,14 @@ def test_what_runs_there_in_the_place_of_the_recorded_has_a_route(name):
     assert has_mps_route(name)
 
 
-@pytest.mark.parametrize(
-    ("missing", "call"),
-    [
-        ("linalg_eig", torch.linalg.eig),
-        ("mode", torch.mode),
-        ("take", lambda x: torch.take(x, torch.zeros(1, dtype=torch.int64, device="mps"))),
-        ("heaviside", lambda x: torch.heaviside(x, x)),
-    ],
-)
-def test_an_operator_that_mps_lacks_is_found(missing, call):
+def test_an_operator_that_mps_lacks_and_a_complex_tensor_are_found():
     with pretended_mps() as mps:
-        call(torch.eye(3).to("mps"))
-    assert without_mps_route(mps.operators) == {missing}
-
-
-def test_a_complex_tensor_is_found():
+        torch.mode(torch.eye(3).to("mps"))
+    assert without_mps_route(mps.operators) == {"mode"}
+    assert not has_mps_route("no_such_operator")
     with pretended_mps() as mps:
         torch.fft.fft(torch.ones(4).to("mps"))
     assert mps.dtypes == {torch.float32, torch.complex64}
-
-
-def test_an_operator_that_is_not_in_the_table_has_no_route():
-    assert not has_mps_route("no_such_operator")
 
 
 # --- Reads: the program waits for the device ------------------------------------------------------
@@ -353,17 +335,11 @@ def test_an_evaluation_reads_the_device_once(split, samples, head, reads):
     ("read", "counted"),
     [
         (lambda x: x.sum().item(), "_local_scalar_dense"),
-        (lambda x: float(x[0]), "_local_scalar_dense"),
-        (lambda x: bool(x[0] > 0), "_local_scalar_dense"),
         (lambda x: x.tolist(), "tolist"),
         (lambda x: x.cpu(), "cpu"),
-        (lambda x: x.to("cpu"), "cpu"),
         (lambda x: torch.zeros(3).copy_(x), "copy_"),
-        (lambda x: x.nonzero(), "nonzero"),
         (lambda x: x[x > 0], "index"),
-        (lambda x: x.masked_select(x > 0), "masked_select"),
         (lambda x: torch.equal(x, x), "equal"),
-        (lambda x: x.unique(), "_unique2"),
     ],
 )
 def test_every_way_of_reading_is_counted(read, counted):

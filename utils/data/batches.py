@@ -35,7 +35,7 @@ class BatchShare(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the process has all samples of the batch."""
+        """Tell whether the process has all samples of the batch."""
         return self.end - self.begin == len(self.samples)
 
 

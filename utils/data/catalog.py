@@ -46,19 +46,24 @@ def os_errors_are_input_errors() -> Iterator[None]:
 
 
 @os_errors_are_input_errors()
-def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
-    """Return `data_root` or the folder in it that has the dataset's entries.
-
-    Archives are often unpacked into a folder of the name that they bring along themselves, so that
-    a parent of all datasets has it two levels down.
-    """
+def _existing(spec: "DatasetSpec", data_root: Path) -> Path:
     if not data_root.exists():
         hint = ""
         if data_root.parent == Path("/") and data_root.name in spec.folders:
             # `DATA_ROOT=/x cmd "$DATA_ROOT"/flower102` expands the variable before it is set.
             hint = "; DATA_ROOT was empty when the shell read it: `export DATA_ROOT=...` first"
         raise InputError(f"--data_root {data_root} does not exist{hint}")
-    if not data_root.is_dir():
+    return data_root
+
+
+@os_errors_are_input_errors()
+def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
+    """Return `data_root` or the folder in it that has the dataset's entries.
+
+    Archives are often unpacked into a folder of the name that they bring along themselves, so that
+    a parent of all datasets has it two levels down.
+    """
+    if not _existing(spec, data_root).is_dir():
         raise InputError(f"--data_root {data_root} is a file, not the folder of {spec.name}")
     below = [data_root / folder for folder in spec.folders]
     nested = [outer / folder for outer in below for folder in spec.folders]
@@ -90,7 +95,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How to find and read a dataset."""
+    """How a dataset is found and read."""
 
     name: str
     read: Callable[[Path, str], Listing]  # of (root, official split)
@@ -106,12 +111,12 @@ class DatasetSpec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name and the aliases."""
+        """Return the name and the aliases."""
         return (self.name, *self.aliases)
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The names that the data's folder may have in a parent of all datasets."""
+        """Return the names that the data's folder may have in a parent of all datasets."""
         return (self.folder, *self.names) if self.folder else self.names
 
     def check_split(self, split: str, offered: Sequence[str], flag: str = "") -> None:
@@ -132,13 +137,6 @@ class DatasetSpec:
     def official_splits(self, root: Path) -> tuple[str, ...]:
         """Return the splits that the data itself has."""
         return self.splits(root) if callable(self.splits) else self.splits
-
-
-@os_errors_are_input_errors()
-def _existing(spec: DatasetSpec, data_root: Path) -> Path:
-    if not data_root.exists():
-        raise InputError(f"--data_root {data_root} does not exist")
-    return data_root
 
 
 @os_errors_are_input_errors()

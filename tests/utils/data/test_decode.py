@@ -4,7 +4,6 @@ cannot.
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -165,25 +164,6 @@ class TestDecode:
         assert read_header(path.read_bytes()) == (301, 207, 1)
         assert np.array_equal(as_array(decode(str(path))), np.asarray(decode_rgb(path)))
 
-    @settings(max_examples=150, deadline=None)
-    @given(data=st.data())
-    def test_of_damaged_files_decodes_or_names_them(self, tmp_path_factory, data):
-        buffer = io.BytesIO()
-        kind = data.draw(st.sampled_from(["JPEG", "PNG", "GIF"]))
-        photo().save(buffer, kind, **({"exif": b"Exif\0\0MM\0*"} if kind == "JPEG" else {}))
-        content = bytearray(buffer.getvalue())
-        for _ in range(data.draw(st.integers(1, 5))):
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-        content = content[: data.draw(st.integers(0, len(content)))]
-        path = tmp_path_factory.getbasetemp() / "damaged.bin"
-        path.write_bytes(content)
-        try:
-            image = decode(str(path))
-        except RunError as error:
-            assert "damaged.bin" in str(error)  # noqa: PT017 - both endings are well
-        else:
-            assert image.shape[0] == 3
-
     @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", bytes(900)])
     def test_names_what_is_not_an_image(self, tmp_path, content):
         path = tmp_path / "photo.jpg"
@@ -204,19 +184,4 @@ class TestDecode:
         assert decode(str(path)).shape == (3, 40, 50)
         monkeypatch.setattr(image_files, "MAX_PIXELS", 50 * 40 - 1)
         with pytest.raises(RunError, match=r"photo is 50x40 pixels, over the limit of 1999"):
-            decode(str(path))
-
-    def test_refuses_a_bomb_before_it_unpacks(self, tmp_path):
-        """A PNG of 4 kilobytes that says 30,000 x 30,000 pixels, and would unpack to 2.7 GB."""
-
-        def chunk(kind: bytes, body: bytes) -> bytes:
-            checksum = struct.pack(">I", zlib.crc32(kind + body))
-            return struct.pack(">I", len(body)) + kind + body + checksum
-
-        header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-        body = zlib.compress(bytes(4_000_000))
-        png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body)
-        path = tmp_path / "bomb.png"
-        path.write_bytes(png + chunk(b"IEND", b""))
-        with pytest.raises(RunError, match=r"bomb.png is 30000x30000 pixels, over the limit"):
             decode(str(path))

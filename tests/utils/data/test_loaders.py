@@ -186,22 +186,6 @@ class TestTrainLoader:
         for other in (other_epoch, other_batch):
             assert not torch.equal(other.targets.sort(0).values, first.targets.sort(0).values)
 
-    def test_yields_other_bytes_for_another_seed_and_another_epoch(self, split):
-        batches = list(of_training(split, micro_batches=2, batch=7))
-        assert sorted(batches[0].positions.tolist()) == sorted(batches[1].positions.tolist())
-        first, second = (batch.images[batch.positions.argsort()] for batch in batches)
-        assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        assert not equal(batches, list(of_training(split, micro_batches=2, batch=7, seed=43)))
-
-    def test_cuts_one_stream_of_samples_whatever_the_accumulation(self, split):
-        wide = list(of_training(split, micro_batches=3, batch=4))
-        narrow = list(of_training(split, micro_batches=6, batch=2))
-        for field in range(4):
-            one, two = (
-                torch.cat([batch[field] for batch in batches]) for batches in (wide, narrow)
-            )
-            assert torch.equal(one, two)
-
 
 class TestEvalLoader:
     @pytest.mark.parametrize("workers", [0, 2])
@@ -307,14 +291,6 @@ class TestDamage:
         steps = list(steps_of(loader, 2, BadImages(1)))
         assert [len(step.micro_batches) for step in steps] == [1, 1]
         assert [step.counts for step in steps] == [[[1]], [[1]]]
-
-    def test_of_more_than_may_be_ends_the_run(self, tmp_path, make_split):
-        split = make_split(tmp_path, [0, 1, 0, 1])
-        for i in (1, 3):
-            (tmp_path / split.paths[i]).write_bytes(b"")
-        loader = of_training(split, batch=4, micro_batches=1, skip_bad_images=1)
-        with pytest.raises(RunError, match=r"bad image 2, --skip_bad_images allows 1"):
-            list(steps_of(loader, 1, BadImages(1)))
 
 
 class TestSteps:

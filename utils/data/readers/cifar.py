@@ -48,7 +48,7 @@ class Cifar:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The names of all pickles."""
+        """Return the names of all pickles."""
         return (self.meta, *self.train, *self.test)
 
     def read(self, root: Path, split: str) -> Listing:

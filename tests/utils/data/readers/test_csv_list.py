@@ -3,7 +3,6 @@ one.
 """
 
 import csv
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -41,11 +40,6 @@ class TestFind:
         for name in ("b.csv", "a.CSV"):
             (tmp_path / name).touch()
         with pytest.raises(InputError, match=r"holds 2 CSV files \(a.CSV, b.csv\): name one"):
-            csv_list.find(tmp_path)
-
-    def test_takes_no_folder_for_a_file(self, tmp_path):
-        (tmp_path / "old.csv").mkdir()
-        with pytest.raises(InputError, match=r"holds no CSV file"):
             csv_list.find(tmp_path)
 
 
@@ -126,17 +120,6 @@ class TestRead:
         assert listing.paths.tolist() == names
         assert [listing.classes[label] for label in listing.labels] == labels
 
-    def test_of_600_000_rows_takes_seconds(self, write):
-        path = write("path,label,split", *(f"d/{i}.jpg,{i % 5000},train" for i in range(600_000)))
-        started = time.process_time()
-        assert len(csv_list.read(path, "train").ids) == 600_000
-        read = time.process_time() - started
-        # 4 s or less where we develop; slower machines are told by what Python itself takes.
-        with path.open(encoding="utf-8", newline="") as file:
-            started = time.process_time()
-            assert sum(1 for _ in csv.DictReader(file)) == 600_000
-        assert read < max(5, 3 * (time.process_time() - started))
-
 
 HEADER = "path,label,split"
 
@@ -154,21 +137,16 @@ class TestRefusals:
             ),
             (["path,label,label"], r"has the column 'label' twice"),
             ([HEADER, "a.jpg,x"], r"line 2 has 2 fields, not 3"),
-            ([HEADER, "a.jpg,x,train,1"], r"line 2 has 4 fields, not 3"),
             ([HEADER, "a.jpg,x,train", "", "b.jpg,,train"], r"line 4 has no label"),
             ([HEADER, " ,x,train"], r"line 2 has no path"),
-            ([HEADER, "./,x,train"], r"line 2 has no path"),
             ([HEADER, "a.jpg,_,train"], r"line 2 has no label"),
-            (["Path,label"], r"has the column 'Path'"),
             (["path,label,"], r"has the column ''; it may have"),
             (["path;label"], r"has the column 'path;label'; .*, with commas between them$"),
             ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is not one of train, val, test"),
-            ([HEADER, "a.jpg,x,"], r"line 2: split '' is not one of"),
             ([HEADER, "/a.jpg,x,train"], r"line 2: '/a.jpg' is not a path below"),
             ([HEADER, "b/../../a.jpg,x,train"], r"line 2: 'b/../../a.jpg' is not a path below"),
             ([HEADER, "C:/a.jpg,x,train"], r"line 2: 'C:/a.jpg' is not a path below"),
             ([HEADER, "https://a/b.jpg,x,train"], r"line 2: 'https://a/b.jpg' is not a path below"),
-            ([HEADER, "..,x,train"], r"line 2: '..' is not a path below"),
             ([HEADER, "b\\a.jpg,x,train"], r"is not a path below the CSV's folder, with forward"),
             ([HEADER, "a.jpg,x,train", "a.jpg,y,train"], r"line 3 has a.jpg again, after line 2"),
             ([HEADER, "a.jpg,x,train", "./a.jpg,x,val"], r"line 3 has a.jpg again, after line 2"),
@@ -189,10 +167,6 @@ class TestRefusals:
             csv_list.read(path, "train")
         assert len(str(caught.value).splitlines()) == 1
         assert "images.csv" in str(caught.value)
-
-    def test_of_a_split_without_a_row(self, write):
-        with pytest.raises(InputError, match=r"images.csv has no row of split val"):
-            csv_list.read(write("path,label", "a.jpg,x"), "val")
 
     @settings(max_examples=200, deadline=None)
     @given(

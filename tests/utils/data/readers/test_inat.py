@@ -43,21 +43,6 @@ class TestRead:
         for key, path, label in zip(listing.ids, listing.paths, listing.labels, strict=True):
             assert path == f"train_val_images/{PARENTS[label][0]}/{NAMES[label]}/{key}.jpg"
 
-    def test_agrees_with_torchvision(self, tmp_path):
-        """Whose class finds the images of both splits by their folders."""
-        from torchvision.datasets import INaturalist
-
-        root = write_inat(tmp_path / "INat2017")
-        (tmp_path / "2017").symlink_to(root / "train_val_images")
-        theirs = INaturalist(tmp_path, "2017")
-        ours = [inat.read(root, split) for split in ("train", "val")]
-        found = {
-            f"{listing.parents[label][0]}/{listing.classes[label]}/{path.rpartition('/')[2]}"
-            for listing in ours
-            for path, label in zip(listing.paths, listing.labels, strict=True)
-        }
-        assert found == {f"{theirs.all_categories[label]}/{name}" for label, name in theirs.index}
-
     def test_numbers_categories_densely_by_their_id(self, root):
         def renumber(document: dict) -> None:
             for entry in document["categories"]:
