@@ -229,13 +229,13 @@ class TestHeldOutVal:
 
 def test_cars_without_test_labels_train_on_a_val_split_held_out(tmp_path, refused, capsys):
     root = write_cars(tmp_path / "data", labelled=False)
-    error = refused(
-        train, f"--name a --dataset car {TWO_STEPS} --eval_split test --data_root", root
-    )
+    flags = f"--name a --dataset car {TWO_STEPS} --eval_split test"
+    error = refused(train, flags, "--data_root", root)
     assert "needs cars_test_annos_withlabels.mat" in error
     paths = run("car", root, tmp_path / "out")
     assert read_json(paths.metrics)["split"] == "val"
-    assert "a share of 0.2 of each class" in (out := capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "a share of 0.2 of each class" in out
     assert "; no test: the test split needs cars_test_annos_withlabels.mat" in out
 
 

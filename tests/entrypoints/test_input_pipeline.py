@@ -465,16 +465,6 @@ class TestSkipBadImages:
         bad.write_bytes(b"")
         assert f"2 of {TRAIN_IMAGES} images" in refused(train, line, "--skip_bad_images", 1)
 
-    def test_of_a_whole_step_goes_on(self, data, tmp_path):
-        """Steps of one image, and that of step 2 is bad: it has no loss."""
-        bad = spoil(split_of(data), met_in_step(2, batch=1))
-        paths = run(tmp_path, data, "--skip_bad_images 1 --train_batch_size 1 --log_every 1")
-        assert read_json(paths.env_stamp)["skipped_images"]["ids"] == [
-            f"train/{bad.parent.name}/{bad.stem}"
-        ]
-        steps = [step for step, _ in read_scalars(paths.tensorboard)["train/loss"]]
-        assert steps == [1, 3, 4]
-
 
 # --- Waiting --------------------------------------------------------------------------------------
 

@@ -233,9 +233,7 @@ def test_both_entrypoints_on_the_device_give_the_files_of_the_cpu(drawn, tmp_pat
     ("wrong", "error", "message"),
     [
         (lambda x: x.double(), TypeError, "MPS doesn't support torch.float64"),
-        (lambda x: torch.zeros(3, dtype=torch.float64, device="mps"), TypeError, "torch.float64"),
         (lambda x: x + torch.ones(3), RuntimeError, "expected all tensors on mps:0"),
-        (lambda x: x.numpy(), TypeError, "can't convert mps:0 device type tensor to numpy"),
         (np.asarray, TypeError, "can't convert mps:0 device type tensor to numpy"),
         (lambda x: torch.ones(3).to("mps", non_blocking=True), RuntimeError, "can corrupt data"),
     ],
@@ -336,7 +334,6 @@ def test_an_evaluation_reads_the_device_once(split, samples, head, reads):
     [
         (lambda x: x.sum().item(), "_local_scalar_dense"),
         (lambda x: x.tolist(), "tolist"),
-        (lambda x: x.cpu(), "cpu"),
         (lambda x: torch.zeros(3).copy_(x), "copy_"),
         (lambda x: x[x > 0], "index"),
         (lambda x: torch.equal(x, x), "equal"),

@@ -139,6 +139,14 @@ class DatasetSpec:
         return self.splits(root) if callable(self.splits) else self.splits
 
 
+def _found_by(find: Callable[[Path], Path]) -> Callable[[DatasetSpec, Path], Path]:
+    @os_errors_are_input_errors()
+    def find_root(spec: DatasetSpec, data_root: Path) -> Path:
+        return find(_existing(spec, data_root))
+
+    return find_root
+
+
 @os_errors_are_input_errors()
 def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
     synthetic.is_drawn(data_root)  # raises if something else lies there
@@ -232,13 +240,13 @@ SPECS = (
         name="folder",
         splits=folder.splits,
         read=folder.read,
-        find_root=lambda spec, data_root: folder.find(_existing(spec, data_root)),
+        find_root=_found_by(folder.find),
     ),
     DatasetSpec(
         name="csv",
         splits=csv_list.splits,
         read=csv_list.read,
-        find_root=lambda spec, data_root: csv_list.find(_existing(spec, data_root)),
+        find_root=_found_by(csv_list.find),
     ),
     DatasetSpec(
         name="synthetic",

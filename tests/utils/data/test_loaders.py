@@ -16,7 +16,7 @@ from utils.data.loaders import ImageDataset, eval_loader, make_loader, open_imag
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.transforms import EvalView, TrainView
 from utils.data_utils import seed_everything
-from utils.errors import RunError, one_line
+from utils.errors import RunError
 from utils.training.step_loader import BadImages, StepLoader
 
 CPU = torch.device("cpu")
@@ -239,21 +239,6 @@ class TestGlobalGenerator:
 
 
 class TestDamage:
-    @pytest.mark.parametrize(("workers", "content"), [(0, b""), (2, b"text"), (2, None)])
-    def test_names_the_image_on_one_line(self, tmp_path, make_split, workers, content):
-        split = make_split(tmp_path, [0, 1, 0, 1])
-        path = split.root / split.paths[2]
-        if content is None:
-            path.unlink()
-        else:
-            path.write_bytes(content)
-        loader = of_evaluation(split, 1, workers)
-        with pytest.raises(RunError, match=r"photo_002.jpg") as caught:
-            list(loader)
-        line = one_line(caught.value)
-        assert line.startswith(f"image {path} cannot be decoded (")
-        assert "Traceback" not in line
-
     @pytest.mark.parametrize(("workers", "cache"), [(0, "none"), (2, "disk")])
     def test_is_left_out_where_it_may_be(self, tmp_path, make_split, workers, cache, caplog):
         split = make_split(tmp_path, [0, 1, 0, 1])

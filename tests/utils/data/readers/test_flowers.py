@@ -89,14 +89,6 @@ class TestReadLayout:
         with pytest.raises(InputError, match=message):
             read_layout(write_layout(tmp_path, **changes), num_classes=3)
 
-    def test_refuses_files_that_were_swapped(self, tmp_path):
-        write_layout(tmp_path)
-        (tmp_path / LABELS_FILE).rename(tmp_path / "x")
-        (tmp_path / SPLITS_FILE).rename(tmp_path / LABELS_FILE)
-        (tmp_path / "x").rename(tmp_path / SPLITS_FILE)
-        with pytest.raises(InputError, match=r"imagelabels.mat has no 'labels' made of whole"):
-            read_layout(tmp_path, num_classes=3)
-
 
 class TestNames:
     def test_of_classes_and_images(self):
