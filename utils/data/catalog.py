@@ -139,14 +139,6 @@ class DatasetSpec:
         return self.splits(root) if callable(self.splits) else self.splits
 
 
-def _found_by(find: Callable[[Path], Path]) -> Callable[[DatasetSpec, Path], Path]:
-    @os_errors_are_input_errors()
-    def find_root(spec: DatasetSpec, data_root: Path) -> Path:
-        return find(_existing(spec, data_root))
-
-    return find_root
-
-
 @os_errors_are_input_errors()
 def _find_synthetic(spec: DatasetSpec, data_root: Path) -> Path:
     synthetic.is_drawn(data_root)  # raises if something else lies there
@@ -240,13 +232,17 @@ SPECS = (
         name="folder",
         splits=folder.splits,
         read=folder.read,
-        find_root=_found_by(folder.find),
+        find_root=os_errors_are_input_errors()(
+            lambda spec, data_root: folder.find(_existing(spec, data_root))
+        ),
     ),
     DatasetSpec(
         name="csv",
         splits=csv_list.splits,
         read=csv_list.read,
-        find_root=_found_by(csv_list.find),
+        find_root=os_errors_are_input_errors()(
+            lambda spec, data_root: csv_list.find(_existing(spec, data_root))
+        ),
     ),
     DatasetSpec(
         name="synthetic",
