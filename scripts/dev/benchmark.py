@@ -2,11 +2,11 @@
 
     python scripts/dev/benchmark.py startup --check
     python scripts/dev/benchmark.py block --model_type ViT-Ti_16 --img_size 224
-    python scripts/dev/benchmark.py model --json figures.json --check
+    python scripts/dev/benchmark.py model --json figures.json --plot growth.png --check
     python scripts/dev/benchmark.py data --json figures.json --check
     python scripts/dev/benchmark.py save --pairs 3 --check
 
-`--check` exits 1 if a promise is missed, `--json FILE` writes the figures.
+With `--check` it exits 1 if a promise is missed.
 """
 
 import argparse
@@ -20,17 +20,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
-from scripts.dev.benchmarks.data import add_data_flags, measure_data
-from scripts.dev.benchmarks.model import add_model_flags, measure_model
+from scripts.dev.benchmarks.data import measure_data
+from scripts.dev.benchmarks.model import measure_model
 from scripts.dev.benchmarks.save import measure_save
-from scripts.dev.benchmarks.timing import in_pairs
+from scripts.dev.benchmarks.timing import Figure, in_pairs
+from scripts.dev.benchmarks.training import CLASSES
 from utils.console import Parser
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
@@ -38,47 +39,58 @@ from utils.files import write_json
 from utils.flag_types import fraction, positive_int
 
 REPO = Path(__file__).resolve().parents[2]
-IMPORTS = "import torch, torchvision, torch.utils.tensorboard"
+IMPORTS = ("-c", "import torch, torchvision, torch.utils.tensorboard")
 SMOKE_TRAINING = shlex.split(
-    "--dataset synthetic --model_type testing --img_size 64 --num_steps 10 --eval_every 5 "
-    "--train_batch_size 4 --eval_batch_size 2 --prefer_mps --tiny_train_subset synthetic_tiny "
-    "--tiny_infer_subset synthetic_tiny"
+    "train.py --name bench --dataset synthetic --model_type testing --img_size 64 --num_steps 10 "
+    "--eval_every 5 --train_batch_size 4 --eval_batch_size 2 --prefer_mps "
+    "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 )
 MAX_SMOKE_RATIO = 1.5  # smoke training over importing torch, torchvision and TensorBoard
 # Half a second where they take four, as they did where it was first measured; machines differ.
 MAX_HELP_RATIO = 0.125
 
 
-def run_python(*arguments: str) -> Callable[[], object]:
-    """A call that runs this Python with `arguments` in the repo, and must succeed."""
-    return lambda: subprocess.run(
-        [sys.executable, *arguments], cwd=REPO, check=True, capture_output=True
-    )
+def run_python(*arguments: str) -> None:
+    """Run this Python with `arguments` in the repo; it must succeed."""
+    subprocess.run([sys.executable, *arguments], cwd=REPO, check=True, capture_output=True)
 
 
-def measure_startup(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The whole smoke training and `--help` against importing what training needs."""
+def measure_startup(args: argparse.Namespace) -> tuple[Figure, list[str]]:
+    """Measure the whole smoke training and `--help` against importing what training needs."""
+
+    def imports() -> None:
+        run_python(*IMPORTS)
+
     with tempfile.TemporaryDirectory() as folder:
-        train = ["train.py", "--name", "bench", *SMOKE_TRAINING, "--output_dir"]
         # Every run draws its data anew and finds no earlier run: the whole of a first smoke run.
-        fresh = iter(range(10_000))
-        smoke = lambda: run_python(*train, f"{folder}/{next(fresh)}")()  # noqa: E731
+        fresh = count()
         figures = {
-            "smoke_vs_imports": in_pairs(smoke, run_python("-c", IMPORTS), args.pairs),
+            "smoke_vs_imports": in_pairs(
+                lambda: run_python(*SMOKE_TRAINING, "--output_dir", f"{folder}/{next(fresh)}"),
+                imports,
+                args.pairs,
+            ),
             "help_vs_imports": in_pairs(
-                run_python("train.py", "--help"), run_python("-c", IMPORTS), args.pairs
+                lambda: run_python("train.py", "--help"), imports, args.pairs
             ),
         }
-    missed = []
-    if figures["smoke_vs_imports"]["ratio"] > MAX_SMOKE_RATIO * (1 + args.tolerance):
-        missed.append(f"smoke training takes over {MAX_SMOKE_RATIO} times the imports")
-    if figures["help_vs_imports"]["ratio"] > MAX_HELP_RATIO * (1 + args.tolerance):
-        missed.append(f"train.py --help takes over {MAX_HELP_RATIO} times the imports")
+    limits = {
+        "smoke_vs_imports": (MAX_SMOKE_RATIO, "smoke training"),
+        "help_vs_imports": (MAX_HELP_RATIO, "train.py --help"),
+    }
+    missed = [
+        f"{what} takes over {limit} times as long as the imports"
+        for name, (limit, what) in limits.items()
+        if figures[name]["ratio"] > limit * (1 + args.tolerance)
+    ]
     return figures, missed
 
 
-def measure_block(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """A training step whose last block computes the class token alone, against the full block."""
+def measure_block(args: argparse.Namespace) -> tuple[Figure, list[str]]:
+    """Measure a train step with a full last block against one that computes the class token alone.
+
+    Only the latter is in the model. It promises nothing.
+    """
     import torch
 
     from models.build import build_model
@@ -87,10 +99,9 @@ def measure_block(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from models.vit import VisionTransformer, ViTOutput
 
     torch.manual_seed(0)
-    config = get_config(args.model_type, args.img_size)
-    model = build_model(config, num_classes=102)
+    model = build_model(get_config(args.model_type, args.img_size), CLASSES)
     images = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    labels = torch.randint(102, (args.batch_size,))
+    labels = torch.randint(CLASSES, (args.batch_size,))
 
     def full_forward(vit: VisionTransformer) -> ViTOutput:
         x = vit._tokens(images)
@@ -109,8 +120,8 @@ def measure_block(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     return {"full_vs_class_token": figures}, []
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures are from."""
+def machine() -> Figure:
+    """Return where the figures are from."""
     versions = {
         name: importlib.metadata.version(name)
         for name in ("torch", "torchvision", "timm", "transformers")
@@ -124,13 +135,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-@entrypoint
-def main(argv: Sequence[str]) -> None:
-    """Measure, print, and with `--check` judge.
-
-    Raises:
-        RunError: with `--check`, a promise is missed.
-    """
+def _parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measures = {
@@ -143,26 +148,41 @@ def main(argv: Sequence[str]) -> None:
     for name, measure in measures.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.set_defaults(measure=measure)
-        command.add_argument("--pairs", type=positive_int, default=7, help="counted pairs")
-        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-        command.add_argument("--check", action="store_true", help="exit 1 if a promise is missed")
-        command.add_argument(
+        add = command.add_argument
+        pairs = 5 if name == "model" else 7
+        add("--pairs", type=positive_int, default=pairs, help="number of pairs that count")
+        add("--json", type=Path, metavar="FILE", help="file for the figures")
+        add("--check", action="store_true", help="exit 1 if a promise is missed")
+        add(
             "--tolerance",
             type=fraction,
             default=0.0,
-            help="share by which a speed may miss its promise: other machines, others at work",
+            help="share by which a speed may miss its promise, for slower or busy machines",
         )
-        if name == "block":
-            command.add_argument("--model_type", default="ViT-B_16", help="a registered model")
-            command.add_argument("--img_size", type=int, default=224, help="pixels")
-            command.add_argument("--batch_size", type=int, default=8, help="images a step")
-        if name == "model":
-            add_model_flags(command)
-        if name == "data":
-            add_data_flags(command)
-    args = parser.parse_args(argv)
+    add = commands.choices["block"].add_argument
+    add("--model_type", default="ViT-B_16", help="name of the architecture")
+    add("--img_size", type=positive_int, default=224, help="image side in pixels")
+    add("--batch_size", type=positive_int, default=8, help="images of a step")
+    add = commands.choices["model"].add_argument
+    add("--plot", type=Path, metavar="FILE", help="also measure 224 to 672 px; picture of it, .png")
+    add = commands.choices["data"].add_argument
+    add("--data_root", type=Path, help="folder of the real Flowers-102 (default: $DATA_ROOT)")
+    add("--images", type=positive_int, default=256, help="number of images that are read")
+    add("--steps", type=positive_int, default=60, help="number of train steps, batch 16")
+    return parser
+
+
+@entrypoint
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, and with `--check` judge.
+
+    Raises:
+        InputError: a flag is wrong, or the data is absent.
+        RunError: with `--check`, a promise is missed.
+    """
+    args = _parser().parse_args(argv)
     if args.json is not None and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: there is no folder {args.json.parent}")
+        raise InputError(f"--json {args.json}: the folder {args.json.parent} does not exist")
     figures, missed = args.measure(args)
     report = {**machine(), **figures}
     sys.stdout.write(json.dumps(report, indent=2) + "\n")

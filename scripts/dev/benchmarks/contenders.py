@@ -1,62 +1,70 @@
-"""The models that `benchmark.py model` runs side by side. Needs requirements-dev.txt.
+"""Build the models that `benchmark.py model` runs side by side. Needs requirements-dev.txt.
 
-Ours, those of timm, transformers and torchvision, and TransFG as its paper's code computes it
-(`tests/models/paper_transfg.py`).
+They are ours, those of timm, transformers and torchvision, and TransFG as its paper's code computes
+it (`tests/models/paper_transfg.py`).
 """
 
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from scripts.dev.benchmarks.timing import Action
+from scripts.dev.benchmarks.training import CLASSES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 REPO = Path(__file__).resolve().parents[3]
-CLASSES = 102
 MODEL_TYPE = "ViT-B_16"  # ours; the libraries' are built with as many blocks
 LIBRARIES_DEPTH = 12
 TRAIN, EVAL = "train", "eval"
 
 
-class Contender(NamedTuple):
-    """A model as the benchmark runs it."""
+class Contender:
+    """A model with its optimizer, SGD with momentum, on one batch of images."""
 
-    train_step: Action  # forward, loss, backward, SGD with momentum
-    eval_step: Action  # forward without gradients
-    # As train_step, but the gradients stay, so that they are not among what a step takes.
-    keeping_step: Action
+    def __init__(
+        self,
+        forward: Callable[["Tensor"], Any],
+        loss: Callable[[Any], "Tensor"],
+        parameters: Iterable["nn.Parameter"],
+        images: "Tensor",
+        set_training: Callable[[bool], object] = lambda is_training: None,
+    ) -> None:
+        """Build the optimizer.
 
-    def actions(self) -> dict[str, Action]:
-        """The steps by name."""
-        return {TRAIN: self.train_step, EVAL: self.eval_step}
+        Args:
+            forward: function from images to output.
+            loss: function from output to a scalar.
+            parameters: parameters to train.
+            images: (B, 3, H, W) float32.
+            set_training: function that switches dropout and the like on or off.
+        """
+        import torch
 
+        self.forward, self.loss, self.images = forward, loss, images
+        self.set_training = set_training
+        self.optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
 
-def _contender(
-    forward: Callable[["Tensor"], Any],
-    loss: Callable[[Any], "Tensor"],
-    parameters: Iterable["nn.Parameter"],
-    images: "Tensor",
-    set_training: Callable[[bool], object] = lambda is_training: None,
-) -> Contender:
-    import torch
+    def train_step(self, keep_gradients: bool = False) -> None:
+        """Train one step; gradients that are kept are not among what the next step allocates."""
+        self.set_training(True)
+        self.loss(self.forward(self.images)).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not keep_gradients)
 
-    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+    def eval_step(self) -> None:
+        """Compute the output without gradients."""
+        import torch
 
-    def train_step(keep_gradients: bool = False) -> None:
-        set_training(True)
-        loss(forward(images)).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=not keep_gradients)
-
-    def eval_step() -> None:
-        set_training(False)
+        self.set_training(False)
         with torch.no_grad():
-            forward(images)
+            self.forward(self.images)
 
-    return Contender(train_step, eval_step, lambda: train_step(keep_gradients=True))
+    def action(self, step: str) -> Action:
+        """Return the step called TRAIN or EVAL."""
+        return {TRAIN: self.train_step, EVAL: self.eval_step}[step]
 
 
 class Contenders:
@@ -70,22 +78,21 @@ class Contenders:
         self.images = torch.randn(batch_size, 3, img_size, img_size)
         self.labels = torch.randint(CLASSES, (batch_size,))
 
-    def _cross_entropy(self, logits: "Tensor") -> "Tensor":
+    def _library(
+        self, model: "nn.Module", logits: Callable[[Any], "Tensor"] = lambda output: output
+    ) -> Contender:
         import torch.nn.functional as F
 
-        return F.cross_entropy(logits, self.labels)
-
-    def _library(self, model: "nn.Module", logits: Callable[[Any], "Tensor"]) -> Contender:
-        return _contender(
-            lambda images: logits(model(images)),
-            self._cross_entropy,
+        return Contender(
+            model,
+            lambda output: F.cross_entropy(logits(output), self.labels),
             model.parameters(),
             self.images,
             model.train,
         )
 
     def timm(self) -> Contender:
-        """timm's ViT-B/16."""
+        """Return timm's ViT-B/16."""
         import timm
 
         model = timm.create_model(
@@ -94,10 +101,10 @@ class Contenders:
             num_classes=CLASSES,
             depth=LIBRARIES_DEPTH,
         )
-        return self._library(model, lambda logits: logits)
+        return self._library(model)
 
     def transformers(self) -> Contender:
-        """Hugging Face's ViT-B/16."""
+        """Return Hugging Face's ViT-B/16."""
         import transformers
 
         config = transformers.ViTConfig(
@@ -107,7 +114,7 @@ class Contenders:
         return self._library(model, lambda output: output.logits)
 
     def torchvision(self) -> Contender:
-        """torchvision's ViT-B/16."""
+        """Return torchvision's ViT-B/16."""
         from torchvision.models import VisionTransformer
 
         model = VisionTransformer(
@@ -119,10 +126,10 @@ class Contenders:
             mlp_dim=3072,
             num_classes=CLASSES,
         )
-        return self._library(model, lambda logits: logits)
+        return self._library(model)
 
     def ours(self, head: str, grad_checkpointing: bool = False) -> Contender:
-        """Our ViT-B_16, with the loss that `train.py` gives it."""
+        """Return our ViT-B_16, with the loss that `train.py` gives it."""
         from models.build import build_model
         from models.configs import get_config
         from models.losses import Objective
@@ -130,7 +137,7 @@ class Contenders:
         model = build_model(get_config(MODEL_TYPE, self.img_size, head=head), CLASSES)
         model.grad_checkpointing = grad_checkpointing
         objective = Objective(contrastive_weight=1.0 if head == "parts" else 0.0)
-        return _contender(
+        return Contender(
             model,
             lambda output: objective(output, self.labels),
             model.parameters(),
@@ -139,7 +146,7 @@ class Contenders:
         )
 
     def naive(self) -> Contender:
-        """TransFG ViT-B/16 as the paper's code computes it, from our initial weights."""
+        """Return TransFG ViT-B/16 as the paper's code computes it, from our initial weights."""
         import torch
 
         sys.path.append(str(REPO / "tests" / "models"))
@@ -164,6 +171,6 @@ class Contenders:
             )
             return ViTOutput(logits, features)
 
-        return _contender(
+        return Contender(
             forward, lambda output: objective(output, self.labels), weights.values(), self.images
         )

@@ -7,16 +7,17 @@ normalizes.
 
 import argparse
 import os
+import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scripts.dev.benchmarks.pil_pipelines import PilImages, pil_transforms
-from scripts.dev.benchmarks.timing import Action, in_turn, ratio_of
+from scripts.dev.benchmarks.timing import Action, Figure, in_turn, ratio_of
 from utils.errors import InputError
-from utils.flag_types import positive_int
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict
@@ -30,43 +31,23 @@ MIN_SPEEDUP = 2.0  # times as many images a second as the PIL pipeline
 MAX_WAIT_FRACTION = 0.01  # of the training time
 IMG_SIZES = {"transfg": 448, "vit": 224}
 BATCH = 32  # images
-
-
-def add_data_flags(command: argparse.ArgumentParser) -> None:
-    """Add the flags of `benchmark.py data`."""
-    command.add_argument(
-        "--data_root", type=Path, help="folder of the real Flowers-102 (default: $DATA_ROOT)"
-    )
-    command.add_argument(
-        "--images", type=positive_int, default=256, help="images a measurement reads"
-    )
-    command.add_argument("--steps", type=positive_int, default=60, help="training steps, batch 16")
-
-
-def config_of(preset: str, num_steps: int, **changes: object) -> "FrozenConfigDict":
-    """Build the part of a config that loaders read."""
-    from ml_collections import FrozenConfigDict
-
-    defaults = {
-        "preset": preset,
-        "img_size": IMG_SIZES[preset],
-        "augment": "none",
-        "random_erasing": 0.0,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "num_steps": num_steps,
-        "train_batch_size": BATCH,
-        "eval_batch_size": BATCH,
-        "seed": 42,
-        "num_workers": 0,
-        "cache": "none",
-        "cache_dir": None,
-        "skip_bad_images": 0,
-    }
-    return FrozenConfigDict({**defaults, **changes})
+WAITING_RUN = shlex.split(
+    "--name wait --dataset flower102 --tiny_infer_subset flower102_tiny --model_type ViT-Ti_16 "
+    "--img_size 224 --train_batch_size 16 --num_workers 2 --device cpu"
+)
 
 
 # --- Speed ----------------------------------------------------------------------------------------
+
+
+def config_of(preset: str, num_steps: int, *cache_flags: str) -> "FrozenConfigDict":
+    """Return the config of a run that reads its images in this process."""
+    from models.configs import patch_sizes
+    from utils.config import parse_train_args
+
+    flags = f"--name data --dataset synthetic --preset {preset} --img_size {IMG_SIZES[preset]}"
+    flags += f" --num_steps {num_steps} --train_batch_size {BATCH} --num_workers 0"
+    return parse_train_args([*flags.split(), *cache_flags], patch_sizes())
 
 
 def all_of(loader: "DataLoader") -> Action:
@@ -84,18 +65,16 @@ def contenders(split: "Split", cache_dir: str) -> dict[str, Action]:
 
     paths = [split.path_of(position) for position in range(len(split))]
     actions: dict[str, Action] = {"decode alone": lambda: [decode(path) for path in paths]}
+    from_disk = ("--cache", "disk", "--cache_dir", cache_dir)
     for preset, transform in pil_transforms().items():
         actions[f"PIL {preset}"] = all_of(DataLoader(PilImages(paths, transform), BATCH))
-        for cache in ("none", "disk"):
-            config = config_of(preset, len(split) // BATCH, cache=cache, cache_dir=cache_dir)
-            name = preset if cache == "none" else f"{preset} from disk"
+        for name, cache_flags in ((preset, ()), (f"{preset} from disk", from_disk)):
+            config = config_of(preset, len(split) // BATCH, *cache_flags)
             actions[name] = all_of(train_loader(config, split, 1, torch.device("cpu")))
     return actions
 
 
-def measure_speed(
-    split: "Split", rounds: int, tolerance: float = 0.0
-) -> tuple[dict[str, Any], list[str]]:
+def measure_speed(split: "Split", rounds: int, tolerance: float = 0.0) -> tuple[Figure, list[str]]:
     """Measure images a second of every pipeline, and ours over PIL's.
 
     Args:
@@ -115,7 +94,7 @@ def measure_speed(
             times = in_turn(contenders(split, folder), rounds)
     finally:
         torch.set_num_threads(threads)
-    rates = {name: len(split) / ratio_of(t, t)["a_seconds"] for name, t in times.items()}
+    rates = {name: len(split) / statistics.median(seconds) for name, seconds in times.items()}
     speedups = {
         name: ratio_of(times[f"PIL {preset}"], times[name])
         for preset in IMG_SIZES
@@ -132,37 +111,13 @@ def measure_speed(
 # --- Waiting --------------------------------------------------------------------------------------
 
 
-def measure_wait(data_root: Path, steps: int) -> tuple[dict[str, Any], list[str]]:
+def measure_wait(data_root: Path, steps: int) -> tuple[Figure, list[str]]:
     """Measure `data/wait_fraction` of a training run: ViT-Ti_16, 224 px, batch 16, two workers."""
+    command = [sys.executable, "train.py", *WAITING_RUN, "--data_root", str(data_root)]
+    for flag in ("--num_steps", "--eval_every", "--log_every"):
+        command += [flag, str(steps)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "train.py",
-            "--name",
-            "wait",
-            "--dataset",
-            "flower102",
-            "--data_root",
-            str(data_root),
-            "--model_type",
-            "ViT-Ti_16",
-            "--img_size",
-            "224",
-            "--num_workers",
-            "2",
-            "--num_steps",
-            str(steps),
-            "--eval_every",
-            str(steps),
-            "--log_every",
-            str(steps),
-            "--tiny_infer_subset",
-            "flower102_tiny",
-            "--output_dir",
-            folder,
-            "--device",
-            "cpu",
-        ]
+        command += ["--output_dir", folder]
         done = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True)
     (line,) = [text for text in done.stdout.splitlines() if "data_wait_fraction" in text]
     fraction = float(line.split()[-1])
@@ -174,7 +129,7 @@ def measure_wait(data_root: Path, steps: int) -> tuple[dict[str, Any], list[str]
 
 
 def chosen_images(split: "Split", count: int) -> "Split":
-    """Select about `count` images from all over `split`, in whole batches.
+    """Return about `count` images from all over `split`, in whole batches.
 
     Raises:
         InputError: `count` is less than a batch.
@@ -186,7 +141,7 @@ def chosen_images(split: "Split", count: int) -> "Split":
     return whole
 
 
-def measure_data(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def measure_data(args: argparse.Namespace) -> tuple[Figure, list[str]]:
     """Measure the input pipeline on the real flowers: speed against PIL's, training's wait.
 
     Raises:

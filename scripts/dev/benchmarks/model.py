@@ -1,23 +1,21 @@
-"""What `benchmark.py model` measures. Needs requirements-dev.txt.
-
-Time and memory of our models beside those of `scripts/dev/benchmarks/contenders.py`.
-"""
+"""Measure time and memory of our models beside those of others. Needs requirements-dev.txt."""
 
 import argparse
 import gc
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.dev.benchmarks.contenders import EVAL, TRAIN, Contender, Contenders
-from scripts.dev.benchmarks.timing import in_turn, peak_bytes, ratio_of
+from scripts.dev.benchmarks.timing import Figure, in_turn, peak_bytes, ratio_of
 from utils.console import log
 from utils.errors import InputError
 
 PART_SIZE, PART_BATCH = 448, 2
 PLAIN_SIZE, PLAIN_BATCH = 224, 8
-GROWTH_SIZES, GROWTH_BATCH = (224, 448, 672), 1
+GROWTH_SIZES, GROWTH_BATCH, GROWTH_ROUNDS = (224, 448, 672), 1, 3
 
 # What is promised: the figure, at most or at least a value (x86, 2 cores, fp32).
 AT_MOST = {
@@ -36,59 +34,55 @@ AT_MOST = {
 AT_LEAST = {"naive_over_part_train": 1.6, "naive_over_part_eval": 2.2}
 
 
-def _rounds(step: str, pairs: int) -> int:
-    """Rounds to time a step in: an evaluation takes a third of a training step."""
-    return pairs if step == TRAIN else 3 * pairs
+def _times(models: Mapping[str, Contender], step: str, pairs: int) -> dict[str, list[float]]:
+    """Return the seconds of a step of each model; an evaluation gets three rounds a pair."""
+    log.info("%s: %s", step, ", ".join(models))
+    actions = {name: model.action(step) for name, model in models.items()}
+    return in_turn(actions, pairs if step == TRAIN else 3 * pairs)
+
+
+def _ratios(
+    models: Mapping[str, Contender], comparison: str, steps: Iterable[str], pairs: int
+) -> Figure:
+    """Return the figure of each step for a comparison of two models, `A_over_B`."""
+    compared = {name: models[name] for name in comparison.split("_over_")}
+    return {
+        f"{comparison}_{step}": ratio_of(*_times(compared, step, pairs).values()) for step in steps
+    }
 
 
 def _memory(contender: Contender) -> int:
-    """Peak bytes of a training step above weights, gradients and momentum."""
-    contender.keeping_step()  # from here on gradients and momentum exist
-    return peak_bytes(contender.keeping_step)
+    """Return the peak bytes of a train step above weights, gradients and momentum."""
+    contender.train_step(keep_gradients=True)  # from here on gradients and momentum exist
+    return peak_bytes(lambda: contender.train_step(keep_gradients=True))
 
 
-def _against(
-    a: Contender, b: Contender, steps: Iterable[str], pairs: int
-) -> dict[str, dict[str, Any]]:
-    """Ratios a / b of the named steps, timed in turn."""
-    figures = {}
-    for step in steps:
-        times = in_turn({"a": a.actions()[step], "b": b.actions()[step]}, _rounds(step, pairs))
-        figures[step] = ratio_of(times["a"], times["b"])
-    return figures
+def part_figures(pairs: int) -> tuple[Figure, dict[str, float]]:
+    """Measure the part model at 448 px beside timm's plain ViT and the naive part model.
 
-
-def part_figures(pairs: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """The part model at 448 px beside timm's plain ViT and the naive part model."""
+    Returns:
+        The figures, and the ratios of memory.
+    """
     contenders = Contenders(PART_SIZE, PART_BATCH)
-    part = contenders.ours("parts")
-    detail: dict[str, Any] = {}
-
-    def against(name: str, other: Contender, part_is_first: bool, steps: Iterable[str]) -> None:
-        log.info("%s at %d px, batch %d", name, PART_SIZE, PART_BATCH)
-        a, b = (part, other) if part_is_first else (other, part)
-        for step, figure in _against(a, b, steps, pairs).items():
-            detail[f"{name}_{step}"] = figure
-
-    against("part_over_timm", contenders.timm(), True, (TRAIN, EVAL))
-    checkpointed = contenders.ours("parts", grad_checkpointing=True)
-    against("checkpointed_over_part", checkpointed, False, (TRAIN,))
-    memory = {"checkpointed": _memory(checkpointed)}
-    del checkpointed
+    models = {"part": contenders.ours("parts"), "timm": contenders.timm()}
+    figures = _ratios(models, "part_over_timm", (TRAIN, EVAL), pairs)
+    del models["timm"]
+    models["checkpointed"] = contenders.ours("parts", grad_checkpointing=True)
+    figures |= _ratios(models, "checkpointed_over_part", (TRAIN,), pairs)
+    memory = {"checkpointed": _memory(models.pop("checkpointed"))}
     gc.collect()
-    naive = contenders.naive()
-    against("naive_over_part", naive, False, (TRAIN, EVAL))
-    memory |= {"part": _memory(part), "naive": _memory(naive)}
-    detail["peak_bytes"] = memory
+    models["naive"] = contenders.naive()
+    figures |= _ratios(models, "naive_over_part", (TRAIN, EVAL), pairs)
+    memory |= {name: _memory(model) for name, model in models.items()}
     ratios = {
-        "part_over_naive_memory": memory["part"] / memory["naive"],
-        "checkpointed_over_naive_memory": memory["checkpointed"] / memory["naive"],
+        f"{name}_over_naive_memory": memory[name] / memory["naive"]
+        for name in ("part", "checkpointed")
     }
-    return detail, ratios
+    return {**figures, "peak_bytes": memory}, ratios
 
 
-def plain_figures(pairs: int) -> dict[str, Any]:
-    """The plain model at 224 px beside three libraries' ViT-B/16, all in the same rounds."""
+def plain_figures(pairs: int) -> Figure:
+    """Measure the plain model at 224 px beside three libraries' ViT-B/16, in the same rounds."""
     contenders = Contenders(PLAIN_SIZE, PLAIN_BATCH)
     models = {
         "plain": contenders.ours("token"),
@@ -98,28 +92,24 @@ def plain_figures(pairs: int) -> dict[str, Any]:
     }
     figures = {}
     for step in (TRAIN, EVAL):
-        log.info("plain models at %d px, batch %d: %s", PLAIN_SIZE, PLAIN_BATCH, step)
-        actions = {name: model.actions()[step] for name, model in models.items()}
-        times = in_turn(actions, _rounds(step, pairs))
+        times = _times(models, step, pairs)
         plain = times.pop("plain")
         for name, seconds in times.items():
             figures[f"plain_over_{name}_{step}"] = ratio_of(plain, seconds)
     return figures
 
 
-def _growth(rounds: int) -> list[dict[str, float | int | str]]:
-    """Seconds and peak bytes of a training step from 224 to 672 px, for three models."""
+def _growth() -> list[dict[str, Any]]:
+    """Measure seconds and peak bytes of a train step from 224 to 672 px, for three models."""
     rows = []
     for size in GROWTH_SIZES:
-        log.info("growth: %d px, batch %d", size, GROWTH_BATCH)
         contenders = Contenders(size, GROWTH_BATCH)
-        builders = {
-            "plain": lambda c=contenders: c.ours("token"),
-            "part": lambda c=contenders: c.ours("parts"),
-            "naive": contenders.naive,
+        models = {
+            "plain": contenders.ours("token"),
+            "part": contenders.ours("parts"),
+            "naive": contenders.naive(),
         }
-        models = {name: build() for name, build in builders.items()}
-        times = in_turn({name: model.train_step for name, model in models.items()}, rounds)
+        times = _times(models, TRAIN, GROWTH_ROUNDS)
         rows += [
             {
                 "model": name,
@@ -136,7 +126,7 @@ def _growth(rounds: int) -> list[dict[str, float | int | str]]:
 
 
 def plot_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw time and peak memory against the image size, a line a model."""
+    """Draw time and peak memory against the image size, a line for each model."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -144,7 +134,7 @@ def plot_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     rows = list(rows)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    columns = (("seconds", 1.0, "a training step, s"), ("peak_bytes", 1e-9, "peak memory, GB"))
+    columns = (("seconds", 1.0, "a train step, s"), ("peak_bytes", 1e-9, "peak memory, GB"))
     for axis, (column, scale, label) in zip(axes, columns, strict=True):
         for name in dict.fromkeys(row["model"] for row in rows):
             own = [row for row in rows if row["model"] == name]
@@ -152,62 +142,43 @@ def plot_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
             axis.plot([row["img_size"] for row in own], values, marker="o", label=name)
         axis.set(xlabel="image side, px", ylabel=label, xticks=GROWTH_SIZES, ylim=(0, None))
         axis.legend(frameon=False)
-    figure.suptitle(f"ViT-B/16, batch {rows[0]['batch_size']}, fp32, 2 x86 cores", fontsize=10)
+    figure.suptitle(f"ViT-B/16, batch {GROWTH_BATCH}, fp32, CPU", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `benchmark.py model` beside those of every benchmark."""
-    parser.set_defaults(pairs=5)
-    parser.add_argument(
-        "--growth",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also measure from 224 to 672 px (default: on)",
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the growth there (.png)")
-
-
 def missed_promises(ratios: Mapping[str, float], tolerance: float = 0.0) -> list[str]:
-    """The promises that figures miss, in words.
+    """Return a sentence for each promise that is missed.
 
     Args:
-        ratios: by name.
-        tolerance: share by which times, not memory, may miss them.
+        ratios: measured figures by name.
+        tolerance: share by which times, not memory, may miss their promise.
     """
-
-    def slack(name: str) -> float:
-        return 0.0 if name.endswith("memory") else tolerance
-
-    limits = [
-        (name, limit, "over")
-        for name, limit in AT_MOST.items()
-        if ratios[name] > limit * (1 + slack(name))
-    ] + [
-        (name, limit, "under")
-        for name, limit in AT_LEAST.items()
-        if ratios[name] < limit * (1 - slack(name))
-    ]
-    return [f"{name} is {ratios[name]:.3f}, {how} {limit:.3f}" for name, limit, how in limits]
+    missed = []
+    for name in (*AT_MOST, *AT_LEAST):
+        ratio, slack = ratios[name], 0.0 if name.endswith("memory") else tolerance
+        if ratio > AT_MOST.get(name, math.inf) * (1 + slack):
+            missed.append(f"{name} is {ratio:.3f}, over {AT_MOST[name]:.3f}")
+        if ratio < AT_LEAST.get(name, 0.0) * (1 - slack):
+            missed.append(f"{name} is {ratio:.3f}, under {AT_LEAST[name]:.3f}")
+    return missed
 
 
-def measure_model(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Time and memory of our models beside others'.
+def measure_model(args: argparse.Namespace) -> tuple[Figure, list[str]]:
+    """Measure time and memory of our models beside those of others.
 
     Raises:
-        InputError: `--plot` without the growth, or in a folder that is not there.
+        InputError: the folder of `--plot` does not exist.
     """
-    if args.plot is not None and not (args.growth and args.plot.parent.is_dir()):
-        raise InputError(f"--plot {args.plot} needs the growth and an existing folder")
+    if args.plot is not None and not args.plot.parent.is_dir():
+        raise InputError(f"--plot {args.plot}: the folder {args.plot.parent} does not exist")
     detail, ratios = part_figures(args.pairs)
     gc.collect()
     detail |= plain_figures(args.pairs)
     gc.collect()
     ratios |= {name: figure["ratio"] for name, figure in detail.items() if "ratio" in figure}
-    figures = {"ratios": ratios, "detail": detail}
-    if args.growth:
-        figures["growth"] = _growth(rounds=3)
-        if args.plot is not None:
-            plot_growth(figures["growth"], args.plot)
+    figures: Figure = {"ratios": ratios, "detail": detail}
+    if args.plot is not None:
+        figures["growth"] = _growth()
+        plot_growth(figures["growth"], args.plot)
     return figures, missed_promises(ratios, args.tolerance)

@@ -6,8 +6,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +42,6 @@ class FullDisk:
             return (_pyio.open if writes else real_open)(file, mode, *args, **kwargs)
 
         builtins.open = io.open = limited_open
-
-    @contextmanager
-    def unlimited(self) -> Iterator[None]:
-        """Let the disk have room within the block."""
-        before, self.fail_from = self.fail_from, None
-        try:
-            yield
-        finally:
-            self.fail_from = before
 
     def _holds(self, path: Any) -> bool:  # noqa: ANN401 - whatever `open` takes
         if not isinstance(path, str | os.PathLike):

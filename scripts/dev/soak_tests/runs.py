@@ -70,9 +70,8 @@ def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
         disk.install()
     code = train.main(flags)
     if disk is not None:
-        with disk.unlimited():
-            report = {"operations": disk.operations, "failed": disk.failed}
-            output.with_suffix(".json").write_text(json.dumps(report), "utf-8")
+        report = {"operations": disk.operations, "failed": disk.failed}
+        output.with_suffix(".json").write_text(json.dumps(report), "utf-8")
     raise SystemExit(code)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: rounds, ratios, bytes, the plot, the flags."""
+"""What the benchmarks measure with: rounds, ratios, bytes, promises, the plot, the flags."""
 
 import argparse
 import subprocess
@@ -7,18 +7,10 @@ import pytest
 import torch
 
 from scripts.dev import benchmark
-from scripts.dev.benchmarks import (
-    contenders,
-)
-from scripts.dev.benchmarks import (
-    data as data_figures,
-)
-from scripts.dev.benchmarks import (
-    model as model_figures,
-)
-from scripts.dev.benchmarks import (
-    save as save_figures,
-)
+from scripts.dev.benchmarks import contenders
+from scripts.dev.benchmarks import data as data_figures
+from scripts.dev.benchmarks import model as model_figures
+from scripts.dev.benchmarks import save as save_figures
 from scripts.dev.benchmarks.timing import in_turn, peak_bytes, ratio_of
 from utils.data.catalog import get_spec
 from utils.dataset import open_split
@@ -53,41 +45,37 @@ def test_peak_bytes_counts_what_is_held_at_once():
     assert held.sum() == 5_000_000
 
 
-def test_every_promise_is_about_a_figure_that_is_measured(monkeypatch):
+def test_every_promise_is_about_a_figure_that_is_measured(monkeypatch, tmp_path):
     # The real contenders at a size that takes seconds; what they reach there says nothing.
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(contenders, "MODEL_TYPE", "testing")
     monkeypatch.setattr(contenders, "LIBRARIES_DEPTH", 1)
     monkeypatch.setattr(model_figures, "PART_SIZE", 32)
     monkeypatch.setattr(model_figures, "PLAIN_SIZE", 32)
-    detail, ratios = model_figures.part_figures(pairs=1)
-    detail |= model_figures.plain_figures(pairs=1)
-    measured = ratios.keys() | {name for name, figure in detail.items() if "ratio" in figure}
-    assert measured == model_figures.AT_MOST.keys() | model_figures.AT_LEAST.keys()
-    assert detail["peak_bytes"].keys() == {"part", "naive", "checkpointed"}
+    monkeypatch.setattr(model_figures, "GROWTH_SIZES", (32, 64))
+    plot = tmp_path / "growth.png"
+    args = argparse.Namespace(pairs=1, plot=plot, tolerance=0.0)
+    figures, _ = model_figures.measure_model(args)
+    promised = model_figures.AT_MOST.keys() | model_figures.AT_LEAST.keys()
+    assert figures["ratios"].keys() == promised
+    assert figures["detail"]["peak_bytes"].keys() == {"part", "naive", "checkpointed"}
+    assert [(row["model"], row["img_size"]) for row in figures["growth"]] == [
+        (name, size) for size in (32, 64) for name in ("plain", "part", "naive")
+    ]
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_missed_promise_is_said():
     kept = dict.fromkeys(model_figures.AT_MOST, 0.0) | dict.fromkeys(model_figures.AT_LEAST, 9.0)
     assert model_figures.missed_promises(kept) == []
-    (said,) = model_figures.missed_promises({**kept, "part_over_timm_eval": 1.2})
-    assert "part_over_timm_eval is 1.200, over 1.150" in said
-    (said,) = model_figures.missed_promises({**kept, "naive_over_part_train": 1.5})
-    assert "naive_over_part_train is 1.500, under 1.600" in said
     slow = {**kept, "part_over_timm_eval": 1.2, "naive_over_part_train": 1.5}
+    assert model_figures.missed_promises(slow) == [
+        "part_over_timm_eval is 1.200, over 1.150",
+        "naive_over_part_train is 1.500, under 1.600",
+    ]
     assert model_figures.missed_promises(slow, tolerance=0.1) == []
     (said,) = model_figures.missed_promises({**kept, "part_over_naive_memory": 0.34}, tolerance=0.5)
     assert "part_over_naive_memory" in said
-
-
-def test_the_growth_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    rows = [
-        {"model": name, "img_size": size, "batch_size": 1, "seconds": 1.0, "peak_bytes": 10**9}
-        for name in ("plain", "part")
-        for size in (224, 448)
-    ]
-    model_figures.plot_growth(rows, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("max_share", "is_missed"), [(1.0, False), (1e-9, True)])
@@ -98,7 +86,7 @@ def test_the_price_of_saving_is_measured(monkeypatch, max_share, is_missed):
     figures, missed = save_figures.measure_save(argparse.Namespace(pairs=2, tolerance=0.0))
     lowest, highest = figures["share_range"]
     assert 0 < lowest <= figures["share"] <= highest < 1
-    assert figures["state_bytes"] > 100_000
+    assert figures["snapshot_bytes"] > 100_000
     assert missed == ([f"saving takes {figures['share']:.1%}"] if is_missed else [])
 
 
@@ -137,25 +125,17 @@ class TestData:
         figures, missed = data_figures.measure_wait(tmp_path, 15)
         assert (figures["wait_fraction"], missed) == (float(fraction), said)
 
-    def test_too_few_images_are_refused(self, drawn, capsys):
-        flags = ["data", "--data_root", str(drawn), "--images", "5"]
-        assert benchmark.main(flags) == 2
-        assert "--images 5 is under a batch of 32" in capsys.readouterr().err
-
-    def test_flowers_must_be_there(self, tmp_path, capsys):
-        assert benchmark.main(["data"]) == 2
-        assert "no data for flower102: give --data_root" in capsys.readouterr().err
-
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("model --plot none/growth.png", "--plot none/growth.png needs the growth and an existing"),
-        ("model --no-growth --plot growth.png", "--plot growth.png needs the growth"),
-        ("startup --json none/figures.json", "--json none/figures.json: there is no folder none"),
+        ("model --plot none/growth.png", "--plot none/growth.png: the folder none does not exist"),
+        ("startup --json none/figures.json", "--json none/figures.json: the folder none does not"),
         ("model --pairs 0", "argument --pairs: '0' is not a whole number above 0"),
+        ("data", "no data for flower102: give --data_root"),
+        ("data --images 5 --data_root {drawn}", "--images 5 is under a batch of 32"),
     ],
 )
-def test_wrong_flags_are_refused_before_measuring(flags, message, capsys):
-    assert benchmark.main(flags.split()) == 2
+def test_wrong_flags_are_refused_before_measuring(flags, message, drawn, capsys):
+    assert benchmark.main(flags.format(drawn=drawn).split()) == 2
     assert f"error: {message}" in capsys.readouterr().err
