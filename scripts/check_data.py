@@ -1,10 +1,11 @@
-"""Look through a dataset before a night is spent on it.
+"""Check a dataset before a night of training is spent on it.
 
     python scripts/check_data.py CUB_200_2011 /path/to/CUB_200_2011
 
-Decodes every image once, in parallel. Reports counts, missing and damaged images, the same picture
-in two splits, sizes and colour modes. Writes report.json, report.txt and a sheet with one image a
-class. Exits 1 if an image is damaged, or missing from a split that is otherwise there.
+It decodes every image once, in parallel, and reports counts, missing and damaged images, pictures
+that two splits share, sizes and colour modes. It writes report.json, report.txt and a contact sheet
+with one image for each class. It exits 1 if an image is damaged, or missing from a split that has
+other images.
 """
 
 import os
@@ -16,11 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils.environment  # isort: split
 
-import numpy as np
-
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
-from scripts.data_check.scan import Files, Scan, collect, scan
+from scripts.data_check.scan import Files, Look, collect, scan
 from utils.console import Parser, log
 from utils.data.catalog import dataset_names, get_spec
 from utils.data.splits import check_same_classes
@@ -32,39 +31,49 @@ from utils.files import write_json, write_text
 from utils.flag_types import positive_int
 
 
-def example_of_each_class(files: Files, scanned: Scan) -> list[str | None]:
-    """Path of the first image of each class that decodes, or None."""
+def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | None]:
+    """Return the path of the first readable image of each class, or None."""
     examples: list[str | None] = [None] * len(files.splits[0].classes)
-    for position in np.flatnonzero(scanned.readable).tolist():
+    for position, look in enumerate(looks):
         label = files.labels[position]
-        if examples[label] is None:
+        if look.is_readable and examples[label] is None:
             examples[label] = files.path_of(position)
     return examples
 
 
-LESS_MEMORY = "less is needed with fewer --num_workers"
+LESS_MEMORY = "fewer --num_workers need less"
 
 
 @entrypoint
 def main(argv: Sequence[str]) -> None:
-    """Read the lists, scan the images, write and print the report."""
+    """Read the lists, decode the images, write and print the report.
+
+    Raises:
+        InputError: a flag, the data root or a list is wrong; nothing is written.
+        RunError: an image is missing or damaged, or the check itself failed.
+    """
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "dataset", choices=dataset_names(), metavar="DATASET", help="a name as for --dataset"
+        "dataset",
+        choices=dataset_names(),
+        metavar="DATASET",
+        help="name of a dataset, as train.py's --dataset",
     )
-    parser.add_argument("data_root", type=Path, metavar="ROOT", help="as for --data_root")
+    parser.add_argument(
+        "data_root", type=Path, metavar="ROOT", help="folder of the data, as train.py's --data_root"
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="PATH",
-        help="folder of the report (default: output/check_<dataset>)",
+        help="folder for the report (default: output/check_<dataset>)",
     )
     parser.add_argument(
         "--num_workers",
         type=positive_int,
         metavar="N",
         default=os.cpu_count() or 1,
-        help="processes that decode (default: one for each processor)",
+        help="number of processes that decode (default: one for each processor)",
     )
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
@@ -77,27 +86,26 @@ def main(argv: Sequence[str]) -> None:
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:
-            spec.prepare(root)  # makes the images of a dataset that has none yet
+            spec.prepare(root)  # draws or unpacks the images, if the dataset has none yet
         files = collect(splits)
-        scanned = scan(files, args.num_workers)
-        report = make_report(files, scanned, splits)
+        looks = scan(files, args.num_workers)
+        report = make_report(files, looks, splits)
     with named_failures(lambda: f"while writing to {output}", lambda: LESS_MEMORY):
         write_json(output / "report.json", report)
         write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
-        examples = example_of_each_class(files, scanned)
-        sheet = contact_sheet(splits[0].classes, examples)
+        sheet = contact_sheet(splits[0].classes, example_of_each_class(files, looks))
         save_picture(sheet, output / "contact_sheet.png")
     for line in summary_lines(report):
         log.info("%s", line)
     log.info("report.json, report.txt and contact_sheet.png are in %s", output)
 
     if not any(split["is_at_hand"] for split in report["splits"].values()):
-        raise RunError(f"no image of {spec.name} is below {splits[0].root}")
+        raise RunError(f"{splits[0].root} holds no image of {spec.name}; is it the right folder?")
     bad = [*report["missing"], *report["unreadable"]]
     if bad:
         raise RunError(
-            f"{len(bad)} images are missing or damaged (first: {bad[0]['path']}); all of them are "
-            f"in {output / 'report.json'}"
+            f"{len(bad)} images are missing or damaged (first: {bad[0]['path']}); replace them or "
+            f"leave them out, {output / 'report.json'} names all"
         )
 
 

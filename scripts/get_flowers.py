@@ -3,9 +3,9 @@
     python scripts/get_flowers.py DEST
     python train.py --name flowers --data_root DEST
 
-DEST receives `jpg/`, `imagelabels.mat`, `setid.mat` and the archive that the images came in: 345 MB
-over the network, twice that on disk. A download that was cut off goes on where it stopped when the
-same command is given again; where everything is there, it is verified and nothing is fetched.
+DEST receives `jpg/`, `imagelabels.mat`, `setid.mat` and the archive of the images: 345 MB over the
+network, twice that on disk. The same command resumes an interrupted download, and verifies a
+complete one without fetching anything.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 # The repo is run in place, and `python scripts/x.py` puts only scripts/ on the path.
@@ -32,7 +31,6 @@ from utils.errors import InputError, RunError, one_line
 
 BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
-
 # MD5: torchvision/datasets/flowers102.py. Size: tensorflow_datasets/url_checksums/
 # oxford_flowers102.txt. The small files come first, so that a wrong address shows at once.
 ARCHIVE = "102flowers.tgz"
@@ -43,52 +41,50 @@ OFFICIAL_FILES: Mapping[str, Official] = {
 }
 IMAGE_COUNT = 8189  # jpg/image_00001.jpg to jpg/image_08189.jpg
 
-# JPEGs hardly shrink in a .tgz, so the images need as much again, and a little for whole blocks.
+# JPEGs hardly shrink in a .tgz: the images need as much again, and a little for whole blocks.
 UNPACKED_PER_ARCHIVE_BYTE = 1.1
 
 
-class Options(NamedTuple):
-    """The command line, checked."""
+def _folder(text: str) -> Path:
+    """Return the folder to fill."""
+    if not text:
+        raise InputError("DEST is empty: name the folder to fill")
+    return Path(text)
 
-    dest: Path
-    base_url: str  # ends with a slash
-    keep_archive: bool
+
+def _url(text: str) -> str:
+    """Return the address of a folder on the web, with a slash at its end."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # checked only when it is asked for
+    except ValueError as error:
+        raise InputError(f"--base_url {text!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--base_url {text!r} must start with https://HOST or http://HOST")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise InputError(f"--base_url {text!r}: write spaces and other letters as %XX")
+    return text.rstrip("/") + "/"
 
 
-def _parse(argv: Sequence[str]) -> Options:
+def _parser() -> Parser:
     parser = Parser(
         description="Fetch and verify the official Oxford Flowers-102 images and labels."
     )
-    parser.add_argument("dest", metavar="DEST", help="folder to fill; the --data_root of train.py")
-    parser.add_argument("--base_url", default=BASE_URL, help="folder on the web with the files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("dest", type=_folder, metavar="DEST", help="folder to fill, train.py's --data_root")
+    add("--base_url", type=_url, default=BASE_URL, help="folder on the web that holds the files")
+    add(
         "--keep_archive",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=f"keep DEST/{ARCHIVE} once its images are unpacked",
+        help=f"keep DEST/{ARCHIVE} after its images are unpacked",
     )
-    args = parser.parse_args(argv)
-    if not args.dest:
-        raise InputError("DEST is empty: name the folder to fill")
-    _check_url(args.base_url)
-    return Options(Path(args.dest), args.base_url.rstrip("/") + "/", args.keep_archive)
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # looked at only when asked for
-    except ValueError as error:
-        raise InputError(f"--base_url {url!r}: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"--base_url {url!r} must start with https://HOST or http://HOST")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"--base_url {url!r}: write spaces and other letters as %XX")
+    return parser
 
 
 @contextmanager
 def _os_errors_as(kind: type[Exception], dest: Path) -> Iterator[None]:
-    """What the file system refuses is a `kind`; a full disk does not say of itself where it is."""
+    """Turn an OSError into a `kind` that names `dest`, which "no space left" does not."""
     try:
         yield
     except OSError as error:
@@ -100,7 +96,7 @@ def _megabytes(size: float) -> str:
 
 
 def _nearest(dest: Path) -> Path:
-    """`dest`, or else the lowest of its parents that exists."""
+    """Return `dest`, or else the lowest of its parents that exists."""
     while not dest.exists():
         dest = dest.parent
     return dest
@@ -111,7 +107,7 @@ def _image_names() -> list[str]:
 
 
 def _is_jpeg(path: Path) -> bool:
-    """Whether a JPEG begins at `path`; train.py looks closer at the images of its splits."""
+    """Return whether a JPEG begins at `path`; train.py checks the images of its splits closer."""
     try:
         with path.open("rb") as file:
             return file.read(3) == b"\xff\xd8\xff"
@@ -120,17 +116,17 @@ def _is_jpeg(path: Path) -> bool:
 
 
 def find_missing(dest: Path) -> list[str]:
-    """The official files that have to be fetched into `dest`, after verifying what is there.
+    """Return the official files that must be fetched into `dest`, after verifying what it holds.
 
     Nothing is written, and nothing that the user may want to keep is ever replaced.
 
     Raises:
-        InputError: `dest` or a parent is no folder or not writable, or a file or the images there
-            are not the official ones.
+        InputError: `dest` or a parent is not a folder or not writable, or a file or the images in
+            it are not the official ones.
     """
     folder = _nearest(dest)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name one that exists or can be made")
+        raise InputError(f"{folder} is not a folder: name one that exists or can be made")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} is not writable: name another folder")
     present = [name for name in OFFICIAL_FILES if (dest / name).exists()]
@@ -154,7 +150,7 @@ def find_missing(dest: Path) -> list[str]:
 
 
 def check_space(dest: Path, missing: Sequence[str]) -> None:
-    """Make sure that `missing` and the unpacked images fit on the disk of `dest`.
+    """Check that `missing` and the unpacked images fit on the disk of `dest`.
 
     Raises:
         RunError: they do not.
@@ -166,12 +162,13 @@ def check_space(dest: Path, missing: Sequence[str]) -> None:
     free = shutil.disk_usage(_nearest(dest)).free
     if free < needed:
         raise RunError(
-            f"{dest}: {_megabytes(needed)} more are needed, the disk has {_megabytes(free)} free"
+            f"{dest}: {_megabytes(needed)} more are needed, the disk has {_megabytes(free)} free; "
+            "make room or name another folder"
         )
 
 
 def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
-    """The images of the archive, all of them and nothing else, before any is unpacked."""
+    """Return the images of the archive, after checking that it holds all and nothing else."""
     images = {}
     expected = {("jpg", name) for name in _image_names()}
     for member in tar:
@@ -179,7 +176,7 @@ def _members(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
         if member.isdir() and parts in ((), ("jpg",)):
             continue
         if not member.isreg() or parts not in expected:
-            raise RunError(f"{tar.name}: holds {member.name!r}, which is no image of Flowers-102")
+            raise RunError(f"{tar.name}: {member.name!r} is not an image of Flowers-102")
         images[parts] = member
     if len(images) != IMAGE_COUNT:
         raise RunError(f"{tar.name}: holds {len(images):,} images, not {IMAGE_COUNT:,}")
@@ -191,10 +188,10 @@ def unpack(archive: Path, jpg: Path) -> None:
 
     Raises:
         RunError: the archive is damaged, or holds anything but the images.
-        OSError: the file system refuses.
+        OSError: the images cannot be written.
     """
     beside = jpg.with_name(".jpg.part")
-    if beside.exists():  # of a run that was killed
+    if beside.exists():  # from a call that was killed
         shutil.rmtree(beside)
     beside.mkdir()
     try:
@@ -214,21 +211,22 @@ def main(argv: Sequence[str]) -> None:
     """Fetch what is missing, verify it, unpack it.
 
     Raises:
-        InputError: the command line or what DEST already holds is wrong; nothing is written.
-        RunError: network, checksum or disk.
+        InputError: a flag or a file in DEST is wrong; nothing is written.
+        RunError: network, checksum or disk failed.
     """
-    dest, base_url, keep_archive = _parse(argv)
+    args = _parser().parse_args(argv)
+    dest = args.dest
     with _os_errors_as(InputError, dest):
         missing = find_missing(dest)
     with _os_errors_as(RunError, dest):
         check_space(dest, missing)
         dest.mkdir(parents=True, exist_ok=True)
         for name in missing:
-            fetch(base_url + name, dest / name, OFFICIAL_FILES[name])
+            fetch(args.base_url + name, dest / name, OFFICIAL_FILES[name])
         if not (dest / "jpg").exists():
             log.info("%s: unpacking %s images", dest / ARCHIVE, f"{IMAGE_COUNT:,}")
             unpack(dest / ARCHIVE, dest / "jpg")
-        if not keep_archive:
+        if not args.keep_archive:
             (dest / ARCHIVE).unlink(missing_ok=True)
     rows = {name: "verified" for name in OFFICIAL_FILES if (dest / name).exists()}
     log_table(f"--data_root {dest}", {"jpg": f"{IMAGE_COUNT:,} images", **rows})

@@ -1,4 +1,4 @@
-"""Pictures of many pictures: tiles with captions, pasted into rows."""
+"""Paste many pictures into one: tiles with captions, in rows."""
 
 import math
 import unicodedata
@@ -15,7 +15,7 @@ from utils.files import open_atomic
 
 CAPTION_SIZE = 11  # points
 CAPTION_HEIGHT = 16  # pixels
-# Side of a tile, pixels, by the number of tiles: a sheet of 5,089 classes is 4,700 pixels wide.
+# Most tiles of a sheet, and their side in pixels: a sheet of 5,089 classes is 4,700 pixels wide.
 SIDES = ((250, 160), (1_200, 96))
 SMALLEST_SIDE = 64
 # Pillow's own font has the letters of ASCII; macOS and most Linux bring one that has more.
@@ -23,7 +23,7 @@ FONTS = ("Arial Unicode.ttf", "DejaVuSans.ttf")
 
 
 def paste_tiles(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Tiles of one size, row by row on white."""
+    """Return tiles of one size pasted row by row on white."""
     width, height = tiles[0].size
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
     for i, tile in enumerate(tiles):
@@ -32,13 +32,13 @@ def paste_tiles(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Save as PNG or, where the path ends in .jpg, as JPEG; whole or not at all."""
+    """Save a picture as PNG or, if the path ends in .jpg, as JPEG; whole or not at all."""
     with open_atomic(path) as file:
         picture.save(file, format="JPEG" if path.suffix.lower() == ".jpg" else "PNG")
 
 
 def _font(names: Sequence[str]) -> ImageFont.FreeTypeFont:
-    """A font for captions that has the letters of all names, as far as there is one."""
+    """Return a font for captions that has the letters of all names, if one is found."""
     if not all(map(str.isascii, names)):
         for name in FONTS:
             with suppress(OSError):
@@ -47,7 +47,7 @@ def _font(names: Sequence[str]) -> ImageFont.FreeTypeFont:
 
 
 def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """As much of `text` as fits into `width` pixels."""
+    """Return as much of `text` as fits into `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:
@@ -56,11 +56,11 @@ def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 def contact_sheet(names: Sequence[str], paths: Sequence[str | None]) -> Image.Image:
-    """One square tile a class with its index and name, as square a sheet as can be.
+    """Return an almost square sheet with a square tile for each class, with its index and name.
 
     Args:
-        names: of the classes in index order.
-        paths: an image of each that decodes; None: it has none, and its tile is grey.
+        names: class names in index order.
+        paths: path of a readable image of each class; None: the tile is grey.
 
     Raises:
         RunError: an image cannot be decoded.

@@ -1,4 +1,4 @@
-"""Find images that are there twice: the same pixels, or the same picture saved in another way.
+"""Find images that exist twice: the same pixels, or the same picture saved in another way.
 
 N images. A perceptual hash (pHash: Zauner 2010, "Implementation and benchmarking of perceptual
 image hash functions", section 3.2) finds candidates; the correlation of thumbnails confirms them.
@@ -40,20 +40,20 @@ class Pair(NamedTuple):
 
 
 def perceptual_hash(grey: np.ndarray) -> np.uint64:
-    """63 bits: which low frequencies of a grey (32, 32) image are above their median."""
-    values = (_COSINES @ grey.astype(np.float64) @ _COSINES.T).ravel()[1:]  # but the brightness
+    """Return 63 bits: which low frequencies of a grey (32, 32) image are above their median."""
+    values = (_COSINES @ grey.astype(np.float64) @ _COSINES.T).ravel()[1:]  # without the brightness
     return np.bitwise_or.reduce(_BITS[values > np.median(values)])
 
 
 def thumbnail(grey: np.ndarray) -> np.ndarray:
-    """(16, 16) uint8 of a grey (32, 32) image: means of 2 x 2 pixels."""
+    """Return a grey (32, 32) image as (16, 16) uint8: means of 2 x 2 pixels."""
     factor = HASHED_SIDE // THUMBNAIL_SIDE
     blocks = grey.reshape(THUMBNAIL_SIDE, factor, THUMBNAIL_SIDE, factor)
     return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def exact_groups(digests: Sequence[bytes]) -> list[list[int]]:
-    """Positions of equal digests, two or more a group; an empty digest is nobody's."""
+    """Return the positions of equal digests, two or more a group; empty digests do not count."""
     positions: dict[bytes, list[int]] = defaultdict(list)
     for position, digest in enumerate(digests):
         if digest:
@@ -62,17 +62,17 @@ def exact_groups(digests: Sequence[bytes]) -> list[list[int]]:
 
 
 def near_pairs(
-    hashes: np.ndarray, thumbnails: np.ndarray, parts: Sequence[np.ndarray]
+    hashes: np.ndarray, thumbnails: Sequence[np.ndarray], parts: Sequence[np.ndarray]
 ) -> list[Pair]:
-    """Pairs of images of different parts that look alike; of a single part, pairs within it.
+    """Return pairs of images of different parts that look alike; of a single part, pairs within it.
 
-    Every pair is looked at, so the time grows with the product of the parts' sizes: under a minute
+    Every pair is compared, so the time grows with the product of the parts' sizes: under a minute
     for iNaturalist's 579,184 and 95,986. Shows a progress bar.
 
     Args:
         hashes: (N,) uint64.
-        thumbnails: (N, 16, 16) uint8.
-        parts: positions that belong together, of images that can be decoded.
+        thumbnails: N of (16, 16) uint8.
+        parts: positions of readable images that belong together, such as a split.
     """
     pairs, combinations = [], list(_combinations(parts))
     with progress_bar(sum(len(one) for one, _ in combinations), "compare", "img") as bar:
@@ -95,7 +95,7 @@ def _combinations(parts: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.
 def _close(
     hashes: np.ndarray, one: np.ndarray, two: np.ndarray, bar: tqdm
 ) -> Iterator[tuple[int, int, int]]:
-    """Pairs of `one` and `two` with similar hashes, and their distance; of one part each once."""
+    """Yield pairs of `one` and `two` with similar hashes and their distance, each pair once."""
     (rows, columns), is_same = BLOCK, one is two
     ours, theirs = hashes[one], hashes[two]
     differing, distances = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint8)
@@ -115,7 +115,7 @@ def _close(
 
 
 def _correlation(one: np.ndarray, two: np.ndarray) -> float:
-    """Of the pixels of two thumbnails, -1 to 1; 0 where one is of a single shade."""
+    """Return the correlation of two thumbnails' pixels, -1 to 1; 0 if one has a single shade."""
     a, b = (image.astype(np.float64).ravel() - image.mean() for image in (one, two))
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     return float(a @ b / norm) if norm else 0.0

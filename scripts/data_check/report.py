@@ -1,4 +1,4 @@
-"""What `check_data.py` says of a dataset: a JSON document, and the same as text."""
+"""Report what was found in a dataset, as a JSON document and as text."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,45 +7,44 @@ from typing import Any
 import numpy as np
 
 from scripts.data_check.duplicates import Pair, exact_groups, near_pairs
-from scripts.data_check.scan import Files, Scan
+from scripts.data_check.scan import Files, Look
 from utils.data.splits import Split
 
-SHOWN = 5  # findings of a kind in the text; the JSON has all
-LISTED = 10_000  # but of near duplicates the nearest: the frames of films are millions of pairs
+SHOWN = 5  # findings of each kind in the text; the JSON has all
+LISTED = 10_000  # near duplicates in the JSON, the nearest: a film's frames are millions of pairs
 SIZES = ("width", "height", "megapixels", "aspect_ratio", "kilobytes")
 
 
-def make_report(files: Files, scan: Scan, splits: Sequence[Split]) -> dict[str, Any]:
-    """Everything that was found.
+def make_report(files: Files, looks: Sequence[Look], splits: Sequence[Split]) -> dict[str, Any]:
+    """Return everything that was found.
 
     Args:
-        files: of the dataset.
-        scan: of the same files.
-        splits: the official ones, unions such as trainval too.
+        files: image files of the dataset.
+        looks: facts about each of them.
+        splits: official splits, unions such as trainval too.
     """
     (first, *_) = splits
-    found = {split.name: _of_split(files, scan, split) for split in splits}
-    missing = [_named(files, position) for position in scan.missing]
+    found = {split.name: _of_split(files, looks, split) for split in splits}
+    missing = [_named(files, at) for at, look in enumerate(looks) if look.is_missing]
+    readable = [look for look in looks if look.is_readable]
     return {
         "dataset": first.dataset,
         "root": str(first.root),
         "splits": found,
         "classes": _of_classes(splits),
         "missing": [image for image in missing if found[image["split"]]["is_at_hand"]],
-        "unreadable": _with_messages(files, scan.trouble),
-        "decoded_with_a_warning": _with_messages(files, scan.warnings),
+        "unreadable": _with_messages(files, [look.trouble for look in looks]),
+        "decoded_with_a_warning": _with_messages(files, [look.warning for look in looks]),
         "listed_in_two_splits": [
             {"path": path, "splits": [one, two]} for path, one, two in files.shared
         ],
-        "exact_duplicates": _exact(files, scan),
-        **_near(files, scan),
-        "sizes": _sizes(files, scan),
-        "kinds": dict(Counter(kind for kind in scan.kinds if kind).most_common()),
+        "exact_duplicates": _exact(files, looks),
+        **_near(files, looks),
+        "sizes": _sizes(files, looks),
+        "kinds": dict(Counter(look.kind for look in readable).most_common()),
         "exif_orientations": {
-            str(value): int(count)
-            for value, count in zip(
-                *np.unique(scan.orientations[scan.readable], return_counts=True), strict=True
-            )
+            str(value): count
+            for value, count in sorted(Counter(look.orientation for look in readable).items())
         },
     }
 
@@ -59,18 +58,19 @@ def _named(files: Files, position: int) -> dict[str, str]:
     }
 
 
-def _with_messages(files: Files, messages: dict[int, str]) -> list[dict[str, str]]:
-    return [{**_named(files, at), "message": text} for at, text in sorted(messages.items())]
+def _with_messages(files: Files, messages: Sequence[str]) -> list[dict[str, str]]:
+    return [{**_named(files, at), "message": text} for at, text in enumerate(messages) if text]
 
 
-def _of_split(files: Files, scan: Scan, split: Split) -> dict[str, Any]:
+def _of_split(files: Files, looks: Sequence[Look], split: Split) -> dict[str, Any]:
     paths = set(split.paths.tolist())
-    missing = sum(files.paths[position] in paths for position in scan.missing)
+    own = [look for path, look in zip(files.paths, looks, strict=True) if path in paths]
+    missing = sum(look.is_missing for look in own)
     counts = np.bincount(split.labels, minlength=len(split.classes))
     return {
         "samples": len(split),
         "missing": missing,
-        "unreadable": sum(files.paths[position] in paths for position in scan.trouble),
+        "unreadable": sum(look.trouble != "" for look in own),
         "is_at_hand": missing < len(split),
         "classes": int((counts > 0).sum()),
         "smallest_class": int(counts.min()),
@@ -88,9 +88,9 @@ def _of_classes(splits: Sequence[Split]) -> list[dict[str, Any]]:
     ]
 
 
-def _exact(files: Files, scan: Scan) -> list[dict[str, Any]]:
+def _exact(files: Files, looks: Sequence[Look]) -> list[dict[str, Any]]:
     groups = []
-    for positions in exact_groups(scan.digests):
+    for positions in exact_groups([look.digest for look in looks]):
         images = [_named(files, position) for position in positions]
         groups.append(
             {
@@ -102,21 +102,19 @@ def _exact(files: Files, scan: Scan) -> list[dict[str, Any]]:
     return sorted(groups, key=lambda group: not group["across_splits"])
 
 
-def _near(files: Files, scan: Scan) -> dict[str, Any]:
-    # Equal images once a split: many blank ones would be a pair each.
-    seen: set[tuple[int, bytes]] = set()
-    # Also of splits that are not at hand: with one part alone, its own images are compared.
-    parts: list[list[int]] = [[] for _ in files.splits]
-    for position in np.flatnonzero(scan.readable).tolist():
-        number = int(files.split_of[position])
-        key = (number, scan.digests[position])
-        if key not in seen:
-            seen.add(key)
-            parts[number].append(position)
+def _near(files: Files, looks: Sequence[Look]) -> dict[str, Any]:
+    # A part for each split, also for one without images: a part that is alone is compared with
+    # itself. Equal images count once a part: of many blank ones each two would be a pair.
+    parts: list[dict[bytes, int]] = [{} for _ in files.splits]
+    for position, (number, look) in enumerate(zip(files.split_of.tolist(), looks, strict=True)):
+        if look.is_readable:
+            parts[number].setdefault(look.digest, position)
     found = near_pairs(
-        scan.hashes, scan.thumbnails, [np.array(part, dtype=np.int64) for part in parts]
+        np.array([look.hash for look in looks], dtype=np.uint64),
+        [look.thumbnail for look in looks],
+        [np.array(list(part.values()), dtype=np.int64) for part in parts],
     )
-    near = [pair for pair in found if scan.digests[pair.first] != scan.digests[pair.second]]
+    near = [pair for pair in found if looks[pair.first].digest != looks[pair.second].digest]
     return {
         "near_duplicates_found": len(near),
         "near_duplicates": [_of_pair(files, pair) for pair in near[:LISTED]],
@@ -133,13 +131,15 @@ def _of_pair(files: Files, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _sizes(files: Files, scan: Scan) -> dict[str, Any]:
-    readable = np.flatnonzero(scan.readable)
-    if not len(readable):
+def _sizes(files: Files, looks: Sequence[Look]) -> dict[str, Any]:
+    readable = [position for position, look in enumerate(looks) if look.is_readable]
+    if not readable:
         return {}
-    width, height = scan.sizes[readable].T
-    columns = (width, height, width * height / 1e6, width / height, scan.lengths[readable] / 1e3)
+    width, height, length = np.array(
+        [(looks[at].width, looks[at].height, looks[at].length) for at in readable]
+    ).T
     pixels = width * height
+    columns = (width, height, pixels / 1e6, width / height, length / 1e3)
     return {
         **{
             name: {
@@ -158,7 +158,7 @@ def _sizes(files: Files, scan: Scan) -> dict[str, Any]:
 
 
 def summary_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The report without the counts of each class, for a terminal."""
+    """Yield the report without the counts of each class, for a terminal."""
     yield f"{report['dataset']} in {report['root']}, {len(report['classes'])} classes"
     yield ""
     yield from _table(
@@ -188,7 +188,7 @@ def summary_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def full_lines(report: dict[str, Any]) -> Iterator[str]:
-    """The whole report but for the findings beyond the first of each kind."""
+    """Yield the report with the counts of each class and the first findings of each kind."""
     yield from summary_lines(report)
     yield ""
     yield from _table(
@@ -199,7 +199,7 @@ def full_lines(report: dict[str, Any]) -> Iterator[str]:
 def _findings(report: dict[str, Any]) -> Iterator[str]:
     absent = [name for name, split in report["splits"].items() if not split["is_at_hand"]]
     if absent:
-        yield f"no image is here of: {', '.join(absent)}"
+        yield f"no image exists of: {', '.join(absent)}"
     exact = report["exact_duplicates"]
     near = "near duplicates" + (" across splits" if len(report["splits"]) > 1 else "")
     kinds = (
@@ -236,7 +236,7 @@ def _described(entry: dict[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Columns as wide as they need to be; numbers to the right."""
+    """Yield rows with columns as wide as they need to be, and numbers to the right."""
     texts = [[str(value) for value in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]

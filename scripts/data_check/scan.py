@@ -1,4 +1,4 @@
-"""Read every image of a dataset once: what `check_data.py` reports of."""
+"""Decode every image file of a dataset once, in processes, and note what it is."""
 
 import hashlib
 import multiprocessing
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scripts.data_check.duplicates import HASHED_SIDE, THUMBNAIL_SIDE, perceptual_hash, thumbnail
+from scripts.data_check.duplicates import HASHED_SIDE, perceptual_hash, thumbnail
 from utils.console import progress_bar
 from utils.data.image_files import describe
 from utils.data.splits import Split
@@ -27,8 +27,10 @@ from utils.errors import RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-AT_A_TIME = 16  # files of a packet that a process is handed
-PACKETS_AHEAD = 8  # for each process: what the others do while one has large files
+AT_A_TIME = 16  # files that a process gets at once
+PACKETS_AHEAD = (
+    8  # so many times that for each process, so that none waits for one with large files
+)
 NO_DIGEST = b""
 START_METHOD = "spawn"  # on every system: a forked child of a process with threads may hang
 
@@ -38,21 +40,21 @@ START_METHOD = "spawn"  # on every system: a forked child of a process with thre
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a dataset, N of them, each once."""
+    """The N image files of a dataset, each once."""
 
     paths: list[str]  # relative to the root of the splits
     split_of: np.ndarray  # (N,) int64, index into `splits`
     labels: np.ndarray  # (N,) int64
-    splits: tuple[Split, ...]  # those that are no union of others
-    shared: list[tuple[str, str, str]]  # a path that two of them list, and their names
+    splits: tuple[Split, ...]  # those that are not a union of others
+    shared: list[tuple[str, str, str]]  # each path that two splits list, and their names
 
     def path_of(self, position: int) -> str:
-        """Where the file at `position` lies."""
+        """Return where the file at `position` lies."""
         return f"{self.splits[0].root}/{self.paths[position]}"
 
 
 def is_union(split: Split, others: Sequence[Split]) -> bool:
-    """Whether a split is made of several `others`, as trainval is."""
+    """Return whether a split is made of several `others`, as trainval is."""
     paths = set(split.paths.tolist())
     parts = [set(o.paths.tolist()) for o in others if len(o) < len(split)]
     within = [part for part in parts if part <= paths]
@@ -60,7 +62,7 @@ def is_union(split: Split, others: Sequence[Split]) -> bool:
 
 
 def collect(splits: Sequence[Split]) -> Files:
-    """The files of all `splits`; one that two of them list, or one twice, counts for the first."""
+    """Return the files of all `splits`; a file that is listed twice counts for the first split."""
     bases = tuple(split for split in splits if not is_union(split, splits))
     owner: dict[str, int] = {}
     split_of, labels, shared = [], [], []
@@ -80,12 +82,12 @@ def collect(splits: Sequence[Split]) -> Files:
 
 
 class Look(NamedTuple):
-    """What one file is; `trouble` says why it cannot be decoded, and then the rest says nothing."""
+    """The facts about one file; of one that is missing or cannot be decoded, only that."""
 
     is_missing: bool = False
-    trouble: str = ""
-    warning: str = ""  # what the decoder said of an image that it decoded all the same
-    kind: str = ""  # format and mode
+    trouble: str = ""  # why it cannot be decoded
+    warning: str = ""  # the decoder's warning about an image that it decoded
+    kind: str = ""  # format and mode, such as `JPEG RGB`
     width: int = 0  # pixels, once upright
     height: int = 0
     orientation: int = 0  # EXIF, 1 to 8
@@ -94,9 +96,14 @@ class Look(NamedTuple):
     hash: int = 0
     thumbnail: np.ndarray | None = None  # (16, 16) uint8
 
+    @property
+    def is_readable(self) -> bool:
+        """Return whether the file exists and can be decoded."""
+        return self.kind != ""
+
 
 def _grey_square(image: "Tensor") -> np.ndarray:
-    """(3, H, W) uint8 as a grey (32, 32) uint8, squashed."""
+    """Return a (3, H, W) uint8 image as a grey (32, 32) uint8 one, squashed."""
     from torchvision.transforms.v2 import functional as F
 
     from utils.data.transforms import as_batch
@@ -106,7 +113,7 @@ def _grey_square(image: "Tensor") -> np.ndarray:
 
 
 def look(path: str) -> Look:
-    """Decode the file at `path` as training does, in a process that `_listen` has prepared."""
+    """Decode the file at `path` as training does, in a process prepared by `_prepare_process`."""
     from utils.data.decode import decode
 
     try:
@@ -119,47 +126,41 @@ def look(path: str) -> Look:
     except RunError as error:
         return Look(trouble=str(error))
     pixels, grey = image.permute(1, 2, 0).contiguous().numpy(), _grey_square(image)
-    # The shape too: a black image of 2 x 3 is none of 3 x 2.
+    # With the shape: black images of 2 x 3 and of 3 x 2 pixels differ.
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels)
     return Look(
-        False,
-        "",
-        _heard(),
-        described.kind,
-        described.width,
-        described.height,
-        described.orientation,
-        length,
-        digest.digest(),
-        int(perceptual_hash(grey)),
-        thumbnail(grey),
+        warning=_heard(),
+        **described._asdict(),
+        length=length,
+        digest=digest.digest(),
+        hash=int(perceptual_hash(grey)),
+        thumbnail=thumbnail(grey),
     )
 
 
-def _listen() -> None:
-    """Prepare a process that looks at files.
+def _prepare_process() -> None:
+    """Catch in a file the warnings of libjpeg, which go to file descriptor 2.
 
-    libjpeg's warnings, which go to file descriptor 2, are caught in a file: it decodes what is
-    damaged as best it can, grey where it cannot, and only a warning tells.
+    It decodes a damaged image as well as it can, grey where it cannot, and only warns.
     """
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(1)  # the processes are what runs side by side
+    torch.set_num_threads(1)  # one process for each processor is enough
     caught = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
     os.dup2(caught.fileno(), 2)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - Python's own warnings are none
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - not Python's own warnings
 
 
 def _end_with_the_parent() -> None:
-    """Else a process would wait for work for ever after its parent was killed."""
+    """End this process with its parent; it would wait for work for ever if that is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def _heard() -> str:
-    """The first line that was caught since the last call, or nothing."""
+    """Return the first line that was caught since the last call, or an empty text."""
     length = os.lseek(2, 0, os.SEEK_CUR)
     if not length:
         return ""
@@ -172,64 +173,9 @@ def _heard() -> str:
 # --- All of them ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What was found, by position; zeros for files that are missing or cannot be decoded."""
-
-    sizes: np.ndarray  # (N, 2) int64, width and height once upright, pixels
-    lengths: np.ndarray  # (N,) int64, bytes
-    orientations: np.ndarray  # (N,) int64, EXIF, 1 to 8
-    kinds: list[str]  # format and mode
-    digests: list[bytes]
-    hashes: np.ndarray  # (N,) uint64
-    thumbnails: np.ndarray  # (N, 16, 16) uint8
-    missing: list[int]  # positions
-    trouble: dict[int, str]  # why a file cannot be decoded
-    warnings: dict[int, str]  # what the decoder said of one that it decoded all the same
-
-    @property
-    def readable(self) -> np.ndarray:
-        """(N,) bool: which files are there and decode."""
-        return self.lengths > 0
-
-    @classmethod
-    def empty(cls, count: int) -> "Scan":
-        """Nothing is known of `count` files yet."""
-        return cls(
-            np.zeros((count, 2), np.int64),
-            np.zeros(count, np.int64),
-            np.zeros(count, np.int64),
-            [""] * count,
-            [NO_DIGEST] * count,
-            np.zeros(count, np.uint64),
-            np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8),
-            [],
-            {},
-            {},
-        )
-
-    def note(self, position: int, found: Look) -> None:
-        """Record the look at one file."""
-        if found.is_missing:
-            self.missing.append(position)
-            return
-        if found.trouble:
-            self.trouble[position] = found.trouble
-            return
-        if found.warning:
-            self.warnings[position] = found.warning
-        self.sizes[position] = found.width, found.height
-        self.lengths[position] = found.length
-        self.orientations[position] = found.orientation
-        self.kinds[position] = found.kind
-        self.digests[position] = found.digest
-        self.hashes[position] = found.hash
-        self.thumbnails[position] = found.thumbnail
-
-
 @contextmanager
 def _ctrl_c_is_not_for_children() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to every process, from those that are started in here.
+    """Have processes that are started in the block ignore Ctrl-C, which a terminal sends to all.
 
     They would each print a traceback. Their parent ends them.
     """
@@ -245,10 +191,10 @@ def _look_at(paths: Sequence[str]) -> list[Look]:
 
 
 def _looks(pool: Executor, paths: Sequence[str], ahead: int) -> Iterator[Look]:
-    """The looks at all files in their order; so many packets of them are handed out `ahead`.
+    """Yield the looks at all files in their order, with `ahead` packets handed out at a time.
 
-    Not `pool.map`: that hands out everything at once, and cancels it after Ctrl-C, upon which a
-    pool whose processes are gone fails with a traceback (Python 3.11).
+    `pool.map` hands out everything at once and cancels it after Ctrl-C; then a pool whose processes
+    have ended fails with a traceback (Python 3.11).
     """
     packets = (paths[start : start + AT_A_TIME] for start in range(0, len(paths), AT_A_TIME))
     with _ctrl_c_is_not_for_children():  # the first packets start the processes
@@ -258,30 +204,29 @@ def _looks(pool: Executor, paths: Sequence[str], ahead: int) -> Iterator[Look]:
         waiting.extend(pool.submit(_look_at, packet) for packet in islice(packets, 1))
 
 
-def scan(files: Files, num_workers: int) -> Scan:
-    """Decode every file in `num_workers` processes, with a progress bar.
+def scan(files: Files, num_workers: int) -> list[Look]:
+    """Look at every file in `num_workers` processes, with a progress bar.
 
     Raises:
         RunError: a process was lost.
     """
-    found, done = Scan.empty(len(files.paths)), 0
+    found: list[Look] = []
     paths = [files.path_of(position) for position in range(len(files.paths))]
     context = multiprocessing.get_context(START_METHOD)
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(num_workers, context, _listen) as pool:
+    with ProcessPoolExecutor(num_workers, context, _prepare_process) as pool:
         try:
             with progress_bar(len(paths), "check", "img") as bar:
                 for one in _looks(pool, paths, PACKETS_AHEAD * num_workers):
-                    found.note(done, one)
-                    done += 1
+                    found.append(one)
                     bar.update()
         except BaseException as error:
-            # Not to be waited for: they may be importing torch, or have large files before them.
+            # Not awaited: they may be importing torch, or have large files to read.
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             if not isinstance(error, BrokenProcessPool):
                 raise
             raise RunError(
-                f"a process was lost that read {paths[done]} or one of the next images"
+                f"a process was lost that read {paths[len(found)]} or one of the next images"
             ) from error
     return found

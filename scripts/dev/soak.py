@@ -1,11 +1,11 @@
-"""See that nothing is lost: kill a training, damage its snapshots, fill its disk.
+"""Check that nothing is lost: kill a training, damage its snapshots, fill its disk.
 
     python scripts/dev/soak.py kills --kills 12
     python scripts/dev/soak.py damage --ways 200
     python scripts/dev/soak.py disk
 
-Each command trains for real. Exits 0 if every promise held, 1 with one line at the first that was
-broken; the runs are then kept.
+Each command trains for real. It exits 0 if every promise held, and 1 with one line at the first
+that was broken; the runs are then kept.
 """
 
 import shutil
@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
-from scripts.dev.soak_tests.damage import KINDS, soak_damage
+from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
 from utils.console import Parser, log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
-from utils.flag_types import count, positive_int, seed
+from utils.flag_types import positive_int, seed
 
 SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk}
 
@@ -40,25 +40,16 @@ def _parser() -> Parser:
             metavar="PATH",
             help="Flowers-102 or its parent (default: $DATA_ROOT; without one, drawn flowers)",
         )
-        if name == "disk":
-            help_text = "number of writes at which the disk gets full, evenly spread (default: all)"
-            command.add_argument("--disks", type=positive_int, metavar="N", help=help_text)
-            continue
-        command.add_argument("--seed", type=seed, default=42, help="seed of the random damage")
-    kills, damage = commands.choices["kills"], commands.choices["damage"]
-    kills.add_argument(
-        "--kills", type=positive_int, default=12, metavar="N", help="number of SIGKILLs"
-    )
-    damage.add_argument(
-        "--ways", type=positive_int, default=200, metavar="N", help="number of damaged snapshots"
-    )
-    damage.add_argument(
-        "--resumes",
-        type=count,
-        default=len(KINDS),
-        metavar="N",
-        help="number of the first damaged snapshots from which train.py is resumed to the end",
-    )
+        if name != "disk":
+            command.add_argument("--seed", type=seed, default=42, help="random seed of the soak")
+    numbers = {
+        "kills": ("--kills", 12, "number of SIGKILLs"),
+        "damage": ("--ways", 200, "number of damaged snapshots"),
+        "disk": ("--disks", None, "number of full disks, spread over the writes (default: all)"),
+    }
+    for name, (flag, default, what) in numbers.items():
+        add = commands.choices[name].add_argument
+        add(flag, type=positive_int, default=default, metavar="N", help=what)
     return parser
 
 
@@ -67,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Soak, and print the figures.
 
     Raises:
+        InputError: a flag is wrong, or the flowers are not at `--data_root`.
         RunError: a promise was broken.
     """
     args = _parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""Files over HTTP: resumed where they stopped, verified before they take their name."""
+"""Fetch files over HTTP: resume interrupted ones, verify them before they take their name."""
 
 import hashlib
 import re
@@ -20,33 +20,33 @@ from utils.errors import RunError, one_line
 
 
 class Official(NamedTuple):
-    """What tells the official file from any other. MD5 is what was published: it finds damage."""
+    """The identity of an official file."""
 
-    md5: str
+    md5: str  # the checksum that was published; it finds damage
     size: int  # bytes
 
 
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
-TRIES = 5  # in a row that brought nothing new
+TRIES = 5  # in a row that bring nothing new
 RETRY_WAIT_SECONDS = 2.0  # before the second try; twice that before the third, and so on
 CHUNK_BYTES = 1 << 18
-# Answers that another try may not get again; every other error answer is final.
+# Error answers that another try may not get again; the others are final.
 PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class _Dropped(Exception):
-    """The connection failed in a way that another try may not; the message says how."""
+    """A failed connection that another try may not meet."""
 
 
 def file_md5(path: Path) -> str:
-    """MD5 of the file at `path`, in hex."""
+    """Return the MD5 of the file at `path`, in hex."""
     with path.open("rb") as file:
-        # Systems that forbid MD5 for security allow it for finding damage.
+        # Systems that forbid MD5 for security allow it to find damage.
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def file_size(path: Path) -> int:
-    """Bytes of the file at `path`, 0 if there is none."""
+    """Return the bytes of the file at `path`, 0 if there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -54,22 +54,20 @@ def file_size(path: Path) -> int:
 
 
 def part_path(path: Path) -> Path:
-    """Where a file grows until it is whole and verified."""
+    """Return where a file grows until it is whole and verified."""
     return path.with_name(f"{path.name}.part")
 
 
 def _request(url: str, start: int) -> HTTPResponse:
-    """The server's answer to a request for the bytes of `url` from `start` on."""
+    """Return the server's answer to a request for the bytes of `url` from `start` on."""
     headers = {"User-Agent": "fine-vit/get_flowers"}
     if start:
-        # No If-Range: size and MD5 say which file it must be, whatever the server calls it.
+        # Without If-Range: size and MD5 say which file it must be.
         headers["Range"] = f"bytes={start}-"
     try:
         return urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
     except HTTPError as error:
         error.close()
-        if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return _request(url, 0)
         answer = f"HTTP {error.code} {error.reason}"
         if error.code in PASSING_ANSWERS:
             raise _Dropped(answer) from error
@@ -86,18 +84,21 @@ def _request(url: str, start: int) -> HTTPResponse:
 
 
 def _first_byte(response: HTTPResponse, url: str, have: int, size: int) -> int:
-    """Which byte of the file `response` starts with: `have`, or 0 from a server without ranges.
+    """Return the byte at which `response` starts: `have`, or 0 from a server without ranges.
 
     Raises:
-        RunError: the server's file is of another size than `size`, or it starts elsewhere.
+        RunError: the server's file has another size than `size`, or `response` starts elsewhere.
     """
     start, total = 0, response.headers.get("Content-Length")
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         given = response.headers.get("Content-Range", "none")
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given)
-        if match is None or int(match[1]) not in (0, have):
-            raise RunError(f"{url}: asked for the bytes from {have}, the server sent {given!r}")
-        start, total = int(match[1]), match[2]
+        if match is None or int(match[1]) != have:
+            raise RunError(
+                f"{url}: asked for the bytes from {have}, the server sent {given!r}; is --base_url "
+                "right?"
+            )
+        start, total = have, match[2]
     if total is not None and total.isdecimal() and int(total) != size:
         raise RunError(
             f"{url}: the server offers {int(total):,} bytes, the official file has {size:,}; "
@@ -107,7 +108,7 @@ def _first_byte(response: HTTPResponse, url: str, have: int, size: int) -> int:
 
 
 def _chunks(response: HTTPResponse, rest: int) -> Iterator[bytes]:
-    """The next `rest` bytes of `response` and no more, however much the server sends."""
+    """Yield the next `rest` bytes of `response` and no more, even if the server sends more."""
     while rest:
         try:
             chunk = response.read(min(CHUNK_BYTES, rest))
@@ -124,7 +125,7 @@ def _receive(url: str, part: Path, size: int) -> None:
     have = file_size(part)
     if have == size:
         return
-    if have > size:  # no start of the official file
+    if have > size:  # not a start of the official file
         part.unlink()
         have = 0
     with _request(url, have) as response:
@@ -148,12 +149,12 @@ def _receive(url: str, part: Path, size: int) -> None:
 
 
 def fetch(url: str, path: Path, official: Official) -> None:
-    """Bring the file at `url` to `path`, through `path` + ".part", which outlives an interruption.
+    """Fetch the file at `url` to `path`, through `path` + ".part", which outlives an interruption.
 
     Raises:
-        RunError: the server cannot be reached or refuses, its file is of another size, or the
+        RunError: the server cannot be reached or refuses, its file has another size, or the
             checksum is wrong; in the last case the ".part" is removed.
-        OSError: the file system refuses.
+        OSError: the file cannot be written.
     """
     part = part_path(path)
     most, failures = file_size(part), 0
@@ -166,8 +167,8 @@ def fetch(url: str, path: Path, official: Official) -> None:
             most = max(most, file_size(part))
             if failures >= TRIES:
                 raise RunError(
-                    f"{url}: {error}; the same command goes on from what is kept, "
-                    f"{file_size(part):,} of {official.size:,} bytes"
+                    f"{url}: {error}; {file_size(part):,} of {official.size:,} bytes are kept, run "
+                    "the same command again to fetch the rest"
                 ) from error
             log.info("%s: %s; trying again", url, error)
             time.sleep(RETRY_WAIT_SECONDS * failures)
@@ -175,7 +176,7 @@ def fetch(url: str, path: Path, official: Official) -> None:
     if found != official.md5:
         part.unlink()
         raise RunError(
-            f"{url}: MD5 {found} of what arrived is not the official {official.md5}; it was "
-            "removed, run again to start afresh"
+            f"{url}: the MD5 is {found}, not the official {official.md5}; the file was removed, "
+            "run the same command again"
         )
     part.replace(path)

@@ -1,4 +1,4 @@
-"""Let the disk get full at each write of a run: one error line, and earlier files stay whole."""
+"""Fill the disk at each write of a run: one error line, and earlier files stay whole."""
 
 import argparse
 import errno
@@ -29,7 +29,7 @@ RESUME_EVERY = 5  # resuming every failed run would double the time
 
 
 class Ended(NamedTuple):
-    """How a run on a pretended disk ended."""
+    """The ending of a run on a pretended disk."""
 
     code: int
     errors: list[str]  # lines on stderr
@@ -47,16 +47,16 @@ def run_on_disk(flags: list[str], paths: RunPaths, fail_from: int | None) -> End
 
 
 def spread(count: int, most: int | None) -> list[int]:
-    """At most `most` of the numbers 1 to `count`, evenly spread, with the first and the last."""
+    """Return at most `most` of the numbers 1 to `count`, evenly spread, with first and last."""
     chosen = count if most is None else min(most, count)
     return [1 + i * (count - 1) // max(1, chosen - 1) for i in range(chosen)]
 
 
 def check_ending(ended: Ended, where: str) -> None:
-    """See that a run on a full disk ended with one line that says so.
+    """Check that a run on a full disk ended with one line that says so.
 
     Raises:
-        RunError: the exit code or stderr is another.
+        RunError: exit code or stderr is different.
     """
     says_so = len(ended.errors) == 1 and ended.errors[0].startswith("error: ")
     if ended.code not in (1, 2) or not says_so or NO_SPACE not in ended.errors[0]:
@@ -68,10 +68,10 @@ def check_ending(ended: Ended, where: str) -> None:
 
 
 def check_what_is_left(paths: RunPaths, where: str) -> None:
-    """See that everything that a failed run left is whole.
+    """Check that everything that a failed run left is whole.
 
     Raises:
-        RunError: names what is not.
+        RunError: a file is not; names it.
     """
     broken = broken_json(paths.output_dir) or broken_checkpoint(paths)
     if broken is None and resume_flags(paths) and not has_whole_snapshot(paths):

@@ -21,8 +21,8 @@ from utils.console import log
 from utils.data_utils import RunPaths
 from utils.errors import RunError
 
-STARTING_SHARE = 0.25  # of the kills come while a process starts, within its first lines:
-STARTING_LINES = 4
+STARTING_SHARE = 0.25  # share of the kills that come while a process starts,
+STARTING_LINES = 4  # before it has printed so many lines
 MAX_STEP_LINES = 6  # the others come after at most so many lines about steps
 MAX_EXTRA_STEPS = 4  # and the time of at most so many steps
 STEPS_A_KILL = 24  # more than a process can do until it is killed
@@ -32,13 +32,16 @@ RHYTHM = shlex.split("--save_every 2 --log_every 3 --eval_every 5 --num_workers 
 
 
 def kill_at_random(flags: list[str], output: Path, generator: random.Random, extra: float) -> str:
-    """Run train.py and kill it with SIGKILL, at the latest `extra` seconds after the lines above.
+    """Run train.py, kill it with SIGKILL at a random moment, and return its last line on stdout.
 
-    Returns:
-        Its last line on stdout.
+    Args:
+        flags: command line of train.py.
+        output: path of its output, without an ending.
+        generator: source of the moment.
+        extra: most seconds to wait after one of the first lines or one about a step.
 
     Raises:
-        RunError: the run ended by itself before.
+        RunError: the run ended by itself before that.
     """
     with training(flags, output) as run:
         if generator.random() < STARTING_SHARE:

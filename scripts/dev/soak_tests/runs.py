@@ -26,7 +26,7 @@ MAX_SECONDS = 300  # a run on a tiny model that takes longer hangs
 PAUSE = 0.01  # seconds between two looks at a run's output
 # Scalars that say how long something took: no two runs agree.
 TIMINGS = ("train/images_per_second", "data/wait_fraction")
-# A tiny model with all that draws random numbers or averages: dropout, mixed images, EMA weights.
+# A tiny model that draws random numbers (dropout, mixed images) and averages its weights (EMA).
 TINY_RUN = shlex.split(
     "--model_type testing --img_size 32 --train_batch_size 8 --eval_batch_size 16 --device cpu "
     "--dropout 0.1 --preset strong --ema_decay 0.9"
@@ -34,7 +34,7 @@ TINY_RUN = shlex.split(
 
 
 def tiny_flags(data_root: Path | None, folder: Path) -> list[str]:
-    """The flags of a tiny run on the real flowers if available, else on ones drawn into `folder`.
+    """Return the flags of a tiny run on the real flowers, else on ones drawn into `folder`.
 
     Args:
         data_root: Flowers-102 or its parent; None: $DATA_ROOT, if it is set.
@@ -94,15 +94,15 @@ class Training:
         self.process.start()
 
     def lines(self) -> list[str]:
-        """The lines on stdout so far."""
+        """Return the lines on stdout so far."""
         return self.output.with_suffix(".out").read_text("utf-8", errors="replace").splitlines()
 
     def errors(self) -> list[str]:
-        """The lines on stderr so far."""
+        """Return the lines on stderr so far."""
         return self.output.with_suffix(".err").read_text("utf-8", errors="replace").splitlines()
 
     def last_words(self) -> str:
-        """The end of stderr, or of stdout where stderr is empty, on one line."""
+        """Return the end of stderr, or of stdout if stderr is empty, on one line."""
         return " | ".join((self.errors() or self.lines() or ["nothing"])[-3:])
 
     def wait_for_lines(self, count: int, start: str = "") -> None:
@@ -146,14 +146,14 @@ def run_to_its_end(flags: list[str], output: Path) -> list[str]:
 
 
 def resume_flags(paths: RunPaths) -> list[str]:
-    """`--resume` if the run has a snapshot; without one it starts anew."""
+    """Return `--resume` if the run has a snapshot; without one it starts anew."""
     from utils.run.folder import has_state
 
     return ["--resume"] if has_state(paths) else []
 
 
 def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plain data of any shape
-    """Whether tensors and plain data have the same bits."""
+    """Return whether tensors and plain data have the same bits."""
     from torch import Tensor, equal
 
     if type(first) is not type(second):
@@ -169,7 +169,7 @@ def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plai
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag to all (step, value) of the TensorBoard events in a folder, without the timings."""
+    """Return tag to all (step, value) of the TensorBoard events in a folder, but the timings."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names each purge of a resume
@@ -183,7 +183,7 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def results_of(paths: RunPaths) -> dict[str, Any]:
-    """What a finished run left and two runs of the same flags must agree on, by name.
+    """Return by name what a finished run left and two runs of the same flags must agree on.
 
     Raises:
         RunError: something is missing or damaged, or an unfinished file was left behind.
@@ -214,7 +214,7 @@ def check_same(expected: Mapping[str, Any], results: Mapping[str, Any], where: s
     """Compare the results of a run with those of an undisturbed one.
 
     Raises:
-        RunError: names what differs.
+        RunError: something differs; names it.
     """
     keys = [*expected, *(key for key in results if key not in expected)]
     wrong = [k for k in keys if k not in results or not is_same(expected.get(k), results[k])]

@@ -1,4 +1,4 @@
-"""Watch a run from a thread: is every file whole at every moment?"""
+"""Watch from a thread that every file of a run is whole at every moment."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ PAUSE = 0.02  # seconds between two looks: the run needs the processor
 
 
 def broken_json(folder: Path) -> str | None:
-    """What is wrong with the first JSON or JSONL file below `folder` that cannot be parsed."""
+    """Return what is wrong with the first JSON or JSONL file below `folder` that is damaged."""
     try:
         paths = [path for path in folder.rglob("*.json*") if path.suffix in (".json", ".jsonl")]
     except FileNotFoundError:  # a folder was moved while it was listed
@@ -31,7 +31,7 @@ def broken_json(folder: Path) -> str | None:
 
 
 def broken_checkpoint(paths: RunPaths) -> str | None:
-    """Which best checkpoint of a run exists and is not whole."""
+    """Return which best checkpoint of a run exists and is not whole."""
     from utils.run.snapshot import is_whole_snapshot
 
     for variant in ("", EMA):
@@ -42,7 +42,7 @@ def broken_checkpoint(paths: RunPaths) -> str | None:
 
 
 def has_whole_snapshot(paths: RunPaths) -> bool:
-    """Whether a snapshot of a run, which may be writing one, is whole."""
+    """Return whether a snapshot of a run, which may be writing one, is whole."""
     from utils.run.snapshot import is_whole_snapshot
 
     names = [paths.last, paths.older(1), paths.older(2)]
@@ -65,13 +65,13 @@ class Watch:
         self.broken = broken_json(self.paths.output_dir) or broken_checkpoint(self.paths)
         self.had_snapshot = self.had_snapshot or self.paths.last.exists()
         if self.had_snapshot and self.broken is None and not has_whole_snapshot(self.paths):
-            self.broken = f"{self.paths.run} has no whole snapshot any more"
+            self.broken = f"{self.paths.run} no longer has a whole snapshot"
 
     def check(self) -> None:
-        """Raise if something was broken.
+        """Raise what was broken, if anything.
 
         Raises:
-            RunError: names what was broken.
+            RunError: a file was not whole; names it.
         """
         if self.broken is not None:
             raise RunError(f"after {self.looks} looks: {self.broken}")

@@ -69,7 +69,7 @@ class TestWatch:
         seen.check()
         copied.older(1).write_bytes(b"")
         seen.look()
-        with pytest.raises(RunError, match="no whole snapshot any more"):
+        with pytest.raises(RunError, match="no longer has a whole snapshot"):
             seen.check()
 
 
@@ -94,7 +94,7 @@ class TestCompare:
 
 class TestDamage:
     def test_damage_is_noticed_and_the_snapshot_before_is_used(self, drawn, capsys):
-        flags = ["damage", "--ways", "12", "--resumes", "0", "--data_root", str(drawn)]
+        flags = ["damage", "--ways", "12", "--data_root", str(drawn)]
         assert soak.main(flags) == 0
         assert "page zeroed   4" in capsys.readouterr().out
 
