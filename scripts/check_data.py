@@ -53,22 +53,16 @@ def main(argv: Sequence[str]) -> None:
         RunError: an image is missing or damaged, or the check itself failed.
     """
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "dataset",
-        choices=dataset_names(),
-        metavar="DATASET",
-        help="name of a dataset, as train.py's --dataset",
-    )
-    parser.add_argument(
-        "data_root", type=Path, metavar="ROOT", help="folder of the data, as train.py's --data_root"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("dataset", choices=dataset_names(), metavar="DATASET", help="name of a dataset")
+    add("data_root", type=Path, metavar="ROOT", help="folder of the data, train.py's --data_root")
+    add(
         "--output",
         type=Path,
         metavar="PATH",
         help="folder for the report (default: output/check_<dataset>)",
     )
-    parser.add_argument(
+    add(
         "--num_workers",
         type=positive_int,
         metavar="N",

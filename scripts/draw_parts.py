@@ -1,10 +1,10 @@
-"""Draw the parts that a model selected onto its images: what each attention head looked at.
+"""Draw the parts that a model selected onto its images, a dot for each attention head.
 
     python scripts/draw_parts.py --predictions output/parts/fiftyone/predictions.jsonl \
         --out parts.png --count 12
 
-One dot a head, on the whole image; heads that chose the same patch stand side by side. Under each
-image the prediction, and the truth where it differs.
+Dots of heads that chose the same patch stand side by side. Under each image is the prediction, and
+the truth if it differs.
 """
 
 import colorsys
@@ -32,10 +32,10 @@ DOT = 5  # radius, pixels
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a predictions file.
+    """Return the rows of a predictions file.
 
     Raises:
-        InputError: unreadable, not JSON, or rows without parts.
+        InputError: it cannot be read, is not JSON, or has rows without parts.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -48,12 +48,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def color_of(head: int, num_heads: int) -> tuple[int, int, int]:
-    """A color of its own for each head, evenly around the wheel."""
+    """Return the color of a head; heads are spread evenly around the color wheel."""
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(head / num_heads, 1.0, 1.0))
 
 
 def draw(row: dict[str, Any]) -> Image.Image:
-    """One image with its parts and a caption, TILE pixels wide."""
+    """Return an image with its parts and a caption, TILE pixels wide."""
     image = ImageOps.contain(decode_rgb(Path(row["filepath"])), (TILE, TILE))
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
     left, top = (TILE - image.width) // 2, (TILE - image.height) // 2
@@ -76,15 +76,21 @@ def draw(row: dict[str, Any]) -> Image.Image:
 
 @entrypoint
 def main(argv: Sequence[str]) -> None:
-    """Draw evenly spaced rows of a predictions file into one picture."""
+    """Draw evenly spaced rows of a predictions file into one picture.
+
+    Raises:
+        InputError: a flag or the predictions file is wrong.
+        RunError: an image cannot be decoded.
+    """
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--predictions", type=Path, required=True, help="a predictions.jsonl")
-    parser.add_argument("--out", type=Path, required=True, help="the picture, .png or .jpg")
-    parser.add_argument("--count", type=positive_int, default=12, help="images")
+    add = parser.add_argument
+    add("--predictions", type=Path, required=True, help="predictions.jsonl of a run")
+    add("--out", type=Path, required=True, help="file for the picture, .png or .jpg")
+    add("--count", type=positive_int, default=12, help="number of images to draw")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out} is no .png or .jpg in an existing folder")
-    rows = list(read_rows(args.predictions))
+        raise InputError(f"--out {args.out} is not a .png or .jpg in an existing folder")
+    rows = read_rows(args.predictions)
     count = min(args.count, len(rows))
     tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]
     save_picture(paste_tiles(tiles, min(COLUMNS, count)), args.out)

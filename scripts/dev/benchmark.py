@@ -2,7 +2,7 @@
 
     python scripts/dev/benchmark.py startup --check
     python scripts/dev/benchmark.py block --model_type ViT-Ti_16 --img_size 224
-    python scripts/dev/benchmark.py model --json figures.json --plot growth.png --check
+    python scripts/dev/benchmark.py model --json figures.json --check
     python scripts/dev/benchmark.py data --json figures.json --check
     python scripts/dev/benchmark.py save --pairs 3 --check
 
@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
+from scripts.dev.benchmarks.contenders import CLASSES
 from scripts.dev.benchmarks.data import measure_data
 from scripts.dev.benchmarks.model import measure_model
 from scripts.dev.benchmarks.save import measure_save
 from scripts.dev.benchmarks.timing import Figure, in_pairs
-from scripts.dev.benchmarks.training import CLASSES
 from utils.console import Parser
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
@@ -163,8 +163,6 @@ def _parser() -> Parser:
     add("--model_type", default="ViT-B_16", help="name of the architecture")
     add("--img_size", type=positive_int, default=224, help="image side in pixels")
     add("--batch_size", type=positive_int, default=8, help="images of a step")
-    add = commands.choices["model"].add_argument
-    add("--plot", type=Path, metavar="FILE", help="also measure 224 to 672 px; picture of it, .png")
     add = commands.choices["data"].add_argument
     add("--data_root", type=Path, help="folder of the real Flowers-102 (default: $DATA_ROOT)")
     add("--images", type=positive_int, default=256, help="number of images that are read")

@@ -2,7 +2,7 @@
 
     python scripts/dev/check_pins.py requirements.txt
 
-Standard library only: it runs before anything is installed.
+It uses the standard library only, since it runs before anything is installed.
 """
 
 import importlib.metadata
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def read_pins(path: Path) -> dict[str, str]:
-    """Name to version of each `name==version` line, those of `-r` files included."""
+    """Return name to version of each `name==version` line, also of the files that `-r` names."""
     pins: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
@@ -26,7 +26,7 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def is_installed(name: str, version: str) -> bool:
-    """Whether the running environment has exactly that version, build suffix (+cpu) aside."""
+    """Return whether the environment has exactly that version, apart from a suffix like +cpu."""
     try:
         return importlib.metadata.version(name).partition("+")[0] == version
     except importlib.metadata.PackageNotFoundError:
@@ -34,7 +34,7 @@ def is_installed(name: str, version: str) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    """Compare the file named in `argv` with the running environment."""
+    """Return 0 if the environment has every pin of the file named in `argv`, else 1."""
     (path,) = argv
     return int(not all(is_installed(*pin) for pin in read_pins(Path(path)).items()))
 

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import ssl
-import sys
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -13,9 +12,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
-from utils.console import log
+from utils.console import log, progress_bar
 from utils.errors import RunError, one_line
 
 
@@ -131,17 +128,8 @@ def _receive(url: str, part: Path, size: int) -> None:
     with _request(url, have) as response:
         start = _first_byte(response, url, have, size)
         log.info("%s: %s of %s bytes to fetch", url, f"{size - start:,}", f"{size:,}")
-        bar = tqdm(
-            total=size,
-            initial=start,
-            desc=part.stem,
-            unit="B",
-            unit_scale=True,
-            file=sys.stderr,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-            leave=False,
-        )
+        bar = progress_bar(size, part.stem, "B")
+        bar.unit_scale, bar.initial, bar.n = True, start, start
         with bar, part.open("ab" if start else "wb") as file:
             for chunk in _chunks(response, size - start):
                 file.write(chunk)

@@ -1,12 +1,13 @@
-"""Whether rows of predictions.jsonl are what the contract says, and what FiftyOne makes of them.
+"""Check that rows of predictions.jsonl load into FiftyOne as what they are meant to be.
+
+FiftyOne itself takes a label without `_cls` for a plain dict, and any path, number or point.
 
 FiftyOne must be installed; it is imported by the functions that need it (2 to 6 s). No database.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,42 +18,25 @@ if TYPE_CHECKING:
 
 
 class CheckFailed(Exception):
-    """A check found a fault: the message is the detail for the report."""
+    """A fault that a check found; the message is the detail for the report."""
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and value != [] and all(map(_is_text, value))
-
-
-def _is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    # An int is none: FiftyOne would make the field integer for the rows that follow.
-    return isinstance(value, float) and math.isfinite(value) and low <= value <= high
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_share(value: object) -> bool:
-    return _is_number(value, 0.0, 1.0)
+    return _is_finite(value) and 0 <= value <= 1
 
 
-# The fields of a row that are no labels: what is right, and its name.
-FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(
-        ("filepath", "sample_id", "checkpoint_id", "run", "relative_path"), (_is_text, "a text")
-    ),
-    "tags": (_is_texts, "a list of texts"),
-    "correct": (lambda value: isinstance(value, bool), "true or false"),
-    "loss": (partial(_is_number, low=0.0), "a finite float of 0 or more"),
-    "margin": (_is_share, "a float in 0..1"),
-}
-
-
-def _check_fields(row: dict[str, Any]) -> None:
-    for name, (is_right, what) in FIELDS.items():
-        if not is_right(row.get(name)):
-            raise CheckFailed(f"{name} is {row.get(name)!r}, not {what}")
+def _check_image(row: dict[str, Any]) -> None:
+    for name in ("filepath", "sample_id"):
+        if not _is_text(row.get(name)):
+            raise CheckFailed(f"{name} is {row.get(name)!r}, not a text")
     # FiftyOne resolves a relative path against the working directory, and never looks at the file.
     path = Path(row["filepath"])
     if not path.is_absolute():
@@ -82,8 +66,6 @@ def _check_labels(sample: "fo.Sample") -> None:
             raise CheckFailed(f"{name} has no label text: {label.label!r}")
         if label is not truth and not _is_share(label.confidence):
             raise CheckFailed(f"{name}: confidence is {label.confidence!r}, not a float in 0..1")
-    if sample["correct"] != (truth.label == predicted.label):
-        raise CheckFailed("correct contradicts the labels")
     if sample.has_field("parts"):  # only models that select parts have them
         _check_parts(sample["parts"])
 
@@ -108,7 +90,7 @@ def _check_parts(parts: object) -> None:
 
 
 def load_errors() -> tuple[type[Exception], ...]:
-    """What FiftyOne raises for a row that it cannot take: it has no common type for it."""
+    """Return what FiftyOne raises for a row that it cannot take: it has no common type for it."""
     from fiftyone.core.odm.utils import DocumentRegistryError
     from mongoengine.errors import MongoEngineException, ValidationError
     from pymongo.errors import PyMongoError
@@ -118,33 +100,33 @@ def load_errors() -> tuple[type[Exception], ...]:
 
 
 def load_row(line: bytes) -> "fo.Sample":
-    """The FiftyOne sample of one line of predictions.jsonl. Needs no database.
+    """Return the FiftyOne sample of one line of predictions.jsonl. Needs no database.
 
     Raises:
-        CheckFailed: the row is not what the contract of a prediction row says.
+        CheckFailed: the row is not as a prediction row must be.
     """
     import fiftyone as fo
 
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise CheckFailed(f"no JSON: {one_line(error)}") from error
+        raise CheckFailed(f"not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
-        raise CheckFailed("no JSON object")
-    _check_fields(row)
+        raise CheckFailed("not a JSON object")
+    _check_image(row)
     try:
         sample = fo.Sample.from_dict(row)
     except load_errors() as error:
         raise CheckFailed(f"FiftyOne does not load it: {one_line(error)}") from error
     _check_labels(sample)
     logits = row["predictions"].get("logits", [])  # optional; in the sample they are an array
-    if not isinstance(logits, list) or not all(map(_is_number, logits)):
-        raise CheckFailed("logits is no list of finite floats")
+    if not isinstance(logits, list) or not all(map(_is_finite, logits)):
+        raise CheckFailed("logits is not a list of finite floats")
     return sample
 
 
 def check_rows(lines: Iterable[bytes]) -> tuple[list["fo.Sample"], list[str]]:
-    """The samples of the lines that are right, and one text for each line that is not."""
+    """Return the samples of the lines that are right, and one text for each line that is not."""
     samples, problems, first_line = [], [], {}
     for number, line in enumerate(lines, start=1):
         try:

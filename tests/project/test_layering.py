@@ -61,14 +61,12 @@ EXPECTED = {
         "utils/flags.py -> utils/data/splits.py",
     ],
     "long_files": [
-        "scripts/check_fiftyone.py",
         "utils/config.py",
         "utils/dist_util.py",
         "utils/flags.py",
         "utils/recipes.py",
     ],
     "long_functions": [
-        "scripts/dev/benchmarks/save.py measure_save",
         "utils/flags.py _add_input_flags",
         "utils/flags.py _add_optimisation_flags",
         "utils/recipes.py _transfg",

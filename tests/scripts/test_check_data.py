@@ -1,4 +1,4 @@
-"""scripts/check_data.py: what it finds in a dataset, and how it ends."""
+"""Test scripts/check_data.py: what it finds in a dataset, and how it ends."""
 
 import io
 import json
@@ -11,10 +11,8 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +23,7 @@ from helpers import REPO, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts_birds import write_cub
-from layouts_web import write_inat
-from PIL import Image, ImageEnhance, ImageFont
+from PIL import Image, ImageEnhance
 
 from scripts import check_data
 from scripts.data_check import contact_sheet, duplicates
@@ -36,8 +33,6 @@ from scripts.data_check.scan import collect, is_union
 from utils.data.catalog import get_spec
 from utils.data.splits import Split
 from utils.dataset import open_split
-from utils.errors import RunError
-from utils.files import write_json
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -134,8 +129,8 @@ class TestFindings:
     def test_end_with_1_and_one_line(self, found):
         assert found.code == 1
         assert found.stderr == (
-            "error: 3 images are missing or damaged (first: train/rose/cut.jpg); all of them are "
-            f"in {found.output / 'report.json'}\n"
+            "error: 3 images are missing or damaged (first: train/rose/cut.jpg); replace them or "
+            f"leave them out, {found.output / 'report.json'} names all\n"
         )
         assert "exact duplicates across splits: 2" in found.stdout
 
@@ -227,22 +222,12 @@ def test_data_of_which_nothing_is_here_is_a_failure(tmp_path, capsys):
         path.unlink()
     assert check("cub", root, tmp_path / "report") == 1
     captured = capsys.readouterr()
-    assert "no image is here of: train, test" in captured.out
-    assert captured.err == f"error: no image of CUB_200_2011 is below {root}\n"
+    assert "no image exists of: train, test" in captured.out
+    assert f"error: {root} holds no image of CUB_200_2011; " in captured.err
 
 
 def test_a_split_of_which_nothing_is_here_is_said_but_no_failure(tmp_path, capsys):
-    root = write_cub(tmp_path / "data")
-    test = open_split(get_spec("CUB_200_2011"), root, "test")
-    for position in range(len(test)):
-        Path(test.path_of(position)).unlink()
-    assert check("cub", root, tmp_path / "report") == 0
-    assert "no image is here of: test" in capsys.readouterr().out
-    report = read_json(tmp_path / "report" / "report.json")
-    assert (report["splits"]["test"]["missing"], report["missing"]) == (6, [])
-
-
-def test_a_split_is_not_compared_with_itself_where_the_other_is_not_here(tmp_path):
+    """And the split that is here is not compared with itself."""
     root = write_cub(tmp_path / "data")
     train, test = (open_split(get_spec("cub"), root, name) for name in ("train", "test"))
     for position in range(len(test)):
@@ -250,7 +235,9 @@ def test_a_split_is_not_compared_with_itself_where_the_other_is_not_here(tmp_pat
     save(Path(train.path_of(0)), photo(1))
     save(Path(train.path_of(1)), photo(1), quality=50)
     assert check("cub", root, tmp_path / "report") == 0
+    assert "no image exists of: test" in capsys.readouterr().out
     report = read_json(tmp_path / "report" / "report.json")
+    assert (report["splits"]["test"]["missing"], report["missing"]) == (6, [])
     assert (report["near_duplicates_found"], report["near_duplicates"]) == (0, [])
 
 
@@ -264,25 +251,15 @@ def test_an_image_that_is_missing_is_a_failure(tmp_path, capsys):
     assert missing["split"] == "test"
 
 
-def test_a_heap_is_compared_with_itself(tmp_path):
-    for i in range(3):
-        save(tmp_path / "data" / "a" / f"{i}.jpg", photo(i))
-    save(tmp_path / "data" / "b" / "again.jpg", photo(2), quality=40)
-    assert check("folder", tmp_path / "data", tmp_path / "report") == 0
-    (pair,) = read_json(tmp_path / "report" / "report.json")["near_duplicates"]
-    assert names(pair) == ["a/2.jpg", "b/again.jpg"]
-    assert pair["labels_differ"]
-
-
 def test_of_many_findings_the_text_names_the_first(tmp_path, monkeypatch):
-    """And of near duplicates even the JSON has only the nearest."""
+    """And of near duplicates even the JSON has only the nearest; one heap is searched in itself."""
     monkeypatch.setattr(data_report, "LISTED", 2)
     monkeypatch.setattr(data_report, "SHOWN", 1)
     for quality in (95, 60, 50, 40):
         save(tmp_path / "data" / "a" / f"{quality}.jpg", photo(1), quality=quality)
     for i in range(4):
         save(tmp_path / "data" / "b" / f"{i}.jpg", photo(2))
-    save(tmp_path / "data" / "b" / "near.jpg", photo(2), quality=50)  # of four equal ones, one pair
+    save(tmp_path / "data" / "a" / "near.jpg", photo(2), quality=50)  # of four equal ones, one pair
     assert check("folder", tmp_path / "data", tmp_path / "report") == 0
     report = read_json(tmp_path / "report" / "report.json")
     assert (report["near_duplicates_found"], len(report["near_duplicates"])) == (7, 2)
@@ -347,7 +324,7 @@ class TestEndings:
         return process, os.open(pipe, os.O_WRONLY)  # waits for the reader
 
     def assert_no_reader(self, writable: int) -> None:
-        for _ in range(400):
+        for _ in range(4800):
             try:
                 os.write(writable, b"x")
             except BrokenPipeError:
@@ -357,12 +334,13 @@ class TestEndings:
         pytest.fail("a process still waits for the image")
 
     @pytest.mark.parametrize(
-        ("number", "code", "word"), [(2, 130, "interrupted"), (15, 143, "term")]
+        ("number", "code", "word"),
+        [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
     )
     def test_signals_end_all_processes_with_one_line(self, pipe, tmp_path, number, code, word):
         process, writable = self.start(pipe, tmp_path / "report")
         os.killpg(process.pid, number)  # as a terminal does
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == code
         assert stderr.startswith(f"error: {word}")
         assert stderr.count("\n") == 1
@@ -404,33 +382,12 @@ class TestEndings:
         assert "while reading" in error
         assert not (tmp_path / "report").exists()
 
-    def test_a_sheet_that_fails_leaves_the_report(self, drawn, tmp_path, capsys, monkeypatch):
-        def fail(*_: object) -> None:
-            raise RunError("image x cannot be decoded")
-
-        monkeypatch.setattr(check_data, "contact_sheet", fail)
-        assert check("flower102", drawn, tmp_path / "report") == 1
-        assert "image x cannot be decoded; while writing to" in capsys.readouterr().err
-        assert read_json(tmp_path / "report" / "report.json")["missing"] == []
-
-    def test_images_that_cannot_be_made_are_one_line(self, drawn, tmp_path, capsys, monkeypatch):
-        def full(root: Path) -> None:
-            raise OSError(28, "No space left on device", str(root))
-
-        spec = replace(get_spec("flower102"), prepare=full)
-        monkeypatch.setattr(check_data, "get_spec", lambda name: spec)
-        assert check("flower102", drawn, tmp_path / "report") == 1
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "No space left on device" in error
-
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["birds", "{root}"], "argument DATASET: invalid choice: 'birds'"),
         (["cub", "{root}/none"], "{root}/none does not exist"),
-        (["cub", "{root}", "--output", "{root}/images.txt"], "images.txt is a file, not a folder"),
         (
             ["cub", "{root}", "--output", "{root}/images.txt/x"],
             "images.txt is a file, not a folder",
@@ -451,72 +408,37 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, message, tmp_path, capsy
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_damaged_list_is_refused(tmp_path, capsys):
-    root = write_cub(tmp_path / "data")
-    (root / "classes.txt").write_text("1\n")
-    assert check("cub", root, tmp_path / "report") == 2
-    assert "classes.txt line 1" in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
-
-
-def test_splits_whose_lists_name_other_classes_are_refused(tmp_path, capsys):
-    root = write_inat(tmp_path / "data")
-    document = read_json(root / "val2017.json")
-    document["categories"].append({**document["categories"][0], "id": 77, "name": "Another"})
-    write_json(root / "val2017.json", document)
-    assert check("inat", root, tmp_path / "report") == 2
-    assert "train and val list other classes: class 3 is none in train" in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
+def split_of(name: str, letters: str) -> Split:
+    """A split whose images are called by letters."""
+    paths = np.array([f"jpg/{letter}.jpg" for letter in letters])
+    labels = np.zeros(len(letters), np.int64)
+    return Split("toy", name, Path("/data"), ("x",), np.array(list(letters)), paths, labels)
 
 
 class TestSplits:
     def test_that_are_made_of_others_are_left_out(self, drawn):
-        splits = [
-            open_split(get_spec("flower102"), drawn, name)
-            for name in ("train", "val", "test", "trainval")
-        ]
+        names = ("train", "val", "test", "trainval")
+        splits = [open_split(get_spec("flower102"), drawn, name) for name in names]
         assert [is_union(split, splits) for split in splits] == [False, False, False, True]
         files = collect(splits)
         assert [split.name for split in files.splits] == ["train", "val", "test"]
         assert len(files.paths) == len(set(files.paths)) == 400
         assert files.shared == []
 
-    def test_that_list_one_image_both_are_named(self, make_two_splits):
-        train, test = make_two_splits
-        files = collect([train, test])
-        assert files.shared == [("jpg/b.jpg", "train", "test")]
-        assert files.paths == ["jpg/a.jpg", "jpg/b.jpg", "jpg/c.jpg"]
-        assert files.split_of.tolist() == [0, 0, 1]
-
-    def test_that_are_equal_are_no_union(self, make_two_splits):
-        train, _ = make_two_splits
-        assert len(collect([train, train]).shared) == 2
-
-    def test_that_list_one_image_twice_have_it_once(self, make_split_of):
-        files = collect([make_split_of("train", "aba"), make_split_of("test", "c")])
-        assert files.paths == ["jpg/a.jpg", "jpg/b.jpg", "jpg/c.jpg"]
-        assert files.split_of.tolist() == [0, 0, 1]
-        assert files.labels.tolist() == [0, 0, 0]
-        assert files.shared == []
-
-    @pytest.fixture
-    def make_split_of(self, tmp_path) -> Callable[[str, str], Split]:
-        def make(name: str, letters: str) -> Split:
-            return Split(
-                "toy",
-                name,
-                tmp_path,
-                ("x",),
-                np.array(list(letters)),
-                np.array([f"jpg/{letter}.jpg" for letter in letters]),
-                np.zeros(len(letters), np.int64),
-            )
-
-        return make
-
-    @pytest.fixture
-    def make_two_splits(self, make_split_of) -> tuple[Split, Split]:
-        return make_split_of("train", "ab"), make_split_of("test", "bc")
+    @pytest.mark.parametrize(
+        ("train", "test", "paths", "split_of_each", "shared"),
+        [
+            ("ab", "bc", "abc", [0, 0, 1], "b"),
+            ("ab", "ab", "ab", [0, 0], "ab"),  # equal splits are not a union
+            ("aba", "c", "abc", [0, 0, 1], ""),  # one image twice in a list
+        ],
+    )
+    def test_that_share_images_have_each_once(self, train, test, paths, split_of_each, shared):
+        files = collect([split_of("train", train), split_of("test", test)])
+        assert files.paths == [f"jpg/{letter}.jpg" for letter in paths]
+        assert files.split_of.tolist() == split_of_each
+        assert files.labels.tolist() == [0] * len(paths)
+        assert files.shared == [(f"jpg/{letter}.jpg", "train", "test") for letter in shared]
 
 
 class TestDuplicates:
@@ -531,11 +453,6 @@ class TestDuplicates:
         (pair,) = duplicates.near_pairs(hashes, thumbnails, [np.array([0, 1])])
         assert pair[:2] == (0, 1)
         assert pair.correlation > 0.98
-
-    def test_hash_has_half_of_its_63_bits(self):
-        value = duplicates.perceptual_hash(np.asarray(photo(1, (32, 32)).convert("L")))
-        assert int(value).bit_count() == 31
-        assert int(value) < 2**63
 
     @settings(max_examples=30, deadline=None)
     @given(
@@ -572,14 +489,6 @@ class TestDuplicates:
         assert duplicates.exact_groups([b"a", b"", b"", b"a", b"b"]) == [[0, 3]]
 
 
-def is_font(name: str) -> bool:
-    try:
-        ImageFont.truetype(name)
-    except OSError:
-        return False
-    return True
-
-
 class TestContactSheet:
     @pytest.mark.parametrize(("classes", "side"), [(3, 160), (300, 96), (1300, 64)])
     def test_has_a_tile_for_each_class_and_is_about_square(self, classes, side):
@@ -589,20 +498,6 @@ class TestContactSheet:
         assert rest == 0
         assert columns * rows >= classes > columns * (rows - 1)
         assert classes == 3 or 0.9 < sheet.width / sheet.height < 1.1
-
-    def test_has_letters_beyond_ascii(self):
-        if not any(map(is_font, contact_sheet.FONTS)):
-            pytest.skip("no font of more letters is here")
-        sheets = [
-            contact_sheet.contact_sheet([name], [None]).tobytes()
-            for name in (
-                "R\u00f6schen",
-                "R\u00fcschen",
-                unicodedata.normalize("NFD", "R\u00f6schen"),
-            )
-        ]
-        assert sheets[0] != sheets[1]  # both would be the same box
-        assert sheets[0] == sheets[2]
 
     def test_shortens_long_names(self):
         one, two = (contact_sheet.contact_sheet([name], [None]) for name in ("x" * 200, "x" * 201))

@@ -3,19 +3,14 @@
 import argparse
 import gc
 import math
-import statistics
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 from scripts.dev.benchmarks.contenders import EVAL, TRAIN, Contender, Contenders
 from scripts.dev.benchmarks.timing import Figure, in_turn, peak_bytes, ratio_of
 from utils.console import log
-from utils.errors import InputError
 
 PART_SIZE, PART_BATCH = 448, 2
 PLAIN_SIZE, PLAIN_BATCH = 224, 8
-GROWTH_SIZES, GROWTH_BATCH, GROWTH_ROUNDS = (224, 448, 672), 1, 3
 
 # What is promised: the figure, at most or at least a value (x86, 2 cores, fp32).
 AT_MOST = {
@@ -99,54 +94,6 @@ def plain_figures(pairs: int) -> Figure:
     return figures
 
 
-def _growth() -> list[dict[str, Any]]:
-    """Measure seconds and peak bytes of a train step from 224 to 672 px, for three models."""
-    rows = []
-    for size in GROWTH_SIZES:
-        contenders = Contenders(size, GROWTH_BATCH)
-        models = {
-            "plain": contenders.ours("token"),
-            "part": contenders.ours("parts"),
-            "naive": contenders.naive(),
-        }
-        times = _times(models, TRAIN, GROWTH_ROUNDS)
-        rows += [
-            {
-                "model": name,
-                "img_size": size,
-                "batch_size": GROWTH_BATCH,
-                "seconds": statistics.median(times[name]),
-                "peak_bytes": _memory(model),
-            }
-            for name, model in models.items()
-        ]
-        del models
-        gc.collect()
-    return rows
-
-
-def plot_growth(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw time and peak memory against the image size, a line for each model."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = list(rows)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    columns = (("seconds", 1.0, "a train step, s"), ("peak_bytes", 1e-9, "peak memory, GB"))
-    for axis, (column, scale, label) in zip(axes, columns, strict=True):
-        for name in dict.fromkeys(row["model"] for row in rows):
-            own = [row for row in rows if row["model"] == name]
-            values = [row[column] * scale for row in own]
-            axis.plot([row["img_size"] for row in own], values, marker="o", label=name)
-        axis.set(xlabel="image side, px", ylabel=label, xticks=GROWTH_SIZES, ylim=(0, None))
-        axis.legend(frameon=False)
-    figure.suptitle(f"ViT-B/16, batch {GROWTH_BATCH}, fp32, CPU", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def missed_promises(ratios: Mapping[str, float], tolerance: float = 0.0) -> list[str]:
     """Return a sentence for each promise that is missed.
 
@@ -165,20 +112,10 @@ def missed_promises(ratios: Mapping[str, float], tolerance: float = 0.0) -> list
 
 
 def measure_model(args: argparse.Namespace) -> tuple[Figure, list[str]]:
-    """Measure time and memory of our models beside those of others.
-
-    Raises:
-        InputError: the folder of `--plot` does not exist.
-    """
-    if args.plot is not None and not args.plot.parent.is_dir():
-        raise InputError(f"--plot {args.plot}: the folder {args.plot.parent} does not exist")
+    """Measure time and memory of our models beside those of others."""
     detail, ratios = part_figures(args.pairs)
     gc.collect()
     detail |= plain_figures(args.pairs)
     gc.collect()
     ratios |= {name: figure["ratio"] for name, figure in detail.items() if "ratio" in figure}
-    figures: Figure = {"ratios": ratios, "detail": detail}
-    if args.plot is not None:
-        figures["growth"] = _growth()
-        plot_growth(figures["growth"], args.plot)
-    return figures, missed_promises(ratios, args.tolerance)
+    return {"ratios": ratios, "detail": detail}, missed_promises(ratios, args.tolerance)

@@ -3,14 +3,42 @@
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.dev.benchmarks.timing import Figure, in_turn
-from scripts.dev.benchmarks.training import new_learner, random_step
 from utils.flags import DEFAULT_SAVE_EVERY
+
+if TYPE_CHECKING:
+    from utils.training.learner import Learner
 
 MODEL_TYPE, BATCH, IMG_SIZE = "ViT-B_16", 16, 224
 MAX_SHARE = 0.02  # of the time of training
+
+
+def _training() -> tuple["Learner", Callable[[], None]]:
+    """Return a new learner, SGD with momentum, and its train step on random images."""
+    import torch
+
+    from models.build import build_model
+    from models.configs import get_config
+    from models.losses import Objective
+    from models.pretrained.profiles import GOOGLE
+    from utils.data.batches import Batch, Normalizer
+    from utils.training.learner import Learner
+    from utils.training.step_loader import StepBatches
+    from utils.training.train_step import train_step
+
+    model = build_model(get_config(MODEL_TYPE, IMG_SIZE), num_classes=BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    learner = Learner(model, model, optimizer, schedule, None)
+    images = torch.randint(0, 256, (BATCH, 3, IMG_SIZE, IMG_SIZE), dtype=torch.uint8)
+    batch = Batch(images, torch.arange(BATCH), torch.arange(BATCH), torch.zeros(BATCH, 2))
+    batches = StepBatches([batch], [[BATCH]])
+    normalize = Normalizer(GOOGLE.normalization, torch.device("cpu"))
+    return learner, lambda: train_step(learner, Objective(), batches, normalize, 1.0)
 
 
 def _times(pairs: int) -> tuple[dict[str, list[float]], int]:
@@ -21,7 +49,7 @@ def _times(pairs: int) -> tuple[dict[str, list[float]], int]:
     from utils.run.snapshot import Header, SnapshotStore
     from utils.training.random_state import RandomState
 
-    learner, step = new_learner(MODEL_TYPE, IMG_SIZE), random_step(IMG_SIZE, BATCH)
+    learner, step = _training()
 
     with tempfile.TemporaryDirectory() as folder:
         paths = RunPaths(Path(folder), "save")
@@ -32,7 +60,7 @@ def _times(pairs: int) -> tuple[dict[str, list[float]], int]:
         def save() -> None:
             store.save(header, parts)
 
-        times = in_turn({"step": lambda: step(learner), "save": save}, pairs)
+        times = in_turn({"step": step, "save": save}, pairs)
         return times, paths.last.stat().st_size
 
 

@@ -43,7 +43,7 @@ def run_on_disk(flags: list[str], paths: RunPaths, fail_from: int | None) -> End
     with training(flags, output, FullDisk(paths.output_dir, fail_from)) as run:
         code = run.code()
         report = json.loads(output.with_suffix(".json").read_text("utf-8"))
-        return Ended(code, run.errors(), report["operations"], report["failed"])
+        return Ended(code, run.lines(".err"), report["operations"], report["failed"])
 
 
 def spread(count: int, most: int | None) -> list[int]:

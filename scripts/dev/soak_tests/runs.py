@@ -93,17 +93,13 @@ class Training:
         self.process: BaseProcess = CONTEXT.Process(target=_train, args=(flags, output, disk))
         self.process.start()
 
-    def lines(self) -> list[str]:
-        """Return the lines on stdout so far."""
-        return self.output.with_suffix(".out").read_text("utf-8", errors="replace").splitlines()
-
-    def errors(self) -> list[str]:
-        """Return the lines on stderr so far."""
-        return self.output.with_suffix(".err").read_text("utf-8", errors="replace").splitlines()
+    def lines(self, ending: str = ".out") -> list[str]:
+        """Return the lines on stdout (.out) or stderr (.err) so far."""
+        return self.output.with_suffix(ending).read_text("utf-8", errors="replace").splitlines()
 
     def last_words(self) -> str:
         """Return the end of stderr, or of stdout if stderr is empty, on one line."""
-        return " | ".join((self.errors() or self.lines() or ["nothing"])[-3:])
+        return " | ".join((self.lines(".err") or self.lines() or ["nothing"])[-3:])
 
     def wait_for_lines(self, count: int, start: str = "") -> None:
         """Wait for `count` lines on stdout that begin with `start`, or for the process's end."""
