@@ -1,5 +1,6 @@
 """Train in processes that can be killed, and compare what two runs left."""
 
+import importlib
 import json
 import logging
 import multiprocessing
@@ -58,8 +59,6 @@ def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
     """Run train.py in this forked process, with its output and a report of its writes in files."""
     import torch
 
-    import train
-
     for descriptor, ending in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(output.with_suffix(ending), os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(REPO)
@@ -68,7 +67,7 @@ def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
     torch.set_num_threads(1)  # more threads are slower for so small a model
     if disk is not None:
         disk.install()
-    code = train.main(flags)
+    code = importlib.import_module("train").main(flags)  # a program to the soak, not a part of it
     if disk is not None:
         report = {"operations": disk.operations, "failed": disk.failed}
         output.with_suffix(".json").write_text(json.dumps(report), "utf-8")
