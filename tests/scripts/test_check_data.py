@@ -201,20 +201,6 @@ class TestFindings:
             assert np.abs(np.subtract(center, expected)).max() < 12
 
 
-def test_flowers_that_are_in_two_splits_are_found(drawn, tmp_path, capsys):
-    """As the real ones: 7307 and 7309, 8067 and 8077 are one photo each."""
-    root = tmp_path / "flowers"
-    shutil.copytree(drawn, root)
-    train, test = (open_split(get_spec("flower102"), root, name) for name in ("train", "test"))
-    shutil.copy(train.path_of(4), test.path_of(7))
-    assert check("flower102", root, tmp_path / "report") == 0
-    report = read_json(tmp_path / "report" / "report.json")
-    (pair,) = [group for group in report["exact_duplicates"] if group["across_splits"]]
-    assert names(pair) == sorted([str(train.paths[4]), str(test.paths[7])])
-    assert {image["split"] for image in pair["images"]} == {"train", "test"}  # not trainval
-    assert report["splits"]["trainval"]["samples"] == 300
-
-
 def test_data_of_which_nothing_is_here_is_a_failure(tmp_path, capsys):
     """As where every path of a list has a wrong beginning."""
     root = write_cub(tmp_path / "data")

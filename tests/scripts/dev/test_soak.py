@@ -116,12 +116,7 @@ class TestDisk:
 
     @pytest.mark.parametrize(
         ("code", "errors"),
-        [
-            (0, [f"error: {disk.NO_SPACE}"]),
-            (-9, []),
-            (1, ["Traceback", f"error: {disk.NO_SPACE}"]),
-            (1, ["error: no"]),
-        ],
+        [(0, [f"error: {disk.NO_SPACE}"]), (-9, []), (1, ["Traceback", f"error: {disk.NO_SPACE}"])],
     )
     def test_another_ending_is_a_broken_promise(self, code, errors):
         good = disk.Ended(1, [f"error: [Errno 28] {disk.NO_SPACE}"], [], "write x")
@@ -166,8 +161,3 @@ class TestDisk:
         assert found == [(name, errno.ENOSPC) for name in refused]
         if failed == "write text":  # half of it is written
             assert (folder / "text").read_text() == "ttttt"
-
-
-def test_wrong_flags_are_refused_before_a_run_starts(capsys):
-    assert soak.main(["kills", "--kills", "0"]) == 2
-    assert "argument --kills: '0' is not a whole number above 0" in capsys.readouterr().err
