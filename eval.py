@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from models.configs import model_names
-from utils.config import parse_eval_args, resolve_from_checkpoint, resolve_model
+from utils.cli.flags import experiment_of
+from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
+from utils.data.catalog import dataset_names
 from utils.data_utils import RunPaths
-from utils.dataset import labelmap, open_subset, prepare_images
-from utils.entrypoint import entrypoint, less_memory, named_failures
+from utils.dataset import labelmap, open_eval_data, prepare_images
+from utils.entrypoint import entrypoint, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
 from utils.processes import failing_together, joined_processes, main_first
+from utils.run.folder import check_run_can_start
+from utils.training.micro_batches import less_memory
 
 if TYPE_CHECKING:
     import torch
@@ -75,27 +79,25 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
 
     with failing_together():
         checkpoint = load_checkpoint(Path(flags.checkpoint))
-        config = resolve_from_checkpoint(flags, checkpoint._asdict())
-        config = resolve_model(config, checkpoint.model_config, checkpoint.normalization)
-        split, subset = open_subset(config, "eval")
-        check_classes(checkpoint, split.dataset, split.classes)
+        told = resolve_from_checkpoint(flags, checkpoint._asdict())
+        data = open_eval_data(flags, checkpoint._asdict())
+        check_classes(checkpoint, data.eval.dataset, data.eval.classes)
+        model_told = {"model": checkpoint.model_config, "normalization": checkpoint.normalization}
+        config = resolve_config(flags, told, data.decided, model_told)
         device = open_device(config)
         model = load_model(checkpoint, config.checkpoint).to(device)
         facts = {
-            "dataset": split.identity(),
-            "carving": checkpoint.carving if config.val_fraction is not None else None,
+            **data.facts(),
             "selected_on": checkpoint.metrics.get("split"),
-            "tiny_train_subset": "none",
-            "tiny_infer_subset": subset.identity,
             "normalization": checkpoint.normalization,
             "checkpoint": str(Path(config.checkpoint).resolve()),
             "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
             "checkpoint_id": checkpoint_id(checkpoint.state_dict),
         }
-        stamp = build_env_stamp(config, command, device, facts)
+        stamp = build_env_stamp(config, experiment_of(config), command, device, facts)
     with failing_together(), main_first():
-        prepare_images(config, (split,), (subset.split,))
-    return Plan(config, subset.split, device, model, checkpoint, stamp)
+        prepare_images(data)
+    return Plan(config, data.eval, device, model, checkpoint, stamp)
 
 
 def evaluate(plan: Plan) -> None:
@@ -133,7 +135,9 @@ def main(argv: Sequence[str]) -> None:
     """Argv to a finished evaluation."""
     with joined_processes():
         with failing_together():
-            flags = parse_eval_args(argv, model_names())
+            choices = {"dataset": dataset_names(), "model_type": model_names()}
+            flags = parse_eval(argv, choices)
+            check_run_can_start(flags)
         with named_failures(
             lambda: f"evaluating {flags.checkpoint}, which is whole", lambda: less_memory(flags)
         ):

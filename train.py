@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING
 
 from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, num_tokens, patch_sizes
-from utils.config import check_freeze, parse_train_args, resolve_length, resolve_model
+from models.configs import get_config, model_names, num_tokens
+from utils.cli.resolve import parse_train, resolve_config, resolve_length
 from utils.console import log, log_table, progress_bar, show_training
+from utils.data.catalog import dataset_names
 from utils.data_utils import RunPaths
 from utils.dataset import Data, open_data, prepare_images
-from utils.entrypoint import entrypoint, less_memory, named_failures
+from utils.entrypoint import entrypoint, named_failures
 from utils.errors import InputError
 from utils.processes import failing_together, joined_processes, main_first
+from utils.run.folder import check_run_can_start
+from utils.training.micro_batches import less_memory
 from utils.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,25 +97,28 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
     from utils.run.resume import open_start_point
 
     start = open_start_point(flags, progress)
-    num_samples = len(data.train.split)
-    flags = resolve_length(flags, num_samples, start.resume and start.resume.header.config)
+    earlier = None if start.resume is None else start.resume.header.config
+    length = resolve_length(flags, len(data.train), earlier)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
-        flags.num_steps,
-        flags.epochs,
-        num_samples,
+        length["num_steps"],
+        length["epochs"],
+        len(data.train),
         flags.train_batch_size,
     )
     with failing_together():
         device = open_device(flags)
-        model_plan, model = build_planned_model(flags, data.train_split.classes)
-        config = resolve_model(flags, model_plan.config.to_dict(), model_plan.normalization)
+        model_plan, model = build_planned_model(flags, data.train.classes)
+        of_model = {
+            "model": model_plan.config.to_dict(),
+            "normalization": model_plan.normalization,
+        }
+        config = resolve_config(flags, data.decided, length, of_model)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
     check_best(plan)
     with failing_together(), main_first():
-        splits, used = (data.train_split, data.eval_split), (data.train.split, data.eval.split)
-        prepare_images(plan.config, splits, used, flags.skip_bad_images)
+        prepare_images(data, flags.skip_bad_images)
     return plan
 
 
@@ -123,8 +129,8 @@ def train(plan: "Plan", run: "TrainingRun") -> None:
 
     config, progress = plan.config, plan.start.progress
     learner, meter = run.learner, run.meter
-    train_split = plan.data.train.split
-    objective = build_objective(config, train_split.labels, len(train_split.classes), plan.device)
+    split = plan.data.train
+    objective = build_objective(config, split.labels, len(split.classes), plan.device)
     if progress.saved is None:
         run.save()  # a disk that is too small says so now
     with progress_bar(config.num_steps, "train", "step") as bar:
@@ -167,8 +173,9 @@ def main(argv: Sequence[str]) -> None:
     """Argv to a finished run."""
     with joined_processes():
         with failing_together():
-            flags = parse_train_args(argv, patch_sizes())
-            check_freeze(flags, get_config(flags.model_type).depth)
+            configs = {name: get_config(name) for name in model_names()}
+            flags = parse_train(argv, {"dataset": dataset_names(), "model_type": configs})
+            check_run_can_start(flags)
             data = open_data(flags)
         progress = Progress()
         checkpoint = RunPaths(Path(flags.output_dir), flags.name).checkpoint

@@ -20,7 +20,9 @@ import utils.environment  # isort: split
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
 from scripts.data_check.scan import Files, Look, collect, scan
-from utils.console import Parser, log
+from utils.cli.parser import Parser
+from utils.cli.types import positive_int
+from utils.console import log
 from utils.data.catalog import dataset_names, get_spec
 from utils.data.splits import check_same_classes
 from utils.data_utils import check_writable
@@ -28,7 +30,6 @@ from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
 from utils.errors import RunError
 from utils.files import write_json, write_text
-from utils.flag_types import positive_int
 
 
 def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | None]:

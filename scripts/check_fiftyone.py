@@ -33,7 +33,7 @@ import utils.environment  # isort: split
 
 from scripts.shared.fiftyone_rows import CheckFailed, check_rows, load_errors
 from scripts.shared.fiftyone_services import private_environment, start_database, try_app
-from utils.console import Parser
+from utils.cli.parser import Parser
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 

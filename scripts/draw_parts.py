@@ -21,11 +21,12 @@ import utils.environment  # isort: split
 from PIL import Image, ImageDraw, ImageOps
 
 from scripts.data_check.contact_sheet import paste_tiles, save_picture
-from utils.console import Parser, log
+from utils.cli.parser import Parser
+from utils.cli.types import positive_int
+from utils.console import log
 from utils.data.image_files import decode_rgb
 from utils.entrypoint import entrypoint
 from utils.errors import InputError
-from utils.flag_types import positive_int
 
 TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
 DOT = 5  # radius, pixels

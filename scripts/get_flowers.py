@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import utils.environment  # isort: split
 
 from scripts.shared.download import Official, fetch, file_md5, file_size, part_path
-from utils.console import Parser, log, log_table, progress_bar
+from utils.cli.parser import Parser
+from utils.console import log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 

@@ -15,9 +15,10 @@ from ml_collections import FrozenConfigDict
 import eval as eval_entrypoint
 import train as train_entrypoint
 from models.build import build_model
-from models.configs import get_config
+from models.configs import get_config, model_names
 from models.vit import Backbone
 from utils.data.batches import Batch, BatchShare
+from utils.data.catalog import dataset_names
 from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
 from utils.run.checkpoint import Checkpoint, save_checkpoint
@@ -25,6 +26,11 @@ from utils.training.meter import TrainMeter
 from utils.training.step_loader import StepBatches
 
 REPO = Path(__file__).resolve().parent.parent
+# What the entrypoints hand to the parser.
+CHOICES = {
+    "dataset": dataset_names(),
+    "model_type": {name: get_config(name) for name in model_names()},
+}
 
 # As small as a run can be while everything happens: two evaluations, warm-up, several batches.
 TINY_TRAIN = (

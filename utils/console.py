@@ -1,58 +1,21 @@
-"""Show a person at the terminal flags, log lines, progress bars and tables.
+"""Show a person at the terminal log lines, progress bars and tables.
 
 Log lines go to stdout. Only a terminal's progress bar and the one error line go to stderr.
 """
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils.errors import InputError, check_utf8
 from utils.processes import is_main
 
 log = logging.getLogger("fine_vit")
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default unless there is none or the help text explains it itself."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.required or "default" in (action.help or ""):
-            return action.help
-        return super()._get_help_string(action)
-
-
-class Parser(argparse.ArgumentParser):
-    """The parser of every entrypoint and script: no abbreviations, a wrong flag is one line."""
-
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
-        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
-
-    def parse_known_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - argparse's own
-        """As argparse does, but of text that can be written: stamps and reports quote it.
-
-        Raises:
-            InputError: an argument is not UTF-8.
-        """
-        args = sys.argv[1:] if args is None else list(args)
-        for text in args:
-            check_utf8(text)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """End with the one line of bad input.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def drop(stream: TextIO) -> None:

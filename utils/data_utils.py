@@ -18,6 +18,10 @@ from utils.files import canonical_json
 # --- Run paths ------------------------------------------------------------------------------------
 
 TENSORBOARD_FOLDER = "tb"
+SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart from run names
+# Of data in one heap of images: a run needs something to evaluate on.
+DEFAULT_VAL_FRACTION = 0.2
+DEFAULT_SPLIT_SEED = 42
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,17 @@ def check_writable(folder: Path, flag: str) -> None:
         raise InputError(f"{flag} {folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{flag} {folder}: no permission to write in {nearest}")
+
+
+def check_file(path: Path, flag: str) -> None:
+    """Raise if there is no file at `path`.
+
+    Raises:
+        InputError: names `flag` and what is there instead.
+    """
+    if not path.is_file():
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{flag} {path} {state}; name a file")
 
 
 # --- Seeding --------------------------------------------------------------------------------------

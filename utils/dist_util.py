@@ -16,38 +16,12 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 from utils.data_utils import seed_everything
 from utils.errors import InputError
-from utils.files import canonical_json, sha256_file, sha256_text
+from utils.files import canonical_json, sha256_text
 from utils.processes import hosts, world_size
 
 REPO = Path(__file__).resolve().parent.parent
 ENV_EXPORT = REPO / "env_export.yml"
 NONE, MISSING = "none", "missing"
-
-# Of the config, what says only where things live, how fast they load, how often they are printed or
-# what memory they take. Everything else is the experiment and enters the hash.
-NOT_THE_EXPERIMENT = frozenset(
-    {
-        "name",
-        "output_dir",
-        "data_root",
-        "num_workers",
-        "device",
-        "prefer_mps",
-        "log_every",
-        "grad_checkpointing",
-        "cache",
-        "cache_dir",
-        "recipe",
-        "save_every",
-        "keep",
-        "resume",
-        "allow_change",
-    }
-)
-# Inputs that matter by their content, wherever they lie.
-FILE_KEYS = frozenset({"pretrained", "checkpoint"})
-SUBSET_KEYS = frozenset({"tiny_train_subset", "tiny_infer_subset"})
-CONTENT_KEYS = FILE_KEYS | SUBSET_KEYS
 
 
 # --- Device ---------------------------------------------------------------------------------------
@@ -120,26 +94,9 @@ def _gpu_facts(device: torch.device) -> dict[str, Any]:
 # --- Identity of a run ----------------------------------------------------------------------------
 
 
-def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
-    """The experiment that a resolved config describes, equal on every machine.
-
-    Where things live is left out, and input files count by the SHA-256 of their content (named
-    subsets, which are no absolute paths, by their name).
-    """
-    experiment = {}
-    for key, value in config.to_dict().items():
-        if key in NOT_THE_EXPERIMENT:
-            continue
-        # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
-        is_path = key in FILE_KEYS or (key in SUBSET_KEYS and Path(value or "").is_absolute())
-        names_file = is_path and value is not None and Path(value).is_file()
-        experiment[key] = sha256_file(Path(value)) if names_file else value
-    return experiment
-
-
-def config_hash(config: FrozenConfigDict) -> str:
-    """SHA-256 of the experiment that a resolved config describes, in hex."""
-    return sha256_text(canonical_json(experiment_of(config)))
+def config_hash(experiment: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an experiment, as `utils.cli.flags.experiment_of` gives it, in hex."""
+    return sha256_text(canonical_json(experiment))
 
 
 def new_run_id() -> str:
@@ -250,6 +207,7 @@ def _stampable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 def build_env_stamp(
     config: FrozenConfigDict,
+    experiment: Mapping[str, Any],
     command: str,
     device: torch.device,
     facts: Mapping[str, Any],
@@ -257,9 +215,10 @@ def build_env_stamp(
     """Everything needed to say later what was run (contracts, section 5).
 
     Args:
-        config: resolved.
-        command: as typed.
-        device: that the run uses.
+        config: resolved config.
+        experiment: what of the config enters its hash.
+        command: command as typed.
+        device: device of the run.
         facts: what only the entrypoint knows: dataset, subsets, normalisation, checkpoint.
 
     Raises:
@@ -273,7 +232,7 @@ def build_env_stamp(
         "command": command,
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(experiment),
         "config": values,
         **_git_facts(),
         "os_version": platform.platform(),

@@ -3,7 +3,9 @@
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 
 class InputError(Exception):
@@ -55,6 +57,29 @@ def check_utf8(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{printable(text)} is not UTF-8; rename it") from error
+
+
+@contextmanager
+def unusable_paths_are_input_errors(paths: Mapping[str, Any]) -> Iterator[None]:
+    """Turn the system's refusal of a path (too long, not to be entered) into an `InputError`.
+
+    Args:
+        paths: paths in use, by the flag that named them.
+
+    Raises:
+        InputError: names the flag and the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = [
+            (len(str(path)), flag)
+            for flag, path in paths.items()
+            if str(path) in str(error.filename or "")
+        ]
+        # The longest: one folder may lie in another, as the cache does in the output folder.
+        flag = max(named)[1] if named else "a path"
+        raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
 
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. Both arrive as

@@ -32,11 +32,11 @@ from scripts.dev.benchmarks.data import measure_data
 from scripts.dev.benchmarks.model import measure_model
 from scripts.dev.benchmarks.save import measure_save
 from scripts.dev.benchmarks.timing import Figure, in_pairs
-from utils.console import Parser
+from utils.cli.parser import Parser
+from utils.cli.types import fraction, positive_int
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
-from utils.flag_types import fraction, positive_int
 
 REPO = Path(__file__).resolve().parents[2]
 IMPORTS = ("-c", "import torch, torchvision, torch.utils.tensorboard")

@@ -1,15 +1,14 @@
-"""Write the contract of both entrypoints, generated from their parsers, as OpenAPI 3.1.
+"""Write the contract of both entrypoints, generated from the table of flags, as OpenAPI 3.1.
 
     python scripts/dev/make_openapi.py            # rewrites the file
-    python scripts/dev/make_openapi.py --check    # exit 1 if the file is not what the parsers say
+    python scripts/dev/make_openapi.py --check    # exit 1 if the file is not what the table says
 
 There is no server: a path is an entrypoint, its request body the flags, its responses the exit
 codes. The format is used because tools and people read it.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ import utils.environment  # isort: split
 import yaml
 
 from models.configs import model_names
-from utils.console import Parser
+from utils.cli.flags import GROUPS, REQUIRED, Flag, help_of
+from utils.cli.parser import ABOUT, Parser
+from utils.cli.types import Number
+from utils.data.catalog import dataset_names
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
 from utils.files import write_text
-from utils.flags import build_eval_parser, build_train_parser
 
 REPO = Path(__file__).resolve().parents[2]
 CONTRACT = REPO / "specs/001-implement-base-pipeline/contracts/openapi.yaml"
@@ -37,74 +38,55 @@ EXIT_CODES = {
 }
 
 
-def json_type(action: argparse.Action) -> str:
-    """The JSON type of a flag's value, found by what its parser accepts."""
-    if isinstance(action, argparse.BooleanOptionalAction):
-        return "boolean"
-    if action.type is None or action.choices is not None:
-        return "string"
-    for text, kind in (("1", "integer"), ("0.5", "number")):
-        try:
-            value = action.type(text)
-        except (argparse.ArgumentTypeError, ValueError):
-            continue
-        if isinstance(value, int | float):
-            return "number" if isinstance(value, float) else kind
-    return "string"
+def flag_schema(flag: Flag, program: str, choices: Sequence[str], group: str) -> dict[str, Any]:
+    """Return the JSON schema of one flag, its help text as the user sees it."""
+    kind, default = flag.kind, flag.default_in(program)
+    schema: dict[str, Any] = {"type": "string", "description": help_of(flag, program, choices)}
+    if isinstance(kind, Number):
+        schema["type"] = "integer" if kind.kind is int else "number"
+    elif isinstance(kind, tuple):
+        schema["enum"] = list(kind or choices)
+    elif kind is bool:
+        schema["type"] = "boolean"
+    if default not in (None, REQUIRED):
+        schema["default"] = default.as_posix() if isinstance(default, Path) else default
+    return {**schema, "x-group": group}
 
 
-def flag_schema(action: argparse.Action, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The JSON schema of one flag, its help text as the user sees it."""
-    help_text = parser._get_formatter()._expand_help(action)
-    schema: dict[str, Any] = {"type": json_type(action), "description": help_text}
-    if action.choices is not None:
-        schema["enum"] = list(action.choices)
-    if action.default is not None:
-        is_path = isinstance(action.default, Path)
-        schema["default"] = action.default.as_posix() if is_path else action.default
-    return schema
-
-
-def operation(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The OpenAPI operation of one entrypoint."""
-    groups: dict[str, Any] = {}
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if action.dest != "help":
-                groups.setdefault(group.title, []).append(action)
-    actions = [action for group in groups.values() for action in group]
+def operation(program: str, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the OpenAPI operation of one entrypoint."""
+    flags = [(f, group) for group in GROUPS for f in GROUPS[group] if program in f.programs]
     schema = {
         "type": "object",
         "additionalProperties": False,
-        "required": [action.dest for action in actions if action.required],
+        "required": [flag.name for flag, _ in flags if flag.default is REQUIRED],
         "properties": {
-            action.dest: {**flag_schema(action, parser), "x-group": title}
-            for title, group in groups.items()
-            for action in group
+            flag.name: flag_schema(flag, program, choices.get(flag.name, ()), group)
+            for flag, group in flags
         },
     }
     return {
-        "summary": parser.description,
+        "summary": ABOUT[program],
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": {code: {"description": text} for code, text in EXIT_CODES.items()},
     }
 
 
 def contract_text() -> str:
-    """The whole contract as YAML."""
-    parsers = {"/train.py": build_train_parser, "/eval.py": build_eval_parser}
+    """Return the whole contract as YAML."""
+    choices = {"dataset": dataset_names(), "model_type": model_names()}
     document = {
         "openapi": "3.1.0",
         "info": {
             "title": "train.py and eval.py",
             "version": "1",
-            "description": "Generated by scripts/dev/make_openapi.py from the two parsers. Paths "
-            "are commands, properties are flags (--name VALUE; booleans --flag / --no-flag), "
+            "description": "Generated by scripts/dev/make_openapi.py from the table of flags. "
+            "Paths are commands, properties are flags (--name VALUE; booleans --flag / --no-flag), "
             "responses are exit codes.",
         },
         "paths": {
-            path: {"post": {"operationId": path[1:-3], **operation(build(model_names()))}}
-            for path, build in parsers.items()
+            f"/{program}.py": {"post": {"operationId": program, **operation(program, choices)}}
+            for program in ABOUT
         },
     }
     return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
@@ -115,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     """Write or check the contract.
 
     Raises:
-        RunError: with `--check`, the file is not what the parsers say.
+        RunError: with `--check`, the file is not what the table says.
     """
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
@@ -124,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.check:
         write_text(CONTRACT, text)
     elif CONTRACT.read_text(encoding="utf-8") != text:
-        raise RunError(f"{CONTRACT} is not what the parsers say; run this without --check")
+        raise RunError(f"{CONTRACT} is not what the table says; run this without --check")
 
 
 if __name__ == "__main__":

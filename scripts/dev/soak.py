@@ -21,10 +21,11 @@ import utils.environment  # isort: split
 from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
-from utils.console import Parser, log_table
+from utils.cli.parser import Parser
+from utils.cli.types import positive_int, seed
+from utils.console import log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
-from utils.flag_types import positive_int, seed
 
 SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk}
 

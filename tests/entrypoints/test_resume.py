@@ -314,7 +314,7 @@ def test_an_unfinished_run_is_not_restarted_by_accident(start, interrupted, caps
     assert start("run") == 2
     error = capsys.readouterr().err
     assert error == (
-        "error: --name run is an unfinished run: add --resume to go on with it, or choose another "
+        "error: --name run is an unfinished run: add --resume to resume it, or choose another "
         "name\n"
     )
     assert interrupted.last.read_bytes() == before
@@ -351,7 +351,7 @@ def test_a_finished_run_resumes_only_if_made_longer_and_keeps_its_warm_up(start,
     [
         ("--resume --allow_change head", "head cannot change within a run"),
         ("--allow_change num_steps", "--allow_change means nothing without --resume"),
-        ("--resume", "has no state to go on from; start it without --resume"),
+        ("--resume", "has no snapshot to resume from; start it without --resume"),
         ("--resume absent.bin", "absent.bin does not exist"),
     ],
 )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from helpers import read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts_own import write_csv
 from ml_collections import FrozenConfigDict
 
 from utils.data.catalog import dataset_names, get_spec
@@ -17,7 +19,13 @@ from utils.data.image_files import decode_rgb
 from utils.data.readers.flowers import FLOWER102_CLASSES
 from utils.data.readers.synthetic import SYNTHETIC_CLASSES
 from utils.data.subsets import select_subset
-from utils.dataset import labelmap, open_split, open_subset, prepare_images
+from utils.dataset import (
+    labelmap,
+    open_data,
+    open_eval_data,
+    open_split,
+    prepare_images,
+)
 from utils.errors import InputError
 from utils.files import write_json
 
@@ -130,36 +138,20 @@ class TestTinySubset:
     )
     def test_is_at_most_two_batches_of_two_classes(self, make_split, labels, batch_size):
         split = make_split(Path("unused"), labels, num_classes=5, photos=False)
-        chosen, identity = select_subset(split, "toy_tiny", batch_size, FLAG)
+        chosen = select_subset(split, "toy_tiny", batch_size, FLAG)
         assert len(chosen) == min(2 * batch_size, len(labels))
         assert len(set(chosen.ids)) == len(chosen)
         order = {sample_id: i for i, sample_id in enumerate(split.ids)}
         positions = [order[sample_id] for sample_id in chosen.ids]
         assert positions == sorted(positions)
         assert [split.labels[p] for p in positions] == chosen.labels.tolist()
-        if len(set(labels)) > 1:
-            assert len(set(chosen.labels)) > 1
+        assert (len(set(chosen.labels)) > 1) is (len(set(labels)) > 1)
         assert chosen.classes == split.classes  # the class list is the whole dataset's
         again = select_subset(split, "toy_tiny", batch_size, FLAG)
-        assert again.identity == identity
-        assert again.split.ids.tolist() == chosen.ids.tolist()
-        assert identity["count"] == len(chosen)
-        assert identity["classes"] == len(set(chosen.labels))
-
-    @settings(max_examples=50, deadline=None)
-    @given(batch_size=st.integers(1, 10))
-    def test_of_one_class_is_of_one_class(self, make_split, batch_size):
-        split = make_split(Path("unused"), [2] * 9, num_classes=3, photos=False)
-        chosen, identity = select_subset(split, "toy_tiny", batch_size, FLAG)
-        assert len(chosen) == min(2 * batch_size, 9)
-        assert identity["classes"] == 1
-
-    def test_finds_the_one_sample_of_another_class(self, make_split):
-        for position in range(0, 40, 3):
-            labels = [0] * 40
-            labels[position] = 1
-            split = make_split(Path("unused"), labels, photos=False)
-            assert 1 in select_subset(split, "toy_tiny", 1, FLAG).split.labels
+        assert again.subset == chosen.subset
+        assert again.ids.tolist() == chosen.ids.tolist()
+        assert chosen.subset["count"] == len(chosen)
+        assert chosen.subset["classes"] == len(set(chosen.labels))
 
     def test_does_not_depend_on_seeds_or_place(self, make_split):
         labels = [i % 4 for i in range(40)]
@@ -169,21 +161,20 @@ class TestTinySubset:
         random.seed(2)
         np.random.seed(2)  # noqa: NPY002
         two = select_subset(make_split(Path("b"), labels, photos=False), "toy_tiny", 4, FLAG)
-        assert one.identity == two.identity
+        assert one.subset == two.subset
 
     def test_is_the_same_on_every_machine(self, drawn):
         """These ids were drawn once; another machine must draw the same."""
-        config = data_config(drawn, tiny_infer_subset="synthetic_tiny")
-        _, subset = open_subset(config, "eval")
+        data = open_data(flags_for(drawn, tiny_infer_subset="synthetic_tiny"))
         digests = sorted(
             (hashlib.sha256(f"42:{sample_id}".encode()).digest(), str(sample_id))
-            for sample_id in open_subset(data_config(drawn), "eval")[0].ids
+            for sample_id in data.full_eval.ids
         )
-        assert sorted(subset.split.ids) == sorted(sample_id for _, sample_id in digests[:4])
+        assert sorted(data.eval.ids) == sorted(sample_id for _, sample_id in digests[:4])
 
     def test_identity(self, make_split):
         split = make_split(Path("unused"), [0, 1, 0], photos=False)
-        identity = select_subset(split, "toy_tiny", 8, FLAG).identity
+        identity = select_subset(split, "toy_tiny", 8, FLAG).subset
         text = '["photo_000","photo_001","photo_002"]'
         assert identity == {
             "name": "toy_tiny",
@@ -194,9 +185,8 @@ class TestTinySubset:
 
     def test_none_is_the_whole_split(self, make_split):
         split = make_split(Path("unused"), [0, 1, 0], photos=False)
-        chosen, identity = select_subset(split, None, 1, FLAG)
-        assert chosen is split
-        assert identity == "none"
+        assert select_subset(split, None, 1, FLAG) is split
+        assert split.subset == "none"
 
 
 class TestListedSubset:
@@ -221,11 +211,11 @@ class TestListedSubset:
         ],
     )
     def test_is_taken_in_split_order(self, tmp_path, split, content):
-        chosen, identity = self.listed(tmp_path, content, split)
+        chosen = self.listed(tmp_path, content, split)
         assert chosen.ids.tolist() == ["photo_001", "photo_004"]
         assert chosen.labels.tolist() == [1, 1]
         text = json.dumps(["photo_001", "photo_004"], separators=(",", ":"))
-        assert identity == {
+        assert chosen.subset == {
             "name": "ids.txt",
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "count": 2,
@@ -258,23 +248,15 @@ class TestListedSubset:
         with pytest.raises(InputError, match=r"--tiny_train_subset .*absent.* is not a readable"):
             select_subset(split, str(tmp_path / "absent"), 1, FLAG)
 
-    @settings(max_examples=60, deadline=None)
-    @given(data=st.data())
-    def test_of_any_ids_in_any_order_is_those_ids(self, tmp_path_factory, make_split, data):
-        split = make_split(Path("unused"), [0] * 12, photos=False)
-        ids = data.draw(st.lists(st.sampled_from(split.ids.tolist()), unique=True, min_size=1))
-        path = tmp_path_factory.getbasetemp() / "any.txt"
-        path.write_text(data.draw(st.sampled_from(["\n", "\r\n", "\n\n"])).join(ids), newline="")
-        assert select_subset(split, str(path), 1, FLAG).split.ids.tolist() == sorted(ids)
 
-
-def data_config(root: Path, **changes) -> FrozenConfigDict:
-    """What `open_subset` reads of a config."""
+def flags_for(root: Path | None, **changes) -> FrozenConfigDict:
+    """What `open_data` reads of a run's flags."""
     values = {
         "dataset": "synthetic",
-        "data_root": str(root),
+        "data_root": None if root is None else str(root),
+        "output_dir": "out",
         "train_split": "train",
-        "eval_split": "val",
+        "eval_split": None,
         "tiny_train_subset": None,
         "tiny_infer_subset": None,
         "train_batch_size": 4,
@@ -285,34 +267,232 @@ def data_config(root: Path, **changes) -> FrozenConfigDict:
     return FrozenConfigDict({**values, **changes})
 
 
-class TestOpenSubset:
-    def test_reads_each_phase_by_its_own_flags(self, drawn, tmp_path):
-        (tmp_path / "ids.txt").write_text(open_subset(data_config(drawn), "train")[0].ids[3])
-        config = data_config(
-            drawn,
-            tiny_train_subset=str(tmp_path / "ids.txt"),
-            tiny_infer_subset="synthetic_tiny",
-            eval_split="test",
-        )
-        split, subset = open_subset(config, "train")
-        assert (split.name, len(split), len(subset.split)) == ("train", 200, 1)
-        split, subset = open_subset(config, "eval")
-        assert (split.name, len(split), len(subset.split)) == ("test", 100, 4)
-        config = data_config(drawn, tiny_train_subset="synthetic_tiny")
-        assert len(open_subset(config, "train")[1].split) == 8
+@pytest.fixture
+def flowers(tmp_path: Path, drawn: Path) -> Path:
+    """Real flowers' lists and an empty folder for their images."""
+    root = tmp_path / "photos" / "flower102"
+    (root / "jpg").mkdir(parents=True)
+    for name in ("imagelabels.mat", "setid.mat"):
+        shutil.copy(drawn / name, root)
+    return root
 
-    def test_names_the_flag_of_its_phase(self, drawn, tmp_path):
+
+class TestOpenData:
+    def test_decides_what_the_flags_left_open_and_reads_both_splits(self, drawn, tmp_path):
+        data = open_data(flags_for(drawn))
+        assert data.decided == {
+            "dataset": "synthetic",
+            "data_root": str(drawn),
+            "train_split": "train",
+            "eval_split": "val",
+            "val_fraction": None,
+            "split_seed": None,
+            "tiny_train_subset": None,
+            "tiny_infer_subset": None,
+        }
+        assert (data.train, data.eval) == (data.full_train, data.full_eval)
+        assert (len(data.train), len(data.eval)) == (200, 100)
+        ids = tmp_path / "ids.txt"
+        ids.write_text(data.train.ids[3])
+        data = open_data(
+            flags_for(
+                drawn,
+                tiny_train_subset=str(ids),
+                tiny_infer_subset="synthetic_tiny",
+                eval_split="test",
+            )
+        )
+        assert (len(data.full_train), len(data.train), len(data.eval)) == (200, 1, 4)
+        facts = data.facts()
+        assert (facts["selected_on"], facts["carving"]) == ("test", None)
+        assert facts["dataset"].items() >= data.full_train.identity().items()
+        assert facts["dataset"]["eval_checksum"] == data.full_eval.checksum()
+        assert facts["tiny_train_subset"] == data.train.subset
+        assert facts["tiny_infer_subset"]["name"] == "synthetic_tiny"
+
+    def test_names_the_flag_of_a_subset(self, drawn, tmp_path):
         (tmp_path / "ids.txt").write_text("nobody")
-        for phase, flag in [("train", "tiny_train_subset"), ("eval", "tiny_infer_subset")]:
-            config = data_config(drawn, **{flag: str(tmp_path / "ids.txt")})
+        for flag in ("tiny_train_subset", "tiny_infer_subset"):
             with pytest.raises(InputError, match=f"^--{flag} .*'nobody'"):
-                open_subset(config, phase)
+                open_data(flags_for(drawn, **{flag: str(tmp_path / "ids.txt")}))
 
     def test_prepare_images_draws_what_is_not_there_and_checks_it(self, tmp_path):
-        config = data_config(tmp_path / "drawn")
-        split, subset = open_subset(config, "eval")
-        prepare_images(config, [split], [subset.split])
-        assert open_subset(config, "eval")[0].identity() == split.identity()
-        (split.root / split.paths[0]).unlink()
+        data = open_data(flags_for(tmp_path / "drawn"))
+        prepare_images(data)
+        again = open_data(flags_for(tmp_path / "drawn"))
+        assert again.facts() == data.facts()
+        Path(data.eval.path_of(0)).unlink()
         with pytest.raises(InputError, match=r"1 of 100 images of split val are missing"):
-            prepare_images(config, [split], [subset.split])
+            prepare_images(data)
+
+
+class TestDataRoot:
+    def test_is_the_flag_or_else_the_environments(self, tmp_path, flowers, monkeypatch):
+        for root in (flowers, flowers.parent):
+            monkeypatch.setenv("DATA_ROOT", str(tmp_path / "elsewhere"))
+            data = open_data(flags_for(root, dataset="flower102"))
+            assert data.decided["data_root"] == str(root)
+            monkeypatch.setenv("DATA_ROOT", str(root))
+            data = open_data(flags_for(None, dataset="flower102"))
+            assert data.decided["data_root"] == str(root)
+
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_must_be_said(self, monkeypatch, value):
+        if value is not None:
+            monkeypatch.setenv("DATA_ROOT", value)
+        with pytest.raises(InputError, match="--data_root PATH or `export DATA_ROOT=PATH`"):
+            open_data(flags_for(None, dataset="flower102"))
+
+    @pytest.mark.parametrize("folder", ["flowers-102", "flowers102", "flower102"])
+    def test_may_be_a_parent(self, flowers, folder):
+        flowers.rename(flowers.with_name(folder))
+        data = open_data(flags_for(flowers.parent, dataset="flower102"))
+        assert data.train.root == flowers.with_name(folder).resolve()
+
+    def test_of_synthetic_is_not_the_environments_and_not_a_folder_of_photos(
+        self, flowers, monkeypatch
+    ):
+        monkeypatch.setenv("DATA_ROOT", str(flowers.parent))
+        data = open_data(flags_for(None, output_dir="elsewhere"))
+        assert data.decided["data_root"] == "elsewhere/.synthetic"
+        with pytest.raises(InputError, match="holds something other than synthetic flowers"):
+            open_data(flags_for(flowers))
+
+    @pytest.mark.parametrize("folder", ["flower102", "flowers-102", "flowers102"])
+    def test_at_the_root_gets_the_shell_hint(self, folder):
+        assert not Path(f"/{folder}").exists()
+        with pytest.raises(InputError, match=f"--data_root /{folder} .*export DATA_ROOT=.*first"):
+            open_data(flags_for(Path(f"/{folder}"), dataset="flower102"))
+
+    def test_must_be_a_folder_that_holds_all_three(self, tmp_path, flowers):
+        def said(root: Path) -> str:
+            with pytest.raises(InputError) as caught:
+                open_data(flags_for(root, dataset="flower102"))
+            return str(caught.value)
+
+        (tmp_path / "f").touch()
+        assert said(tmp_path / "flower102").endswith("does not exist")
+        assert "f is a file, not the folder" in said(tmp_path / "f")
+        for entry in ("jpg", "imagelabels.mat", "setid.mat"):
+            (flowers / entry).rename(flowers / "other")
+            assert f"lacks {entry} of flower102; scripts/get_flowers" in said(flowers)
+            (flowers / "other").rename(flowers / entry)
+
+    @pytest.mark.parametrize("dataset", ["synthetic", "flower102"])
+    def test_that_no_system_takes_is_bad_input(self, dataset):
+        with pytest.raises(InputError, match="--data_root"):
+            open_data(flags_for(Path("x" * 300), dataset=dataset))
+
+
+class TestNames:
+    @pytest.mark.parametrize("alias", ["flower102", "flowers-102", "flowers102"])
+    @pytest.mark.parametrize("flag", ["tiny_train_subset", "tiny_infer_subset"])
+    def test_of_dataset_and_named_subset_become_the_one(self, flowers, alias, flag):
+        for subset in ("flower102_tiny", "flowers102_tiny"):
+            data = open_data(flags_for(flowers, dataset=alias, **{flag: subset}))
+            assert data.decided["dataset"] == "flower102"
+            assert data.decided[flag] == "flower102_tiny"
+
+    @pytest.mark.parametrize("flag", ["train_split", "eval_split"])
+    def test_of_splits_must_be_known(self, drawn, flag):
+        for split in ("train", "val", "test", "trainval"):
+            assert open_data(flags_for(drawn, **{flag: split})).decided[flag] == split
+        message = f"--{flag} valid: synthetic has no split 'valid'; it has train, val"
+        with pytest.raises(InputError, match=message):
+            open_data(flags_for(drawn, **{flag: "valid"}))
+
+    @pytest.mark.parametrize(
+        "wanted",
+        ["tiny", "flower102_tiny", "synthetic", "Synthetic_tiny", "", "no/such/file", "."],
+    )
+    def test_of_a_subset_that_is_unknown_are_refused(self, drawn, wanted):
+        message = f"^--tiny_train_subset {wanted} is neither synthetic_tiny nor a file"
+        with pytest.raises(InputError, match=message):
+            open_data(flags_for(drawn, tiny_train_subset=wanted))
+
+    def test_of_a_list_become_absolute_but_a_named_subset_beats_a_file(
+        self, drawn, tmp_path, monkeypatch
+    ):
+        (tmp_path / "deep").mkdir()
+        monkeypatch.chdir(tmp_path / "deep")
+        sample_id = open_data(flags_for(drawn)).eval.ids[0]
+        (tmp_path / "ids.txt").write_text(sample_id)
+        Path("synthetic_tiny").write_text(sample_id)
+        decided = open_data(flags_for(drawn, tiny_infer_subset="../ids.txt")).decided
+        assert decided["tiny_infer_subset"] == str((tmp_path / "ids.txt").resolve())
+        decided = open_data(flags_for(drawn, tiny_infer_subset="synthetic_tiny")).decided
+        assert decided["tiny_infer_subset"] == "synthetic_tiny"
+
+    def test_that_no_system_takes_are_bad_input(self, drawn):
+        for flag in ("tiny_train_subset", "tiny_infer_subset"):
+            with pytest.raises(InputError, match=f"^--{flag} x+: "):
+                open_data(flags_for(drawn, **{flag: "x" * 300}))
+
+
+CARVED = {"fraction": 0.25, "seed": 7}
+
+
+class TestHeldOutVal:
+    @pytest.fixture
+    def heap(self, tmp_path) -> Path:
+        """A CSV of 18 images without a column of splits."""
+        return write_csv(tmp_path / "own", with_split=False)
+
+    def test_is_a_fifth_of_data_in_one_heap_unless_told(self, heap, caplog):
+        with caplog.at_level("INFO", logger="fine_vit"):
+            data = open_data(flags_for(heap, dataset="csv"))
+        assert [data.decided[key] for key in ("val_fraction", "split_seed")] == [0.2, 42]
+        assert data.facts()["carving"] == {"fraction": 0.2, "seed": 42}
+        assert (data.eval.name, len(data.eval), len(data.train)) == ("val", 4, 14)
+        assert "val is held out of train: 4 images, a share of 0.2 of each class" in caplog.text
+        data = open_data(flags_for(heap, dataset="csv", val_fraction=0.5, split_seed=1))
+        assert data.facts()["carving"] == {"fraction": 0.5, "seed": 1}
+
+    def test_is_refused_where_it_means_nothing(self, drawn):
+        with pytest.raises(InputError, match=r"^--split_seed means nothing without"):
+            open_data(flags_for(drawn, split_seed=3))
+        with pytest.raises(InputError, match=r"^--val_fraction: synthetic has a val split of its"):
+            open_data(flags_for(drawn, val_fraction=0.3))
+
+    def test_of_an_evaluation_is_that_of_the_training_run(self, heap):
+        checkpoint = {"dataset": "csv", "carving": CARVED}
+        data = open_eval_data(flags_for(heap, dataset=None), checkpoint)
+        trained = open_data(flags_for(heap, dataset="csv", val_fraction=0.25, split_seed=7))
+        assert data.eval.identity() == trained.eval.identity()
+        assert data.decided == {
+            "dataset": "csv",
+            "data_root": str(heap),
+            "eval_split": "val",
+            "val_fraction": 0.25,
+            "split_seed": 7,
+            "tiny_infer_subset": None,
+        }
+        assert data.facts()["carving"] == CARVED
+
+    def test_of_other_data_is_not_held_out(self, heap):
+        for carving in (CARVED, {}):
+            checkpoint = {"dataset": "flower102", "carving": carving}
+            data = open_eval_data(flags_for(heap, dataset="csv"), checkpoint)
+            decided = [data.decided[key] for key in ("eval_split", "val_fraction", "split_seed")]
+            assert decided == ["train", None, None]
+            assert data.facts()["carving"] is None
+
+
+class TestOpenEvalData:
+    def test_takes_the_dataset_of_the_checkpoint(self, flowers, monkeypatch):
+        checkpoint = {"dataset": "flower102", "carving": {}}
+        with pytest.raises(InputError, match="no data for flower102"):
+            open_eval_data(flags_for(None, dataset=None), checkpoint)
+        monkeypatch.setenv("DATA_ROOT", str(flowers))
+        data = open_eval_data(flags_for(None, dataset=None), checkpoint)
+        assert (data.decided["dataset"], data.decided["data_root"]) == ("flower102", str(flowers))
+        with pytest.raises(InputError, match="unknown dataset 'birds'"):
+            open_eval_data(flags_for(None, dataset=None), {"dataset": "birds", "carving": {}})
+
+    def test_checks_split_and_subset(self, drawn):
+        checkpoint = {"dataset": "synthetic", "carving": {}}
+        with pytest.raises(InputError, match="--eval_split dev: synthetic has no split"):
+            open_eval_data(flags_for(drawn, dataset=None, eval_split="dev"), checkpoint)
+        flags = flags_for(drawn, dataset=None, tiny_infer_subset="flower102_tiny")
+        with pytest.raises(InputError, match="flower102_tiny is neither synthetic_tiny"):
+            open_eval_data(flags, checkpoint)

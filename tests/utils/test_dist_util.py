@@ -1,32 +1,24 @@
-"""Check the config hash, the hash and check of the environment, and the env stamp.
+"""Check the hash and check of the environment, and the env stamp.
 
 The choice of the device is tested in `tests/entrypoints/test_mac.py`.
 """
 
 import hashlib
 import importlib.metadata
-import json
 import re
 import sys
 
 import pytest
 import torch
-from helpers import assert_no_nulls, read_json
+from helpers import CHOICES, assert_no_nulls, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, model_names, patch_sizes
+from models.configs import get_config
 from models.pretrained.profiles import GOOGLE
-from utils.config import (
-    parse_eval_args,
-    parse_train_args,
-    resolve_from_checkpoint,
-    resolve_length,
-    resolve_model,
-)
+from utils.cli.flags import experiment_of
+from utils.cli.resolve import parse_train, resolve_config, resolve_length
 from utils.dist_util import (
-    CONTENT_KEYS,
     build_env_stamp,
     check_env,
     config_hash,
@@ -39,118 +31,11 @@ from utils.files import write_json
 
 CPU = torch.device("cpu")
 
-# What says only where things live, how fast they load, how often they are printed, and what memory
-# they take.
-NOT_HASHED = (
-    "name",
-    "output_dir",
-    "data_root",
-    "num_workers",
-    "device",
-    "prefer_mps",
-    "log_every",
-    "grad_checkpointing",
-    "cache",
-    "cache_dir",
-    "recipe",
-    "save_every",
-    "keep",
-    "resume",
-    "allow_change",
-)
-CHECKPOINT = {
-    "dataset": "synthetic",
-    "model_type": "testing",
-    "img_size": 64,
-    "preset": "vit",
-    "carving": {},
-}
-
-TRAIN = parse_train_args(
-    ["--name", "a", "--dataset", "synthetic", "--model_type", "testing", "--img_size", "64"],
-    patch_sizes(),
-)
-TRAIN = resolve_length(TRAIN, 200)
-TRAIN = resolve_model(TRAIN, get_config("testing", 64).to_dict(), GOOGLE.normalization)
-
-
-def changed(config: FrozenConfigDict, **changes) -> FrozenConfigDict:
-    return FrozenConfigDict({**config.to_dict(), **changes})
-
-
-def another(value: object) -> object:
-    """A value of the same kind that is not `value`."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    return f"{value}x"
-
-
-class TestConfigHash:
-    @pytest.mark.parametrize("key", sorted(TRAIN))
-    def test_changes_with_every_field_of_the_experiment_alone(self, key):
-        other = changed(TRAIN, **{key: another(TRAIN[key])})
-        assert (config_hash(other) == config_hash(TRAIN)) is (key in NOT_HASHED)
-
-    @pytest.mark.parametrize("key", sorted(TRAIN.model))
-    def test_changes_with_every_field_of_the_model(self, key):
-        model = TRAIN.model.to_dict()
-        other = changed(TRAIN, model={**model, key: another(model[key])})
-        assert config_hash(other) != config_hash(TRAIN)
-
-    @pytest.mark.parametrize("key", ["mean", "std"])
-    def test_changes_with_the_normalisation(self, key):
-        normalization = {**GOOGLE.normalization, key: (0.5, 0.5, 0.51)}
-        assert config_hash(changed(TRAIN, normalization=normalization)) != config_hash(TRAIN)
-
-    def test_is_the_canonical_json_of_the_rest(self):
-        rest = {k: v for k, v in TRAIN.to_dict().items() if k not in NOT_HASHED}
-        text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-        assert config_hash(TRAIN) == hashlib.sha256(text.encode()).hexdigest()
-
-    @pytest.mark.parametrize("key", sorted(CONTENT_KEYS))
-    def test_counts_files_by_content(self, tmp_path, monkeypatch, key):
-        one, same, other = (tmp_path / name for name in ("one", "moved", "other"))
-        one.write_bytes(b"content")
-        same.write_bytes(b"content")
-        other.write_bytes(b"different")
-        hashes = [config_hash(changed(TRAIN, **{key: str(path)})) for path in (one, same, other)]
-        assert hashes[0] == hashes[1]
-        assert len({*hashes, config_hash(TRAIN)}) == 3
-        if key in ("pretrained", "checkpoint"):  # subsets are absolute once parsed
-            monkeypatch.chdir(tmp_path)
-            assert config_hash(changed(TRAIN, **{key: "one"})) == hashes[0]
-
-    @pytest.mark.parametrize("key", ["tiny_train_subset", "tiny_infer_subset"])
-    def test_counts_a_named_subset_by_name_whatever_lies_around(self, tmp_path, monkeypatch, key):
-        config = changed(TRAIN, **{key: "synthetic_tiny"})
-        before = config_hash(config)
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "synthetic_tiny").write_text("image_00001\n")
-        assert config_hash(config) == before
-
-    def test_is_the_same_however_it_was_typed(self, tmp_path, monkeypatch):
-        def parse(*argv):
-            base = ["--name", "a", "--model_type", "testing", "--img_size", "64"]
-            config = parse_train_args([*base, *argv], patch_sizes())
-            return config_hash(resolve_length(config, 160))
-
-        assert parse("--dataset", "synthetic", "--epochs", "3") == parse(
-            "--num_steps", "30", "--dataset=synthetic", "--learning_rate", "0.03", "--seed", "42"
-        )
-
-    def test_of_an_evaluation(self, tmp_path):
-        checkpoint = tmp_path / "ckpt.bin"
-        checkpoint.write_bytes(b"weights")
-        argv = ["--name", "a", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path)]
-        config = resolve_from_checkpoint(parse_eval_args(argv, model_names()), CHECKPOINT)
-        first = config_hash(config)
-        for key in config:
-            if key not in (*NOT_HASHED, "checkpoint"):
-                assert config_hash(changed(config, **{key: another(config[key])})) != first, key
-        checkpoint.write_bytes(b"other weights")
-        assert config_hash(config) != first
+ARGV = "--name a --dataset synthetic --model_type testing --img_size 64"
+FLAGS = parse_train(ARGV.split(), CHOICES)
+MODEL = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
+TRAIN = resolve_config(FLAGS, resolve_length(FLAGS, 200), MODEL)
+EXPERIMENT = experiment_of(TRAIN)
 
 
 class TestRunId:
@@ -316,7 +201,7 @@ FACTS = {
 
 @pytest.fixture(scope="module")
 def stamp():
-    return build_env_stamp(TRAIN, "train.py --name a", CPU, FACTS)
+    return build_env_stamp(TRAIN, EXPERIMENT, "train.py --name a", CPU, FACTS)
 
 
 class TestEnvStamp:
@@ -324,7 +209,11 @@ class TestEnvStamp:
         assert TRAIN.pretrained is None
         assert stamp["config"]["pretrained"] == "none"
         odd = build_env_stamp(
-            TRAIN, "", CPU, {**FACTS, "dataset": {"name": "", "deep": [None, ["", {"a": None}]]}}
+            TRAIN,
+            EXPERIMENT,
+            "",
+            CPU,
+            {**FACTS, "dataset": {"name": "", "deep": [None, ["", {"a": None}]]}},
         )
         assert_no_nulls(odd)
         assert odd["dataset"] == {"name": "none", "deep": ["none", ["none", {"a": "none"}]]}
@@ -339,7 +228,7 @@ class TestEnvStamp:
         assert stamp["command"] == "train.py --name a"
         assert (stamp["name"], stamp["seed"], stamp["device"]) == ("a", 42, "cpu")
         assert stamp["fp16"] is False
-        assert stamp["config_hash"] == config_hash(TRAIN)
+        assert stamp["config_hash"] == config_hash(EXPERIMENT)
         assert stamp["torch_version"] == torch.__version__
         assert stamp["num_threads"] == torch.get_num_threads()
         assert stamp["python_version"] == ".".join(map(str, sys.version_info[:3]))
@@ -369,8 +258,9 @@ class TestEnvStamp:
     def test_holds_the_subsets(self, tmp_path):
         ids = tmp_path / "ids.txt"
         ids.write_text("image_00001")
-        config = changed(TRAIN, tiny_train_subset="synthetic_tiny", tiny_infer_subset=str(ids))
-        stamp = build_env_stamp(config, "train.py", CPU, FACTS)
+        subsets = {"tiny_train_subset": "synthetic_tiny", "tiny_infer_subset": str(ids)}
+        config = resolve_config(TRAIN, subsets)
+        stamp = build_env_stamp(config, EXPERIMENT, "train.py", CPU, FACTS)
         assert stamp["tiny_train_subset_path"] == "synthetic_tiny"
         assert stamp["tiny_infer_subset_path"] == str(ids)
         assert stamp["tiny_infer_subset"] == FACTS["tiny_infer_subset"]
@@ -379,7 +269,7 @@ class TestEnvStamp:
         # Another test of this process may have imported it.
         for name in [name for name in sys.modules if name.partition(".")[0] == "fiftyone"]:
             monkeypatch.delitem(sys.modules, name)
-        again = build_env_stamp(TRAIN, "train.py --name a", CPU, FACTS)
+        again = build_env_stamp(TRAIN, EXPERIMENT, "train.py --name a", CPU, FACTS)
         assert "fiftyone" not in sys.modules  # its version is looked up, not imported
         assert again["run_id"] != stamp["run_id"]
         same = stamp.keys() - {"run_id", "timestamp", "git_dirty"}

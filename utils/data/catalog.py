@@ -25,7 +25,6 @@ from utils.data.readers import (
     synthetic,
 )
 from utils.data.readers.listing import Listing
-from utils.data.splits import DEFAULT_VAL_FRACTION, Carving
 from utils.errors import InputError
 
 TRAIN_TEST = ("train", "test")
@@ -269,32 +268,3 @@ def get_spec(name: str) -> DatasetSpec:
         if name in spec.names:
             return spec
     raise InputError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
-
-
-def resolve_carving(
-    spec: DatasetSpec, root: Path, fraction: float | None, seed: int
-) -> Carving | None:
-    """Return how a run holds out its val split, or None if it does not.
-
-    Args:
-        spec: the dataset.
-        root: folder from `spec.find_root`.
-        fraction: share of train that was asked for; None: hold out of data without any split.
-        seed: random seed that decides which samples are held out.
-
-    Raises:
-        InputError: a fraction was asked for, but the dataset has a val split of its own.
-    """
-    official = spec.official_splits(root)
-    if fraction is None and official == ("train",):
-        fraction = DEFAULT_VAL_FRACTION
-    if fraction is None:
-        return None
-    if "val" in official:
-        raise InputError(f"--val_fraction: {spec.name} has a val split of its own")
-    return Carving(fraction, seed)
-
-
-def offered_splits(spec: DatasetSpec, root: Path, carving: Carving | None) -> tuple[str, ...]:
-    """Return the splits that a run can use: the official ones, and a val that is held out."""
-    return (*spec.official_splits(root), *(("val",) if carving is not None else ()))

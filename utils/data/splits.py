@@ -15,9 +15,6 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import canonical_json
 
-# Share of a dataset without any split: a run needs something to evaluate on.
-DEFAULT_VAL_FRACTION = 0.2
-
 PAIRS_AT_ONCE = 4096  # in a checksum: one by one takes eight times as long
 
 
@@ -34,6 +31,8 @@ class Split:
     labels: np.ndarray  # (S,) int64, from 0
     # For each class the names above it in the dataset's hierarchy, nearest first; empty: none.
     parents: tuple[tuple[str, ...], ...] = field(default=())
+    # What the env stamp says of the samples chosen from a whole split; "none": all of them.
+    subset: dict[str, Any] | str = "none"
 
     def __len__(self) -> int:
         return len(self.ids)

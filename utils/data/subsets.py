@@ -1,7 +1,7 @@
 """Choose the samples of a split that a run uses."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,13 +11,6 @@ from utils.files import canonical_json, sha256_text
 
 TINY_SEED = 42
 TINY_BATCHES = 2
-
-
-class Subset(NamedTuple):
-    """The samples of a split that a run uses, and what the env stamp says of them."""
-
-    split: Split
-    identity: dict[str, Any] | str  # "none" if the whole split is used
 
 
 def _tiny_positions(split: Split, batch_size: int) -> list[int]:
@@ -52,13 +45,13 @@ def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
     return [position_of[sample_id] for sample_id in wanted]
 
 
-def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) -> Subset:
-    """Return the subset of `split` that `wanted` names.
+def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) -> Split:
+    """Return the samples of `split` that `wanted` names, with their identity as `subset`.
 
     Args:
         split: a whole split.
         wanted: None for the whole split, `<dataset>_tiny` for two batches, else the path of a text
-            file with one sample id a line (`utils.config` has told the two apart).
+            file with one sample id a line (`utils/dataset.py` has told the two apart).
         batch_size: number of samples in a batch of the loader that will read the subset.
         flag: flag to blame in an error.
 
@@ -66,7 +59,7 @@ def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) 
         InputError: unreadable file, empty list, unknown or repeated id.
     """
     if wanted is None:
-        return Subset(split, "none")
+        return split
     if wanted == f"{split.dataset}_tiny":
         positions = _tiny_positions(split, batch_size)
     else:
@@ -78,4 +71,4 @@ def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) 
         "count": len(chosen),
         "classes": len(np.unique(chosen.labels)),
     }
-    return Subset(chosen, identity)
+    return replace(chosen, subset=identity)

@@ -3,24 +3,79 @@
 import json
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_writable
-from utils.errors import InputError
+from ml_collections import FrozenConfigDict
+
+from utils.cli.flags import LAST, paths_in
+from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
+from utils.errors import InputError, unusable_paths_are_input_errors
 from utils.files import write_text
+from utils.processes import is_main
+from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_text, list_of, wrong_fields
 
 RETENTION_DAYS = 90
 
 
-def has_state(paths: RunPaths) -> bool:
-    """Whether a run has a snapshot, whole or not."""
+def check_run_can_start(flags: FrozenConfigDict) -> None:
+    """Raise if a run cannot be written under its name, or not be resumed.
+
+    Only the main process looks: the others write nothing, and may be on another machine.
+
+    Args:
+        flags: flags of `train.py` or `eval.py`.
+
+    Raises:
+        InputError: the name or output folder cannot be used, another process writes the run, an
+            unfinished run would be replaced, or there is nothing to resume or to evaluate.
+    """
+    if not is_main():
+        return
+    paths = RunPaths(Path(flags.output_dir), flags.name)
+    with unusable_paths_are_input_errors(paths_in(flags)):
+        check_run_name(paths)
+        check_not_locked(paths.lock)
+        if "checkpoint" in flags:
+            _check_evaluation(paths, Path(flags.checkpoint))
+        else:
+            _check_training(paths, flags.resume)
+
+
+def _check_training(paths: RunPaths, resume: str | None) -> None:
+    if resume is None:
+        if _is_unfinished(paths):
+            raise InputError(
+                f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
+                "another name"
+            )
+    elif resume != LAST:
+        check_file(Path(resume), "--resume")
+    elif not _has_snapshot(paths):
+        raise InputError(
+            f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
+        )
+
+
+def _check_evaluation(paths: RunPaths, checkpoint: Path) -> None:
+    if _is_unfinished(paths):
+        raise InputError(f"--name {paths.name} is an unfinished training run; choose another name")
+    if checkpoint.resolve().is_relative_to(paths.run.resolve()):
+        raise InputError(
+            f"--name {paths.name} is the run that --checkpoint {checkpoint} lies in; choose "
+            "another name"
+        )
+
+
+def _has_snapshot(paths: RunPaths) -> bool:
+    """Return whether a run has a snapshot, whole or not."""
     return any(paths.last.parent.glob("last*.bin"))
 
 
-def is_unfinished(paths: RunPaths) -> bool:
-    """Whether there is a run of this name that can go on and did not end."""
-    return has_state(paths) and read_stamp(paths).get("status") == "unfinished"
+def _is_unfinished(paths: RunPaths) -> bool:
+    """Return whether there is a run of this name that did not end and can be resumed."""
+    return _has_snapshot(paths) and read_stamp(paths).get("status") == "unfinished"
 
 
 # What is read of a stamp again, if it is there.

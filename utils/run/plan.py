@@ -8,9 +8,9 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
+from utils.cli.flags import experiment_of
 from utils.data_utils import RunPaths
-from utils.dataset import carving_of
-from utils.dist_util import build_env_stamp, experiment_of, with_session
+from utils.dist_util import build_env_stamp, with_session
 from utils.processes import world_size
 from utils.run.resume import StartPoint, check_same_run, forget_lost_best, is_changed
 from utils.training.micro_batches import plan_micro_batches
@@ -26,6 +26,7 @@ class Plan:
     config: FrozenConfigDict
     experiment: dict[str, Any]  # what of the config enters its hash
     data: "Data"
+    facts: dict[str, Any]  # identity of the data, for stamp and snapshots
     device: torch.device
     model: nn.Module  # on the CPU, with its starting weights
     about: dict[str, Any]  # the fields of a checkpoint that stay the same
@@ -63,27 +64,26 @@ def complete_plan(
         InputError: a resumed run was started otherwise, or the device cannot train it as asked.
     """
     normalization = config.normalization.to_dict()
-    experiment, facts = experiment_of(config), data.facts(config)
+    experiment, facts = experiment_of(config), data.facts()
     micro_batches = plan_micro_batches(config, num_tokens, device, world_size())
     if start.resume is not None:
         check_same_run(config, experiment, facts, start.resume.header)
     of_model = {"normalization": normalization, "micro_batches": micro_batches}
-    stamp = build_env_stamp(config, command, device, {**facts, **of_model})
-    held_out = carving_of(config)
+    stamp = build_env_stamp(config, experiment, command, device, {**facts, **of_model})
     about = {
         "model_type": config.model_type,
         "model_config": config.model.to_dict(),
         "dataset": config.dataset,
-        "classes": list(data.train_split.classes),
+        "classes": list(data.train.classes),
         "img_size": config.img_size,
         "preset": config.preset,
-        "carving": {} if held_out is None else held_out._asdict(),
+        "carving": facts["carving"] or {},
         "normalization": normalization,
         "config_hash": stamp["config_hash"],
     }
     earlier = None if start.resume is None else start.resume.stamp
     stamp = with_session(stamp, start.progress.step, earlier)
-    return Plan(config, experiment, data, device, model, about, micro_batches, stamp, start)
+    return Plan(config, experiment, data, facts, device, model, about, micro_batches, stamp, start)
 
 
 def check_best(plan: Plan) -> None:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
+from utils.cli.flags import CHANGEABLE, LAST, may_change
 from utils.console import log
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
-from utils.flags import CHANGEABLE, CHANGES_WITH, LAST
 from utils.processes import from_main, on_main
 from utils.run.checkpoint import load_checkpoint
 from utils.run.folder import read_stamp
@@ -169,8 +169,7 @@ def check_same_run(
     if changes:
         raise InputError(f"--resume: the data are not those of the run: {_shown(changes)}")
     changes = differences(before.experiment, experiment)
-    flags = (config.allow_change or "").split(",")
-    allowed = {key for flag in flags for key in (flag, *CHANGES_WITH.get(flag, ()))}
+    allowed = may_change(config.allow_change)
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
     if refused:
         remedy = "give its values, or start another run"

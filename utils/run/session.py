@@ -50,7 +50,7 @@ class TrainingRun:
         """
         plan, step = self.plan, self.plan.start.progress.step
         seen = step * plan.config.train_batch_size
-        epoch, samples = divmod(seen, len(plan.data.train.split))
+        epoch, samples = divmod(seen, len(plan.data.train))
         header = Header(
             run_id=self.writer.stamp["run_id"],
             step=step,
@@ -58,7 +58,7 @@ class TrainingRun:
             samples_of_epoch=samples,
             config=plan.config.to_dict(),
             experiment=plan.experiment,
-            data=plan.data.facts(plan.config),
+            data=plan.facts,
         )
         with failing_together():
             plan.start.events.flush()
@@ -92,7 +92,7 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
     progress, resume = plan.start.progress, plan.start.resume
     learner = build_learner(plan.model.to(plan.device), plan.config)
     snapshots = SnapshotStore(plan.paths, plan.config.keep)
-    split = plan.data.eval.split
+    split = plan.data.eval
     classes = labelmap(split.dataset, split.classes, split.parents)
     writer = RunWriter(plan.paths, plan.stamp, split, classes, plan.start.events)
     with locked_run(plan.paths):
@@ -122,12 +122,12 @@ def _build_run(
     plan: Plan, learner: Learner, snapshots: SnapshotStore, writer: RunWriter
 ) -> TrainingRun:
     """Build what trains and evaluates, and restore the rest of a snapshot."""
-    config, device, train = plan.config, plan.device, plan.data.train.split
+    config, device, train = plan.config, plan.device, plan.data.train
     resume, step = plan.start.resume, plan.start.progress.step
     normalize = Normalizer(plan.about["normalization"], device)
     with failing_together():
         train_batches = train_loader(config, train, plan.micro_batches, device, step)
-        eval_batches = eval_loader(config, plan.data.eval.split, device)
+        eval_batches = eval_loader(config, plan.data.eval, device)
     ids_of = functools.partial(ids_of_step, train, config.seed, config.train_batch_size)
     meter = TrainMeter(step, ids_of)
     learner.model.train()

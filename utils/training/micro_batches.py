@@ -1,17 +1,21 @@
 """How the batch of an optimizer step is cut into micro-batches, and what that does to the loss."""
 
-import torch
+from typing import TYPE_CHECKING
+
 from ml_collections import FrozenConfigDict
 
 from utils.console import log
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 # Weight gradients are wrong on MPS where batch x tokens reaches 32,767 (pytorch #177116, #195163).
 MAX_MPS_ROWS = 32_766
 
 
 def fit_micro_batches(
-    device: torch.device,
+    device: "torch.device",
     batch_size: int,
     micro_batches: int,
     num_tokens: int,
@@ -54,7 +58,7 @@ MIN_COMPARED = 8
 
 
 def plan_micro_batches(
-    config: FrozenConfigDict, num_tokens: int, device: torch.device, world_size: int = 1
+    config: FrozenConfigDict, num_tokens: int, device: "torch.device", world_size: int = 1
 ) -> int:
     """Micro-batches an optimizer step: as asked, or more where the device needs them smaller.
 
@@ -100,3 +104,21 @@ def plan_micro_batches(
             advice,
         )
     return micro_batches
+
+
+def less_memory(config: FrozenConfigDict) -> str:
+    """Return which flags lower the memory that a run takes."""
+    remedies = []
+    if "train_batch_size" in config:
+        micro_batches = config.gradient_accumulation_steps
+        at_a_time = config.train_batch_size // micro_batches
+        if at_a_time > 1:
+            remedies.append(
+                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
+                "time)"
+            )
+        if not config.grad_checkpointing:
+            remedies.append("--grad_checkpointing")
+        remedies.append("a smaller --img_size")
+    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
+    return f"less is needed with {'; '.join(remedies)}"

@@ -42,12 +42,13 @@ WAITING_RUN = shlex.split(
 
 def config_of(preset: str, num_steps: int, *cache_flags: str) -> "FrozenConfigDict":
     """Return the config of a run that reads its images in this process."""
-    from models.configs import patch_sizes
-    from utils.config import parse_train_args
+    from models.configs import get_config
+    from utils.cli.resolve import parse_train
 
     flags = f"--name data --dataset synthetic --preset {preset} --img_size {IMG_SIZES[preset]}"
     flags += f" --num_steps {num_steps} --train_batch_size {BATCH} --num_workers 0"
-    return parse_train_args([*flags.split(), *cache_flags], patch_sizes())
+    choices = {"dataset": ["synthetic"], "model_type": {"ViT-B_16": get_config("ViT-B_16")}}
+    return parse_train([*flags.split(), *cache_flags], choices)
 
 
 def all_of(loader: "DataLoader") -> Action:
@@ -148,10 +149,10 @@ def measure_data(args: argparse.Namespace) -> tuple[Figure, list[str]]:
         InputError: the flowers are absent, or `--images` is under a batch.
     """
     from utils.data.catalog import get_spec
-    from utils.data_flags import resolve_data_root
-    from utils.dataset import open_split
+    from utils.dataset import open_split, resolve_data_root
 
-    root = Path(resolve_data_root("flower102", args.data_root, REPO))
+    given = None if args.data_root is None else str(args.data_root)
+    root = Path(resolve_data_root("flower102", given, str(REPO)))
     split = chosen_images(open_split(get_spec("flower102"), root, "train"), args.images)
     speed, too_slow = measure_speed(split, args.pairs, args.tolerance)
     waiting, too_long = measure_wait(root.resolve(), args.steps)

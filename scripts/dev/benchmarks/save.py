@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.dev.benchmarks.timing import Figure, in_turn
-from utils.flags import DEFAULT_SAVE_EVERY
+from utils.cli.flags import DEFAULT_SAVE_EVERY
 
 if TYPE_CHECKING:
     from utils.training.learner import Learner

@@ -9,19 +9,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import TINY_TRAIN, meter_of, read_scalars, train
+from helpers import CHOICES, TINY_TRAIN, meter_of, read_scalars, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, patch_sizes
+from models.configs import get_config
 from models.pretrained.profiles import GOOGLE
-from utils.config import parse_train_args, resolve_length, resolve_model
+from utils.cli.flags import CHANGEABLE, experiment_of
+from utils.cli.resolve import parse_train, resolve_config, resolve_length
 from utils.data_utils import RunPaths, checkpoint_paths
-from utils.dist_util import experiment_of
 from utils.errors import InputError
 from utils.files import write_json
-from utils.flags import CHANGEABLE
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.resume import (
     PARTS,
@@ -83,8 +82,9 @@ def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> Froz
         "100",
         *flags,
     ]
-    config = resolve_length(parse_train_args(argv, patch_sizes()), NUM_SAMPLES, earlier)
-    return resolve_model(config, get_config("testing", 64).to_dict(), GOOGLE.normalization)
+    flags = parse_train(argv, CHOICES)
+    model = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
+    return resolve_config(flags, resolve_length(flags, NUM_SAMPLES, earlier), model)
 
 
 def save_snapshot(paths: RunPaths, config: FrozenConfigDict, step: int = 4) -> None:

@@ -1,0 +1,404 @@
+"""Define every flag of `train.py` and `eval.py` in one table, and derive what others ask of it.
+
+Parser, config hash, what a resumed run may change and `openapi.yaml` follow from the rows. To add a
+flag, add a row to `GROUPS` and run `scripts/dev/make_openapi.py`. Imports no torch.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import FrozenConfigDict
+
+from utils.cli.recipes import recipe_names, recipe_or_list
+from utils.cli.types import (
+    Number,
+    cache_name,
+    cosine,
+    count,
+    factor,
+    fraction,
+    frozen_blocks,
+    non_negative,
+    positive,
+    positive_int,
+    probability,
+    run_name,
+    seed,
+    share,
+)
+from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
+from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
+from utils.files import sha256_file
+
+MAX_WARMUP_STEPS = 500
+DEFAULT_NUM_STEPS = 1000
+DEFAULT_NUM_WORKERS = 2
+DEFAULT_SAVE_EVERY = 100
+CACHE_FOLDER = ".cache"  # under --output_dir
+LAST = "last"  # what `--resume` without a path stands for
+
+
+REQUIRED = object()  # default of a flag that must be given
+TRAIN, EVAL, BOTH = ("train",), ("eval",), ("train", "eval")
+
+
+class Flag(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    kind: Number | Callable[[str], Any] | tuple[str, ...]  # text to value, choices, bool: on or off
+    default: Any  # None: something else decides, and the help says what
+    programs: tuple[str, ...] = TRAIN
+    metavar: str | None = None
+    first: Callable[[str], str] | None = None  # sees the text before the choices are checked
+    bare: str | None = None  # value of the flag with nothing after it, if that may be
+    checkpoint_decides: bool = False  # no default in eval.py, where it may not contradict
+    fixed_in: str = ""  # program that has the default in its config, but no such flag
+    needs: Mapping[str, tuple[str, ...]] = {}  # other flags, and the values that do (empty: any)
+    unmet: Any = None  # value in the config where a need is not met
+    # How it enters the config hash: by its value; so, unless it is the default (for a flag that is
+    # newer than some hashes); by the content of the file that it names; or, of what says only where
+    # things lie, how fast they load or how often they are printed, not at all.
+    hashed: Literal["value", "if_not_default", "content", "never"] = "value"
+    changeable: bool = False  # whether --allow_change may name it
+    path: Literal["no", "file", "place"] = "no"  # a file that must exist; what is looked at later
+    excludes: str = ""  # flag that may not be given beside it; the two change together
+    text: str = ""  # help
+
+    def help(self, text: str) -> "Flag":
+        """Return the row with its help text."""
+        return self._replace(text=text)
+
+    def default_in(self, program: str) -> Any:  # noqa: ANN401 - as the field
+        """Return the default in `train` or `eval`."""
+        return None if self.checkpoint_decides and program == "eval" else self.default
+
+    def unmet_need(self, values: Mapping[str, Any]) -> str | None:
+        """Return the first need that `values` does not meet, as flags to type, or None."""
+        for flag, meanings in self.needs.items():
+            if meanings and values[flag] not in meanings:
+                return f"--{flag} {meanings[0]}"
+            if values[flag] is None:
+                return f"--{flag}"
+        return None
+
+
+def changeable_flags(text: str) -> str:
+    """Return `a,b`, names of flags that a resumed run may change, without dashes and spaces.
+
+    Raises:
+        ArgumentTypeError: one of them may not be changed.
+    """
+    names = [name.strip().removeprefix("--") for name in text.split(",") if name.strip()]
+    wrong = [name for name in names if name not in CHANGEABLE]
+    if wrong or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(wrong) or 'nothing'} cannot change within a run; what can: "
+            f"{', '.join(CHANGEABLE)}"
+        )
+    return ",".join(names)
+
+
+_PARTS, _WEIGHTS = {"head": ("parts",)}, {"pretrained": ()}
+_SUBSET = "<dataset>_tiny (two batches) or a text file with one sample id a line"
+
+GROUPS: dict[str, tuple[Flag, ...]] = {
+    "run": (
+        Flag("name", run_name, REQUIRED, BOTH, hashed="never").help(
+            "name of the run and of its folder"
+        ),
+        Flag(
+            "recipe",
+            ("list", *recipe_names()),
+            None,
+            metavar="NAME",
+            first=recipe_or_list,
+            hashed="never",
+        ).help(
+            f"take the defaults of a published or own recipe: {', '.join(recipe_names())}; list "
+            "prints them with their sources"
+        ),
+        Flag("checkpoint", Path, REQUIRED, EVAL, hashed="content", path="file").help(
+            "checkpoint to evaluate, a run's ckpt.bin"
+        ),
+        Flag("eval_batch_size", positive_int, 8, BOTH, changeable=True).help(
+            "images that are evaluated at a time"
+        ),
+        Flag("seed", seed, 42, BOTH).help("seed of everything that is random"),
+        Flag("output_dir", Path, Path("output"), BOTH, hashed="never", path="place").help(
+            "folder that holds all runs"
+        ),
+        Flag("prefer_mps", bool, True, BOTH, hashed="never").help(
+            "with --device auto: MPS if available"
+        ),
+        Flag("device", ("auto", "mps", "cpu", "cuda"), "auto", BOTH, hashed="never").help(
+            "auto is MPS if preferred and available, else CPU; a named device must be available"
+        ),
+        Flag("export_logits", bool, True, BOTH, changeable=True).help(
+            "write all logits into predictions.jsonl"
+        ),
+        Flag("log_every", positive_int, 10, hashed="never").help(
+            "steps between TensorBoard points, and between log lines off a terminal"
+        ),
+    ),
+    "data": (
+        Flag("dataset", (), "flower102", BOTH, checkpoint_decides=True).help(
+            "name of the dataset, one of {names}"
+        ),
+        Flag("data_root", Path, None, BOTH, hashed="never", path="place").help(
+            "the dataset's official folder or its parent; for csv the file (default: $DATA_ROOT; "
+            f"for synthetic <output_dir>/{SYNTHETIC_FOLDER}, drawn if absent)"
+        ),
+        Flag("train_split", str, "train", metavar="SPLIT").help("split to train on"),
+        Flag("eval_split", str, None, BOTH, metavar="SPLIT").help(
+            "split to evaluate on (default: val, or test where there is no val)"
+        ),
+        Flag("val_fraction", share, None).help(
+            "hold out this share of train, class by class, as val where the data has none "
+            f"(default: {DEFAULT_VAL_FRACTION} where the data is in one heap, else none)"
+        ),
+        Flag("split_seed", seed, None).help(
+            f"seed that chooses the held-out images (default: {DEFAULT_SPLIT_SEED})"
+        ),
+        Flag("tiny_train_subset", str, None, metavar="SUBSET", hashed="content", path="place").help(
+            f"train on {_SUBSET}"
+        ),
+        Flag(
+            "tiny_infer_subset", str, None, BOTH, metavar="SUBSET", hashed="content", path="place"
+        ).help(f"evaluate on {_SUBSET}"),
+        Flag("img_size", positive_int, 224, BOTH, checkpoint_decides=True).help(
+            "side of the square input in pixels, a multiple of the patch"
+        ),
+        Flag("num_workers", count, None, BOTH, hashed="never").help(
+            f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
+            "tiny subset)"
+        ),
+    ),
+    "input pipeline": (
+        Flag("preset", tuple(PRESETS), DEFAULT_PRESET, checkpoint_decides=True).help(
+            "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+        ),
+        Flag("augment", AUGMENTS, None, changeable=True).help(
+            "policy that changes training images after the crop (default: the preset's)"
+        ),
+        Flag("random_erasing", probability, None, changeable=True).help(
+            "probability that a box of a training image is erased (default: the preset's)"
+        ),
+        Flag("mixup", non_negative, None, changeable=True).help(
+            "alpha of mixup (Zhang et al. 2018) within each micro-batch; 0: none (default: the "
+            "preset's)"
+        ),
+        Flag("cutmix", non_negative, None, changeable=True).help(
+            "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
+            "preset's)"
+        ),
+        Flag("skip_bad_images", count, 0, fixed_in="eval", changeable=True).help(
+            "leave out up to N training images that cannot be decoded, instead of ending"
+        ),
+        Flag("tta", ("none", "flip"), "none", BOTH, changeable=True).help(
+            "flip: evaluate each image and its mirror image, and take the mean of the logits"
+        ),
+        Flag("cache", ("none", "disk"), "none", BOTH, first=cache_name, hashed="never").help(
+            "disk: keep decoded and resized images on disk, mapped into memory; changes no result"
+        ),
+        Flag(
+            "cache_dir", Path, None, BOTH, needs={"cache": ("disk",)}, hashed="never", path="place"
+        ).help(f"folder of --cache disk (default: <output_dir>/{CACHE_FOLDER})"),
+    ),
+    "model": (
+        Flag("model_type", (), "ViT-B_16", BOTH, checkpoint_decides=True).help(
+            "name of the architecture, one of {names}"
+        ),
+        Flag("head", ("token", "parts"), "token").help(
+            "token: plain ViT; parts: TransFG, whose last block sees the selected patches only"
+        ),
+        Flag("split", ("non-overlap", "overlap"), "non-overlap").help(
+            "whether the patches that the image is cut into overlap"
+        ),
+        Flag("slide_step", positive_int, 12, needs={"split": ("overlap",)}).help(
+            "pixels between overlapping patches"
+        ),
+        Flag("dropout", fraction, 0.0).help(
+            "rate after the position embedding and each dense layer but queries, keys and values"
+        ),
+        Flag("drop_path", fraction, 0.0).help(
+            "rate of stochastic depth in the last block, rising linearly from 0 in the first"
+        ),
+        Flag("pretrained", Path, None, hashed="content", path="file").help(
+            "start from these weights: Google .npz, timm, Hugging Face, torchvision, ViT-pytorch, "
+            "TransFG, or a ckpt.bin of this project; recognised by content (default: random "
+            "weights)"
+        ),
+        Flag(
+            "pretrained_profile",
+            ("auto", "google", "imagenet", "clip", "clip-quickgelu", "siglip"),
+            None,
+        ).help(
+            "normalisation, activation and LayerNorm eps of the weights; auto: from a config.json "
+            "or preprocessor_config.json beside them, else what is usual for the layout; without "
+            "--pretrained the normalisation alone, auto being google's (default: auto)"
+        ),
+        Flag("pos_resample", ("bicubic", "bilinear"), "bicubic", needs=_WEIGHTS).help(
+            "how position embeddings are resized to another grid: bicubic as timm, bilinear as "
+            "TransFG's code"
+        ),
+        Flag(
+            "part_init", ("pretrained", "random"), "pretrained", needs={**_WEIGHTS, **_PARTS}
+        ).help(
+            "with --head parts: the part block starts from the last block of the weights, or "
+            "random as in TransFG's code"
+        ),
+        Flag("freeze", frozen_blocks, "none", metavar="{none,backbone,N}").help(
+            "none: train all; backbone: only what follows it; N: all but embeddings and first N "
+            "blocks"
+        ),
+    ),
+    "optimisation": (
+        Flag("optimizer", ("sgd", "adamw"), "sgd").help(
+            "rule by which gradients change the weights"
+        ),
+        Flag(
+            "momentum", fraction, 0.9, needs={"optimizer": ("sgd",)}, unmet=0.9, changeable=True
+        ).help("with sgd: share of the last step's direction that the next one keeps"),
+        Flag("num_steps", positive_int, None, changeable=True, excludes="epochs").help(
+            f"optimizer steps (default: {DEFAULT_NUM_STEPS})"
+        ),
+        Flag("epochs", positive_int, None, changeable=True, excludes="num_steps").help(
+            "instead of --num_steps: passes over the data"
+        ),
+        Flag("eval_every", positive_int, 100, changeable=True).help(
+            "steps between evaluations; one follows the last step too"
+        ),
+        Flag("train_batch_size", positive_int, 16).help("images an optimizer step sees"),
+        Flag("learning_rate", positive, 0.03, changeable=True).help(
+            "learning rate at its peak, after the warm-up"
+        ),
+        Flag("weight_decay", non_negative, 0.0, changeable=True).help(
+            "weight decay of matrices; biases, norms, class token and position embeddings have none"
+        ),
+        Flag("decay_type", ("cosine", "linear"), "cosine", changeable=True).help(
+            "how the learning rate falls to 0 after the warm-up"
+        ),
+        Flag("warmup_steps", count, None, changeable=True).help(
+            "steps in which the learning rate rises linearly (default: a tenth of the run, at most "
+            f"{MAX_WARMUP_STEPS})"
+        ),
+        Flag("max_grad_norm", positive, 1.0, changeable=True).help(
+            "L2 norm to which a longer gradient is clipped"
+        ),
+        Flag("gradient_accumulation_steps", positive_int, 1, changeable=True).help(
+            "micro-batches a step is computed in, for less memory; must divide --train_batch_size"
+        ),
+        Flag("smoothing_value", fraction, 0.0, changeable=True).help(
+            "label smoothing: share of the target that all classes divide"
+        ),
+        Flag("class_weights", ("none", "balanced"), "none", changeable=True).help(
+            "balanced: rare classes count more, by the inverse of their number of samples"
+        ),
+        Flag("layer_decay", factor, 1.0, needs={"optimizer": ("adamw",)}).help(
+            "with adamw: learning rate of each block over that of the next"
+        ),
+        Flag("grad_checkpointing", bool, False, hashed="never").help(
+            "activation checkpointing: compute blocks again in the backward pass, for less memory "
+            "and more time; changes no result"
+        ),
+    ),
+    "contrastive loss, with --head parts": (
+        Flag("contrastive_weight", non_negative, 1.0, needs=_PARTS, changeable=True).help(
+            "factor of the contrastive loss; 0: none"
+        ),
+        Flag("contrastive_margin", cosine, 0.4, needs=_PARTS, changeable=True).help(
+            "cosine similarity up to which different classes cost nothing"
+        ),
+        Flag(
+            "contrastive_scope", ("micro", "effective"), "micro", needs=_PARTS, changeable=True
+        ).help(
+            "samples that are compared: a micro-batch's, as in TransFG's code, or the whole "
+            "--train_batch_size's, for one more forward pass"
+        ),
+    ),
+    "durability": (
+        Flag("save_every", positive_int, DEFAULT_SAVE_EVERY, hashed="never").help(
+            "steps between snapshots, from which a run can be resumed; one is also saved at each "
+            "evaluation, at Ctrl-C and at SIGTERM"
+        ),
+        Flag("keep", count, 1, hashed="never").help("snapshots to keep besides the newest"),
+        Flag("resume", str, None, metavar="PATH", bare=LAST, hashed="never", path="place").help(
+            "resume the run --name from its newest snapshot, or from the snapshot at PATH"
+        ),
+        Flag(
+            "allow_change",
+            changeable_flags,
+            None,
+            metavar="FLAG,...",
+            needs={"resume": ()},
+            hashed="never",
+        ).help("with --resume: flags that may differ from the run's: {changeable}"),
+        Flag("ema_decay", share, None).help(
+            "also keep averaged weights, of which each step keeps this share; evaluated and "
+            "exported beside the raw ones (default: none)"
+        ),
+        Flag("patience", positive_int, None, changeable=True).help(
+            "end after N evaluations without a better accuracy (default: never)"
+        ),
+    ),
+}
+
+# --- What follows from the rows -------------------------------------------------------------------
+
+FLAGS = {flag.name: flag for group in GROUPS.values() for flag in group}
+# What a resumed run may have another value of: neither the model, nor the data and their order, nor
+# which numbers its optimizer remembers.
+CHANGEABLE = tuple(flag.name for flag in FLAGS.values() if flag.changeable)
+
+
+def help_of(flag: Flag, program: str, choices: Sequence[str]) -> str:
+    """Return the help text of a flag in `train` or `eval`, with its default.
+
+    Args:
+        flag: row of the table.
+        program: `train` or `eval`.
+        choices: names that the flag takes, if the entrypoint hands them in.
+    """
+    text = flag.text.format(names=", ".join(choices), changeable=", ".join(CHANGEABLE))
+    default = flag.default_in(program)
+    if default is None and flag.checkpoint_decides:
+        return f"{text} (default: the checkpoint's)"
+    if default in (None, REQUIRED) or "(default: " in text:
+        return text
+    if flag.kind is bool:
+        default = "on" if default else "off"
+    return f"{text} (default: {default})"
+
+
+def may_change(allowed: str | None) -> set[str]:
+    """Return the keys of the config that `--allow_change` lets differ from the run's."""
+    named = [FLAGS[name] for name in allowed.split(",")] if allowed else []
+    return {key for flag in named for key in (flag.name, flag.excludes) if key}
+
+
+def paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paths among the values of flags, by flag as it is typed."""
+    paths = [name for name, flag in FLAGS.items() if flag.path != "no"]
+    return {f"--{name}": values[name] for name in paths if values.get(name)}
+
+
+def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
+    """Return the experiment that a resolved config describes, equal on every machine.
+
+    A key that is not a flag's is part of the experiment.
+    """
+    experiment = {}
+    for key, value in config.to_dict().items():
+        flag = FLAGS.get(key)
+        hashed = "value" if flag is None else flag.hashed
+        if hashed == "never" or (hashed == "if_not_default" and value == flag.default):
+            continue
+        if hashed == "content" and value is not None:
+            # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
+            may_be_file = flag.path == "file" or Path(value).is_absolute()
+            value = sha256_file(Path(value)) if may_be_file and Path(value).is_file() else value
+        experiment[key] = value
+    return experiment

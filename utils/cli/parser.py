@@ -1,0 +1,106 @@
+"""Parse a command line by the rows of the flag table. Imports no torch."""
+
+import argparse
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.cli.flags import GROUPS, REQUIRED, Flag, help_of
+from utils.cli.types import Number
+from utils.errors import InputError, check_utf8
+
+ABOUT = {
+    "train": "Fine-tune a Vision Transformer.",
+    "eval": "Evaluate a checkpoint. Architecture, image size, preset, held-out val split, class "
+    "list and normalisation come from the checkpoint; a flag that contradicts it is an error.",
+}
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the default unless there is none or the help text explains it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.required or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every entrypoint and script: no abbreviations, a wrong flag is one line."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201 - argparse's own
+        """As argparse does, but of text that can be written: stamps and reports quote it.
+
+        Raises:
+            InputError: an argument is not UTF-8.
+        """
+        args = sys.argv[1:] if args is None else list(args)
+        for text in args:
+            check_utf8(text)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with the one line of bad input.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(program: str, choices: Mapping[str, Collection[str]]) -> Parser:
+    """Build the parser of `train` or `eval`, which returns only what was given by hand.
+
+    Args:
+        program: `train` or `eval`.
+        choices: names by flag, for the flags whose choices are not in the table.
+    """
+    parser = Parser(
+        prog=f"{program}.py", description=ABOUT[program], argument_default=argparse.SUPPRESS
+    )
+    for title, flags in GROUPS.items():
+        own = [flag for flag in flags if program in flag.programs]
+        group = parser.add_argument_group(title) if own else None
+        either = (
+            group.add_mutually_exclusive_group() if any(flag.excludes for flag in own) else None
+        )
+        for flag in own:
+            target = either if flag.excludes else group
+            names = tuple(choices.get(flag.name, ()))
+            target.add_argument(f"--{flag.name}", **_options(flag, program, names))
+    return parser
+
+
+def _options(flag: Flag, program: str, choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return what argparse is told of a flag."""
+    options: dict[str, Any] = {"help": help_of(flag, program, choices).replace("%", "%%")}
+    if flag.default is REQUIRED:
+        options["required"] = True
+    if flag.kind is bool:
+        return {**options, "action": argparse.BooleanOptionalAction}
+    if isinstance(flag.kind, tuple):
+        options |= {"choices": flag.kind or choices, "type": flag.first}
+    else:
+        options["type"] = flag.kind
+    is_whole = isinstance(flag.kind, Number) and flag.kind.kind is int
+    usual = "PATH" if flag.kind is Path else "NAME" if choices else "N" if is_whole else None
+    options["metavar"] = flag.metavar or usual
+    if flag.bare is not None:
+        options |= {"nargs": "?", "const": flag.bare}
+    return options
+
+
+def parse(
+    program: str, argv: Sequence[str], choices: Mapping[str, Collection[str]]
+) -> dict[str, Any]:
+    """Return the values of the flags that `argv` has, by flag.
+
+    Raises:
+        InputError: a flag is wrong.
+        SystemExit: with code 0, after `--help` or `--recipe list`.
+    """
+    return vars(build_parser(program, choices).parse_args(argv))
