@@ -82,10 +82,10 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         told = resolve_from_checkpoint(flags, checkpoint._asdict())
         data = open_eval_data(flags, checkpoint._asdict())
         check_classes(checkpoint, data.eval.dataset, data.eval.classes)
+        device = open_device(flags)
+        model = load_model(checkpoint, flags.checkpoint).to(device)
         model_told = {"model": checkpoint.model_config, "normalization": checkpoint.normalization}
         config = resolve_config(flags, told, data.decided, model_told)
-        device = open_device(config)
-        model = load_model(checkpoint, config.checkpoint).to(device)
         facts = {
             **data.facts(),
             "selected_on": checkpoint.metrics.get("split"),

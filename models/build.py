@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 from torch import Tensor
 
-from models.configs import HEADS, complete_config, get_config
+from models.configs import ModelConfigError, complete_config, get_config
 from models.pretrained.formats import WeightsError
 from models.pretrained.load import LoadReport, load_pretrained
 from models.pretrained.profiles import GOOGLE, PROFILES
@@ -19,16 +20,16 @@ def build_model(config: ConfigDict, num_classes: int) -> Backbone:
     """Build a model with initial float32 weights on the CPU: equal seeds give equal weights.
 
     Raises:
-        ValueError: fewer than one class, an unknown head, pool or activation, an image size that is
-            not a multiple of the patch, a width that is not a multiple of the heads, or a missing
-            component that another one needs.
+        ModelConfigError: there are no classes.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    if config.head not in HEADS:
-        raise ValueError(f"unknown head {config.head!r}; known: {', '.join(HEADS)}")
+        raise ModelConfigError(f"model config: num_classes is {num_classes}, not at least 1")
     model = TransFG if config.head == "parts" else VisionTransformer
     return model(config, num_classes)
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state_dict.items()}
 
 
 def rebuild_model(
@@ -42,14 +43,18 @@ def rebuild_model(
         state_dict: weights by name.
 
     Raises:
-        WeightsError: the config is not of a model, or the weights are of another one.
+        WeightsError: the config cannot be used, or the weights are of another model.
     """
     try:
-        model = build_model(complete_config(model_config), len(classes))
-        model.load_state_dict(state_dict)
-    # What a field of a wrong type or value, and weights of another model, raise.
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError("does not hold the weights of the model it describes") from error
+        config = complete_config(model_config)
+        with torch.device("meta"):  # shapes without memory: a config can ask for any amount
+            expected = _shapes(build_model(config, len(classes)).state_dict())
+    except ModelConfigError as error:
+        raise WeightsError(f"has an unusable {error}") from error
+    if _shapes(state_dict) != expected:
+        raise WeightsError("does not hold the weights of the model it describes")
+    model = build_model(config, len(classes))
+    model.load_state_dict(state_dict)
     return model
 
 

@@ -6,42 +6,92 @@ Sizes: Dosovitskiy et al. 2021 (arXiv 2010.11929), table 1 (B, L, H); Touvron et
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 HEADS = ("token", "parts")
+POOLS = ("token", "avg", "map")
+ACTIVATION_NAMES = ("gelu", "gelu_tanh", "quick_gelu")
 
-# Every field of a model config that is not a size, with the value of a plain ViT. A checkpoint that
-# lacks a field was written before the field existed: its model had the value given here.
-_DEFAULTS: dict[str, Any] = {
-    "head": "token",  # "token": plain ViT; "parts": TransFG's part selection
-    "patch_stride": None,  # pixels between patches; None: the patch side, so they do not overlap
-    "pool": "token",  # what the head reads: class token, "avg" (mean of patches), "map" (attention)
-    "layer_norm_eps": 1e-6,  # as Google's and timm's ViTs; torch's default is 1e-5
-    "activation": "gelu",  # in the MLPs: "gelu", "gelu_tanh" or "quick_gelu"
-    "class_token": True,  # SigLIP has none
-    "pos_class_token": True,  # whether the class token has a position embedding
-    "num_registers": 0,  # register tokens (Darcet et al. 2023, arXiv 2309.16588)
-    "pre_norm": False,  # a LayerNorm before the first block and no patch bias (CLIP)
-    "layer_scale": None,  # initial value of LayerScale (DINOv2); None: without
-    "dropout": 0.0,  # rate after the position embedding and each dense layer but query, key, value
-    "drop_path": 0.0,  # stochastic depth's rate in the last block, rising linearly from 0
+
+class ModelConfigError(ValueError):
+    """A model config that no model can have; the message is one line and lists what is wrong."""
+
+
+_REQUIRED = object()
+
+
+class _Field(NamedTuple):
+    """The values that a field of a model config may have."""
+
+    kind: type
+    # The least and the most of a number, the choices of a text.
+    allowed: tuple[Any, ...] = ()
+    default: Any = _REQUIRED  # None: the field may be None
+
+    def allows(self, value: object) -> bool:
+        """Return whether the field may have this value."""
+        if value is None:
+            return self.default is None
+        if type(value) is not self.kind:
+            return False
+        if self.kind is str:
+            return value in self.allowed
+        return self.kind is bool or self.allowed[0] <= value <= self.allowed[1]
+
+    def describe(self) -> str:
+        """Return the allowed values in words."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return f"one of {', '.join(self.allowed)}"
+        noun = "an integer" if self.kind is int else "a number"
+        return "{} from {:g} to {:g}".format(noun, *self.allowed)
+
+
+_SIZE = _Field(int, (1, 2**16))
+_SHARE = (0.0, 1.0)
+
+# A checkpoint that lacks a field with a default was written before the field existed: its model had
+# the default, which is a plain ViT's value.
+_FIELDS = {
+    "patch_size": _SIZE,  # side of a square patch, pixels
+    "embed_dim": _SIZE,  # D, width of a token
+    "depth": _Field(int, (1, 1000)),  # number of blocks, TransFG's part block included
+    "num_heads": _SIZE,  # H; D must be a multiple
+    "mlp_dim": _SIZE,  # hidden width of a block's MLP
+    "img_size": _SIZE,  # side of the square input, pixels
+    "head": _Field(str, HEADS, "token"),  # "token": plain ViT; "parts": TransFG's part selection
+    # Pixels between patches; None: the patch side, so they do not overlap.
+    "patch_stride": _Field(int, (1, 2**16), None),
+    # What the head reads: class token, "avg" (mean of patches), "map" (attention pooling).
+    "pool": _Field(str, POOLS, "token"),
+    "layer_norm_eps": _Field(float, _SHARE, 1e-6),  # as Google's and timm's ViTs; torch's is 1e-5
+    "activation": _Field(str, ACTIVATION_NAMES, "gelu"),  # in the MLPs
+    "class_token": _Field(bool, default=True),  # SigLIP has none
+    "pos_class_token": _Field(bool, default=True),  # whether the class token has a position
+    # Register tokens (Darcet et al. 2023, arXiv 2309.16588).
+    "num_registers": _Field(int, (0, 2**16), 0),
+    # A LayerNorm before the first block and no patch bias (CLIP).
+    "pre_norm": _Field(bool, default=False),
+    "layer_scale": _Field(float, _SHARE, None),  # initial LayerScale (DINOv2); None: without
+    # Rate after the position embedding and each dense layer but query, key, value.
+    "dropout": _Field(float, _SHARE, 0.0),
+    # Stochastic depth's rate in the last block, rising linearly from 0.
+    "drop_path": _Field(float, _SHARE, 0.0),
 }
 
 
-def _vit(patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_dim: int) -> ConfigDict:
-    return ConfigDict(
-        {
-            "patch_size": patch_size,  # side of a square patch, pixels
-            "embed_dim": embed_dim,  # D, width of a token
-            "depth": depth,  # number of blocks, TransFG's part block included
-            "num_heads": num_heads,  # H; D must be a multiple
-            "mlp_dim": mlp_dim,  # hidden width of a block's MLP
-            "img_size": 224,  # side of the square input, pixels
-        }
-    )
+def _vit(patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_dim: int) -> dict:
+    return {
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": mlp_dim,
+        "img_size": 224,
+    }
 
 
 _SIZES = {
@@ -70,7 +120,26 @@ def model_names() -> tuple[str, ...]:
 
 def patch_sizes() -> dict[str, int]:
     """Return the patch side of every model type, in pixels; `--img_size` is a multiple of it."""
-    return {name: config.patch_size for name, config in _SIZES.items()}
+    return {name: sizes["patch_size"] for name, sizes in _SIZES.items()}
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Return in words which allowed values do not go together."""
+    width, heads = values["embed_dim"], values["num_heads"]
+    size, patch, stride = (values[key] for key in ("img_size", "patch_size", "patch_stride"))
+    has_parts = values["head"] == "parts"
+    reader = "part selection" if has_parts else f"pool {values['pool']}"
+    needs_class_token = has_parts or values["pool"] == "token"
+    problems = {
+        f"embed_dim {width} is not a multiple of num_heads {heads}": width % heads,
+        f"patch_stride {stride} is over patch_size {patch}": stride > patch,
+        f"img_size {size} is under patch_size {patch}": size < patch,
+        f"img_size {size} is not a multiple of patch_size {patch}": stride == patch
+        and size % patch,
+        "part selection needs at least 2 blocks": has_parts and values["depth"] < 2,
+        f"{reader} needs a class token": needs_class_token and not values["class_token"],
+    }
+    return [problem for problem, is_there in problems.items() if is_there]
 
 
 def complete_config(fields: Mapping[str, Any]) -> ConfigDict:
@@ -79,20 +148,29 @@ def complete_config(fields: Mapping[str, Any]) -> ConfigDict:
     This is the one check of a model config, also of one that a checkpoint holds.
 
     Raises:
-        ValueError: a size is missing, a field is unknown, or a value has another type than usual.
+        ModelConfigError: a size is missing, a field is unknown, a value has a wrong type or is out
+            of range, or two values contradict each other.
     """
-    sizes = _SIZES["testing"].to_dict()
-    wrong = [f"no {key}" for key in sorted(sizes.keys() - fields.keys())]
-    wrong += [f"unknown {key}" for key in sorted(fields.keys() - sizes.keys() - _DEFAULTS.keys())]
-    if wrong:
-        raise ValueError(f"model config has {', '.join(wrong)}")
-    values = {**_DEFAULTS, **fields}
-    if values["patch_stride"] is None:
-        values["patch_stride"] = values["patch_size"]
-    usual = {**sizes, **_DEFAULTS, "patch_stride": 1, "layer_scale": values["layer_scale"] and 1.0}
-    wrong = [key for key, value in values.items() if type(value) is not type(usual[key])]
-    if wrong:
-        raise ValueError(f"model config has a wrong type of {', '.join(wrong)}")
+    defaults = {key: field.default for key, field in _FIELDS.items()}
+    values = {key: value for key, value in defaults.items() if value is not _REQUIRED}
+    values.update(fields)
+    problems = [f"{key} is missing" for key in _FIELDS if key not in values]
+    problems += [
+        f"{key:.40} is unknown" if isinstance(key, str) else "a field's name is not text"
+        for key in values
+        if key not in _FIELDS
+    ]
+    problems += [
+        f"{key} is not {field.describe()}"
+        for key, field in _FIELDS.items()
+        if key in values and not field.allows(values[key])
+    ]
+    if not problems:
+        if values["patch_stride"] is None:
+            values["patch_stride"] = values["patch_size"]
+        problems = _contradictions(values)
+    if problems:
+        raise ModelConfigError(f"model config: {', '.join(problems)}")
     config = ConfigDict()
     for key, value in values.items():
         config[key] = value  # one by one: an optional float keeps no type while it is None
@@ -108,18 +186,18 @@ def get_config(model_type: str, img_size: int | None = None, **fields: Any) -> C
         fields: values of other fields.
 
     Raises:
-        ValueError: the model type is not registered, or a field is unknown.
+        ModelConfigError: the model type is not registered, or the config is not one of a model.
     """
     if model_type not in _SIZES:
-        raise ValueError(f"unknown model type {model_type!r}; known: {', '.join(_SIZES)}")
+        raise ModelConfigError(f"unknown model type {model_type!r}; known: {', '.join(_SIZES)}")
     size = {} if img_size is None else {"img_size": img_size}
-    return complete_config({**_SIZES[model_type].to_dict(), **size, **fields})
+    return complete_config({**_SIZES[model_type], **size, **fields})
 
 
 def types_of_size(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Return the model types that have these values of `SIZE_FIELDS`."""
     return tuple(
-        name for name, config in _SIZES.items() if all(config[k] == v for k, v in sizes.items())
+        name for name, known in _SIZES.items() if all(known[k] == v for k, v in sizes.items())
     )
 
 
@@ -136,10 +214,3 @@ def num_prefix_tokens(config: ConfigDict) -> int:
 def num_tokens(config: ConfigDict) -> int:
     """Return N, the number of tokens of one image: patches, class token and registers."""
     return grid_side(config) ** 2 + num_prefix_tokens(config)
-
-
-def patch_centers(config: ConfigDict) -> np.ndarray:
-    """Return x and y of each patch's center in [0, 1] of the input square, (patches, 2) float32."""
-    middle = np.arange(grid_side(config)) * config.patch_stride + config.patch_size / 2
-    y, x = np.meshgrid(middle, middle, indexing="ij")
-    return (np.stack((x.ravel(), y.ravel()), axis=1) / config.img_size).astype(np.float32)

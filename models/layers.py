@@ -7,6 +7,7 @@ Submodules have timm's names, so that timm's state dicts fit without renaming.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,14 +24,9 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """Return GELU by its tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
-    return F.gelu(x, approximate="tanh")
-
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": gelu_tanh,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
 }
 
@@ -40,15 +36,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ConfigDict) -> None:
         super().__init__()
-        img_size, patch, stride = config.img_size, config.patch_size, config.patch_stride
-        if stride == patch and img_size % patch:
-            raise ValueError(f"img_size {img_size} is not a multiple of the patch, {patch}")
-        if not 0 < stride <= patch <= img_size:
-            raise ValueError(f"not 0 < stride {stride} <= patch {patch} <= img_size {img_size}")
-        self.img_size = img_size
-        self.proj = nn.Conv2d(
-            3, config.embed_dim, kernel_size=patch, stride=stride, bias=not config.pre_norm
-        )
+        patch, stride, bias = config.patch_size, config.patch_stride, not config.pre_norm
+        self.img_size = config.img_size
+        self.proj = nn.Conv2d(3, config.embed_dim, patch, stride, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn (B, 3, S, S) images into (B, N, D) patch tokens in row-major order."""
@@ -72,14 +62,13 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, config: ConfigDict) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not a multiple of {num_heads} heads")
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
-        self.proj_drop = nn.Dropout(dropout)
+        d = config.embed_dim
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(d, 3 * d)
+        self.proj = nn.Linear(d, d)
+        self.proj_drop = nn.Dropout(config.dropout)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from (B, H, Q, D/H) queries to (B, H, N, D/H) keys and values; (B, Q, D)."""
@@ -143,7 +132,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(d, 2 * d)
         self.proj = nn.Linear(d, d)
         self.norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.mlp = Mlp(d, config.mlp_dim, config.activation)
+        self.mlp = Mlp(config)
         nn.init.trunc_normal_(self.latent, std=d**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,15 +148,11 @@ class AttentionPool(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between (section 3.1, equation 3), for each token."""
 
-    def __init__(
-        self, embed_dim: int, mlp_dim: int, activation: str = "gelu", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, config: ConfigDict, dropout: float = 0.0) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-        self.fc1 = nn.Linear(embed_dim, mlp_dim)
-        self.act = ACTIVATIONS[activation]
-        self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.fc1 = nn.Linear(config.embed_dim, config.mlp_dim)
+        self.act = ACTIVATIONS[config.activation]
+        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,10 +186,10 @@ class Block(nn.Module):
         super().__init__()
         d, eps, scale = config.embed_dim, config.layer_norm_eps, config.layer_scale
         self.norm1 = nn.LayerNorm(d, eps=eps)
-        self.attn = Attention(d, config.num_heads, config.dropout)
+        self.attn = Attention(config)
         self.ls1 = nn.Identity() if scale is None else LayerScale(d, scale)
         self.norm2 = nn.LayerNorm(d, eps=eps)
-        self.mlp = Mlp(d, config.mlp_dim, config.activation, config.dropout)
+        self.mlp = Mlp(config, config.dropout)
         self.ls2 = nn.Identity() if scale is None else LayerScale(d, scale)
         # Stochastic depth (Huang et al. 2016, arXiv 1603.09382): drops a branch for whole samples.
         self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models.activation_checkpointing import checkpointed
-from models.configs import patch_centers
+from models.configs import grid_side
 from models.layers import Block, QueriesKeys
 from models.vit import Backbone, ViTOutput
 
@@ -78,21 +78,24 @@ def class_token_rollout(
     return row.squeeze(1).unflatten(0, (samples, -1))
 
 
+def patch_centers(config: ConfigDict) -> Tensor:
+    """Return x and y of each patch's center in [0, 1] of the input square, (P, 2) float32."""
+    numbers = torch.arange(grid_side(config), dtype=torch.float64)
+    middles = (numbers * config.patch_stride + config.patch_size / 2) / config.img_size
+    y, x = torch.meshgrid(middles, middles, indexing="ij")
+    return torch.stack((x.flatten(), y.flatten()), dim=1).float()
+
+
 class TransFG(Backbone):
     """A ViT with part selection; `blocks` are all blocks but the last, which is `part_block`."""
 
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
-        if config.depth < 2:
-            raise ValueError(f"part selection needs at least 2 blocks, not {config.depth}")
-        if not config.class_token:
-            raise ValueError("part selection needs a class token")
         super().__init__(config, num_blocks=config.depth - 1)
         self.part_block = Block(config, config.drop_path)
         self.part_norm = self._norm(config)
         self.head = nn.Linear(config.embed_dim, num_classes)
         # Not a weight, so it is not saved.
-        centers = torch.from_numpy(patch_centers(config))  # (P, 2)
-        self.register_buffer("patch_centers", centers, persistent=False)
+        self.register_buffer("patch_centers", patch_centers(config), persistent=False)  # (P, 2)
         self._init_weights()
 
     def layer_of(self, parameter: str) -> int:

@@ -12,15 +12,7 @@ from torch import Tensor, nn
 
 from models.activation_checkpointing import checkpointed
 from models.configs import grid_side, num_prefix_tokens
-from models.layers import (
-    AttentionPool,
-    Block,
-    PatchEmbed,
-    init_patch_projection,
-    init_weights,
-)
-
-POOLS = ("token", "avg", "map")
+from models.layers import AttentionPool, Block, PatchEmbed, init_patch_projection, init_weights
 
 
 class ViTOutput(NamedTuple):
@@ -38,8 +30,6 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ConfigDict, num_blocks: int) -> None:
         super().__init__()
-        if config.pool not in POOLS:
-            raise ValueError(f"unknown pool {config.pool!r}; known: {', '.join(POOLS)}")
         d = config.embed_dim
         self.depth = config.depth
         self.num_prefix_tokens = num_prefix_tokens(config)
@@ -125,8 +115,6 @@ class VisionTransformer(Backbone):
 
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         super().__init__(config, num_blocks=config.depth)
-        if config.pool == "token" and not config.class_token:
-            raise ValueError("pool 'token' needs a class token")
         self.pool = config.pool
         # timm's names: `norm` before pooling, `fc_norm` after averaging.
         self.norm = nn.Identity() if self.pool == "avg" else self._norm(config)

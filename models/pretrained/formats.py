@@ -74,18 +74,16 @@ def _read_archive(path: Path) -> object:
     """Read a zip archive, of NumPy arrays or of torch."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith(".npy") for name in archive.namelist()):
-                return _read_npz(path)
-            for entry in archive.infolist():
-                if entry.CRC:  # torch can be told to write none, and does not look at them
-                    with archive.open(entry) as file:
-                        while file.read(2**20):
-                            pass
-    except WeightsError:
-        raise
+            is_npz = any(name.endswith(".npy") for name in archive.namelist())
+            # Torch can be told to write no checksums, and does not look at them; NumPy does.
+            entries = [entry for entry in archive.infolist() if entry.CRC and not is_npz]
+            for entry in entries:
+                with archive.open(entry) as file:
+                    while file.read(2**20):
+                        pass
     except _ZIP_ERRORS as error:
         raise _damaged("archive") from error
-    return _read_torch(path)
+    return _read_npz(path) if is_npz else _read_torch(path)
 
 
 def _read(path: Path) -> object:

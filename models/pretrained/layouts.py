@@ -24,7 +24,7 @@ def _apart(names: str, ours: str = "attn.qkv.") -> dict[str, str]:
 
 
 class Layout(NamedTuple):
-    """How one library names its tensors."""
+    """The names that one library gives to its tensors."""
 
     name: str
     marker: str  # regex of a whole name, without prefix, that this layout alone has
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
         return re.sub(f"^(?:{self.prefix})", "", name)
 
     def our_name(self, name: str) -> str | None:
-        """Return our name of the tensor that is `name` without prefix; None if we have none."""
+        """Return our name of the tensor `name`, without prefix; None if our models lack it."""
         start, table = "", self.outside
         if block := re.match(self.block, name):
             number, table = block[1], self.in_block

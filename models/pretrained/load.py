@@ -22,7 +22,7 @@ PART_INIT = ("pretrained", "random")
 
 
 class LoadReport(NamedTuple):
-    """What became of each tensor, by name."""
+    """The fate of each tensor, by name."""
 
     loaded: tuple[str, ...]  # copied as they are
     resized: dict[str, str]  # copied in another size: from what to what
@@ -41,7 +41,7 @@ class LoadReport(NamedTuple):
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
-    """List names, as many as fit a line."""
+    """Return as many of the names as fit a line."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "") or "none"
 
@@ -105,7 +105,7 @@ def load_pretrained(
     Args:
         model: model on the CPU; its parameters are overwritten in place.
         weights: weights of the same sizes; their positions may be of another grid.
-        keep_head: whether the head is copied too, because the classes are the same in order.
+        keep_head: whether the head is copied too, because classes and their order are the same.
         pos_resample: one of `POS_RESAMPLE`.
         part_init: whether TransFG's part block starts from the last block ("pretrained") or keeps
             its initial values ("random", as in the paper's code).

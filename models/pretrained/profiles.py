@@ -67,7 +67,7 @@ _LAYOUT_DEFAULTS = {
 
 
 def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -> Profile:
-    """Return what is assumed of a file if only its tensors are known."""
+    """Return the profile to assume for a file of which only the tensors are known."""
     if layout == "timm" and has_attention_pool:
         return SIGLIP
     if layout == "timm" and has_pre_norm:
@@ -76,7 +76,7 @@ def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -
 
 
 class Sidecar(NamedTuple):
-    """What the files beside a weight file say; None: they do not say it."""
+    """What the files beside a weight file say; None for what they do not say."""
 
     sources: tuple[str, ...] = ()  # names of the files that say something
     mean: tuple[float, ...] | None = None

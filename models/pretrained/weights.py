@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from models.configs import complete_config, types_of_size
+from models.configs import ModelConfigError, complete_config, types_of_size
 from models.pretrained.formats import WeightsError, read_weight_file
 from models.pretrained.layouts import Named, to_our_names
 from models.pretrained.profiles import (
@@ -97,6 +97,8 @@ def _without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]
     if _is_square(n) or _is_square(n - 1) or not _is_square(max(0, n - 1 - r)):
         return tensors
     class_position, theirs, patches = positions.split((1, r, n - 1 - r), dim=1)
+    if theirs.shape != registers.shape:
+        return tensors  # loading lists what does not fit
     pos_embed = torch.cat((class_position, patches), dim=1)
     return {**tensors, "reg_token": registers + theirs, "pos_embed": pos_embed}
 
@@ -188,6 +190,13 @@ def open_pretrained(path: Path, profile: str = AUTO) -> Pretrained:
     )
 
 
+def _config_of(fields: Mapping[str, Any]) -> ConfigDict:
+    try:
+        return complete_config(fields)
+    except ModelConfigError as error:
+        raise WeightsError(f"it has an unusable {error}") from error
+
+
 def own_pretrained(
     state_dict: Mapping[str, Tensor],
     model_config: Mapping[str, Any],
@@ -202,10 +211,7 @@ def own_pretrained(
     tensors, notes = _as_float32(state_dict)
     _check_embeddings(tensors)
     sizes, architecture = _architecture(tensors)
-    try:
-        config = complete_config(model_config)
-    except ValueError as error:
-        raise WeightsError(str(error)) from error
+    config = _config_of(model_config)
     sizes["num_heads"] = config.num_heads
     mean, std = (tuple(normalization[key]) for key in ("mean", "std"))
     profile = Profile(mean, std, config.layer_norm_eps, config.activation)
@@ -247,4 +253,4 @@ def adapt_config(config: ConfigDict, weights: Pretrained) -> ConfigDict:
         if not weights.architecture["class_token"]:
             raise WeightsError("it has no class token, which --head parts needs")
         fields["pool"] = "token"  # the head reads the class token after the part block
-    return complete_config(fields)
+    return _config_of(fields)

@@ -6,7 +6,7 @@ tests of `models/pretrained/`; here is what a run makes of it, and one case for 
 
 import io
 import json
-import os
+import math
 import re
 import sys
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, read_json, train, write_checkpoint
-from safetensors.torch import save_file
 from timm.models import create_model, save_for_hf
 
 from models.build import build_model
@@ -26,7 +25,6 @@ from utils.run.checkpoint import load_checkpoint
 
 sys.path.insert(0, str(REPO / "tests" / "models"))
 from google_weights import google_arrays
-from paper_transfg import in_their_names
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 BASE = f"--dataset synthetic {TINY_TRAIN} {SUBSETS} --num_steps 1 --eval_every 1"
@@ -50,9 +48,9 @@ def randomized(model):
     return model
 
 
-def our_weights(head="token"):
+def our_weights():
     """Random weights of the `testing` model under our names, with a head of 7 classes."""
-    state_dict = randomized(build_model(get_config("testing", 32, head=head), 7)).state_dict()
+    state_dict = randomized(build_model(get_config("testing", 32), 7)).state_dict()
     return {key: value.detach() for key, value in state_dict.items()}
 
 
@@ -93,13 +91,6 @@ def google(folder):
     return Foreign(folder / "ViT-B_16.npz", "google", weights, HALF, EVERYTHING)
 
 
-def transfg(folder):
-    weights = our_weights("parts")
-    torch.save({"model": in_their_names(weights)}, folder / "sample_run_checkpoint.bin")
-    plain = {key.replace("part_block.", "blocks.2."): value for key, value in weights.items()}
-    return Foreign(folder / "sample_run_checkpoint.bin", "transfg", plain, IMAGENET, EVERYTHING)
-
-
 def load(drawn, output, path, flags="", name="run", base=FROZEN):
     """A run of one step from the weights at `path`; its paths."""
     where = "--pretrained", path, "--data_root", drawn, "--output_dir", output
@@ -123,7 +114,7 @@ def mean_and_std(normalization) -> tuple[list[float], list[float]]:
     return list(normalization["mean"]), list(normalization["std"])
 
 
-@pytest.mark.parametrize("write", [timm_with_config, google, transfg])
+@pytest.mark.parametrize("write", [timm_with_config, google])
 def test_a_foreign_file_is_loaded_accounted_for_and_evaluated_with(write, drawn, tmp_path, capsys):
     foreign = write(tmp_path)
     paths = load(drawn, tmp_path, foreign.path)
@@ -167,32 +158,10 @@ def test_a_foreign_file_is_loaded_accounted_for_and_evaluated_with(write, drawn,
     assert metrics[0] == metrics[1]
 
 
-def test_a_foreign_file_starts_the_part_model_at_another_size(drawn, tmp_path, capsys):
-    foreign = google(tmp_path)
-    paths = load(drawn, tmp_path, foreign.path, f"--head parts --img_size 64 {STILL}")
-    fates = table(capsys.readouterr().out)
-    assert fates["resized"] == "pos_embed (2x2 to 4x4 patches, bicubic)"
-    assert fates["new"] == "head.bias, head.weight"
-    weights = load_checkpoint(paths.checkpoint).state_dict
-    key = "mlp.fc1.weight"
-    assert torch.equal(weights[f"part_block.{key}"], foreign.weights[f"blocks.2.{key}"])
-    assert weights["pos_embed"].shape == (1, 17, 64)
-
-
-def test_other_types_of_numbers_are_converted_and_said(drawn, tmp_path, capsys):
-    half = {key: value.to(torch.bfloat16) for key, value in our_weights().items()}
-    save_file(half, tmp_path / "half.safetensors")
-    paths = load(drawn, tmp_path, tmp_path / "half.safetensors")
-    notes = table(capsys.readouterr().out)["notes"]
-    assert notes == f"{len(half)} tensors converted from bfloat16"
-    weights = load_checkpoint(paths.checkpoint).state_dict
-    assert torch.equal(weights["pos_embed"], half["pos_embed"].float())
-
-
 # --- Profiles and the files beside the weights ----------------------------------------------------
 
 
-def test_a_named_profile_wins_and_is_another_experiment(drawn, tmp_path, capsys):
+def test_a_named_profile_and_a_changed_file_beside_are_other_experiments(drawn, tmp_path, capsys):
     path = timm_with_config(tmp_path).path
     by_file = load(drawn, tmp_path, path, "--learning_rate 1", name="auto", base=BASE)
     flags = "--pretrained_profile clip-quickgelu --learning_rate 1"
@@ -204,22 +173,13 @@ def test_a_named_profile_wins_and_is_another_experiment(drawn, tmp_path, capsys)
     assert stamp["config"]["pretrained_profile"] == "clip-quickgelu"
     model = checkpoint.model_config
     assert (model["layer_norm_eps"], model["activation"]) == (1e-5, "quick_gelu")
-    other = read_json(by_file.env_stamp)
-    assert stamp["config_hash"] != other["config_hash"]
-    assert stamp["predictions_digest"] != other["predictions_digest"]
-
-
-def test_a_changed_file_beside_the_weights_is_another_experiment(drawn, tmp_path):
-    """The weights are the same file, but the model is not."""
-    hashes = []
-    path = timm_with_config(tmp_path).path
     config = read_json(tmp_path / "config.json")
-    for number, mean in enumerate((OTHER[0], IMAGENET[0])):
-        config["pretrained_cfg"]["mean"] = mean
-        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        paths = load(drawn, tmp_path, path, name=f"run{number}")
-        hashes.append(read_json(paths.env_stamp)["config_hash"])
-    assert hashes[0] != hashes[1]
+    config["pretrained_cfg"]["mean"] = IMAGENET[0]  # the same weights, but another model
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    changed = load(drawn, tmp_path, path, "--learning_rate 1", name="changed", base=BASE)
+    stamps = [stamp, *(read_json(paths.env_stamp) for paths in (by_file, changed))]
+    for key in ("config_hash", "predictions_digest"):
+        assert len({stamp[key] for stamp in stamps}) == 3
 
 
 def test_an_unusable_file_beside_the_weights_is_refused(refused, drawn, tmp_path):
@@ -282,14 +242,6 @@ class TestOwnCheckpoint:
         same = {key for key in before if torch.equal(before[key], after[key])}
         assert same == before.keys() - {"pos_embed"}
 
-    def test_leaves_the_part_block_random_if_asked(self, own, drawn, tmp_path, capsys):
-        paths = load(drawn, tmp_path, own, f"--head parts --part_init random {STILL}")
-        assert table(capsys.readouterr().out)["new"].startswith("part_block.")
-        before, after = (load_checkpoint(p).state_dict for p in (own, paths.checkpoint))
-        key = "mlp.fc1.weight"
-        assert not torch.equal(after[f"part_block.{key}"], before[f"blocks.2.{key}"])
-        assert torch.equal(after["part_norm.weight"], before["norm.weight"])
-
     def test_takes_no_profile(self, own, refused, drawn):
         flags = f"--name a {BASE} --pretrained_profile imagenet"
         error = refused(train, flags, "--pretrained", own, "--data_root", drawn)
@@ -298,32 +250,40 @@ class TestOwnCheckpoint:
             "use --pretrained_profile auto\n"
         )
 
+    @pytest.mark.parametrize("position", [0, "fine-vit checkpoint", 0.5, -66])
     def test_is_refused_if_damaged_even_where_it_says_that_it_is_ours(
-        self, own, refused, drawn, tmp_path
+        self, own, refused, drawn, tmp_path, position
     ):
-        data = own.read_bytes()
-        says_ours = data.index(b"fine-vit checkpoint")
-        path = tmp_path / "damaged.bin"
-        for position in (0, says_ours, says_ours + 18, len(data) // 2, len(data) - 66):
-            damaged = bytearray(data)
-            damaged[position] ^= 1
-            path.write_bytes(damaged)
+        damaged, path = bytearray(own.read_bytes()), tmp_path / "damaged.bin"
+        if isinstance(position, str):
+            position = damaged.index(position.encode())
+        damaged[int(position * len(damaged)) if isinstance(position, float) else position] ^= 1
+        path.write_bytes(damaged)
+        error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
+        assert str(path) in error
+        assert "damaged" in error
+
+    @pytest.mark.parametrize("is_training", [True, False])
+    def test_of_an_unusable_model_config_is_refused(
+        self, own, refused, drawn, tmp_path, is_training
+    ):
+        checkpoint, path = load_checkpoint(own), tmp_path / "odd.bin"
+        odd = {**checkpoint.model_config, "patch_size": 0, "layer_norm_eps": math.nan, 7: 8}
+        write_checkpoint(path, checkpoint._replace(model_config=odd))
+        said = (
+            "an unusable model config: a field's name is not text, patch_size is not an integer "
+            "from 1 to 65536, layer_norm_eps is not a number from 0 to 1"
+        )
+        if is_training:
             error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
-            assert str(path) in error
-            assert "damaged" in error
+            assert error == f"error: --pretrained {path}: it has {said}\n"
+        else:
+            flags = f"--name a {TINY_EVAL} --checkpoint {path}"
+            error = refused(evaluate, flags, "--data_root", drawn)
+            assert error == f"error: checkpoint {path} has {said}; name a run's ckpt.bin\n"
 
 
 # --- One refusal of each kind ---------------------------------------------------------------------
-
-
-class Bomb:
-    """Unpickling it would create a file."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
 
 
 def torch_bytes(payload) -> bytes:
@@ -343,6 +303,10 @@ def with_tensors(**changes) -> bytes:
     [
         (b"not weights\n" * 9, "it is neither .npz, safetensors nor a PyTorch file"),
         (with_tensors()[:-200], "it is a damaged or truncated archive; copy it again"),
+        (
+            torch_bytes({"state_dict": our_weights(), "args": Path()}),
+            "it holds something other than tensors and plain data, which was not loaded; ",
+        ),
         (torch_bytes({"fc": torch.zeros(2)}), "its layout is none of google, timm, transfg, "),
         (
             with_tensors(**{f"blocks.{i}.norm1.bias": torch.zeros(64) for i in range(4)}),
@@ -354,21 +318,13 @@ def with_tensors(**changes) -> bytes:
             "not finite: norm.bias; the file is damaged or overflowed",
         ),
     ],
-    ids=["kind", "damaged", "layout", "size", "missing", "not finite"],
+    ids=["kind", "damaged", "objects", "layout", "size", "missing", "not finite"],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(refused, drawn, tmp_path, content, said):
     path = tmp_path / "weights"
     path.write_bytes(content)
     error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
     assert error.startswith(f"error: --pretrained {path}: {said}")
-
-
-def test_a_pickle_that_would_run_code_is_not_run(refused, drawn, tmp_path):
-    target, path = tmp_path / "was_here", tmp_path / "weights.pth"
-    path.write_bytes(torch_bytes({"state_dict": our_weights(), "args": Bomb(target)}))
-    error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
-    assert "it holds something other than tensors and plain data" in error
-    assert not target.exists()
 
 
 @pytest.mark.parametrize(("name", "said"), [("", "is a folder"), ("/absent", "does not exist")])

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.build import build_model
-from models.configs import get_config
+from models.configs import POOLS, get_config
 from models.layers import ACTIVATIONS
 from models.losses import Objective
-from models.vit import POOLS, Backbone
+from models.vit import Backbone
 
 CROSS_ENTROPY = Objective()
 

@@ -1,11 +1,11 @@
 """Weight files: what is read, and that a damaged or hostile one is refused."""
 
+import contextlib
 import io
 import json
 import pickle
 import warnings
 import zipfile
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache, partial
@@ -94,15 +94,11 @@ def test_a_kind_is_known_by_content_not_by_name(tmp_path, kind, suffix):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
 def test_types_are_left_as_they_are(path, kind, dtype):
+    if kind in NPZ and dtype == torch.bfloat16:
+        dtype = torch.float64  # NumPy has no bfloat16
     converted = {key: value.to(dtype) for key, value in tensors().items()}
-    assert_equal(read(path, KINDS[kind](converted)), converted)
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "torch before 1.6"])
-def test_bfloat16_is_left_as_it_is(path, kind):
-    converted = {key: value.bfloat16() for key, value in tensors().items()}
     assert_equal(read(path, KINDS[kind](converted)), converted)
 
 
@@ -122,16 +118,7 @@ def test_parameters_and_views_of_one_tensor(path):
 def test_wrappers_are_taken_off(path, wrapper, is_zip):
     payload = {"epoch": 3, wrapper: tensors(), "optimizer": {"lr": 0.1}}
     assert_equal(read(path, torch_bytes(payload, is_zip)), tensors())
-
-
-def test_wrappers_in_wrappers(path):
-    payload = {"state_dict": {"model": tensors(), "epoch": 3}}
-    assert_equal(read(path, torch_bytes(payload)), tensors())
-
-
-def test_a_tensor_named_as_a_wrapper_is_none(path):
-    saved = {**tensors(), "model": torch.zeros(2)}
-    assert_equal(read(path, torch_bytes(saved)), saved)
+    assert_equal(read(path, torch_bytes({"state_dict": payload}, is_zip)), tensors())
 
 
 @every_kind
@@ -148,48 +135,40 @@ def test_a_prefix_of_some_names_alone_stays(path, prefix):
     assert_equal(read(path, torch_bytes(saved)), saved)
 
 
-def test_what_is_no_tensor_is_left_out(path):
-    saved = {**tensors(), "epoch": 3, "classes": ["a"], 7: torch.zeros(1)}
-    assert_equal(read(path, torch_bytes(saved)), tensors())
+def test_what_is_not_a_tensor_is_left_out_and_a_tensor_is_not_a_wrapper(path):
+    saved = {**tensors(), "model": torch.zeros(2)}
+    more = {"epoch": 3, "classes": ["a"], 7: torch.zeros(1)}
+    assert_equal(read(path, torch_bytes({**saved, **more})), saved)
 
 
 # --- What is not a weight file --------------------------------------------------------------------
 
 NEITHER = "it is neither .npz, safetensors nor a PyTorch file"
-UNSAFE = "it holds something other than tensors and plain data"
+UNSAFE = "it holds something other than tensors and plain data, which was not loaded; save its"
 
 
-def assert_refused(path: Path, content: bytes, match: str) -> str:
-    """Refused in one line; returns it."""
+def assert_refused(path: Path, content: bytes, match: str) -> None:
+    """Check that it is refused in one line."""
     with pytest.raises(WeightsError, match=match) as error:
         read(path, content)
     assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"P",
         b"\x00" * 64,
-        b"weights\n",
         b"<!DOCTYPE html><html>",
         b"\x93NUMPY\x01\x00",
         b"version https://git-lfs.github.com/spec/v1\n",
-        b"{}",
-        "Gewichte für alle".encode(),
     ],
 )
-def test_a_file_of_another_kind(path, content):
+def test_a_file_of_another_kind_is_refused(path, content):
     assert_refused(path, content, f"^{NEITHER}$")
 
 
-def test_a_text_that_could_be_safetensors(path):
-    assert_refused(path, b'weights:{"a": 1}', "damaged or truncated safetensors")
-
-
-def test_a_folder_and_no_file(tmp_path):
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
     with pytest.raises(IsADirectoryError, match="directory"):
         read_weight_file(tmp_path)
     with pytest.raises(FileNotFoundError, match="nothing"):
@@ -197,7 +176,7 @@ def test_a_folder_and_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["readme.txt", "data.pkl", "archive/data.pkl"])
-def test_an_archive_of_another_kind(path, name):
+def test_an_archive_of_another_kind_is_refused(path, name):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(name, "nothing")
@@ -212,33 +191,23 @@ def test_an_archive_of_another_kind(path, name):
     [
         (torch.zeros(3), "it holds a Tensor, not a state dict"),
         ([torch.zeros(3)], "it holds a list, not a state dict"),
-        (3, "it holds a int, not a state dict"),
-        ({}, "it does not hold tensors by name"),
         ({"model": {}}, "it does not hold tensors by name"),
-        ({"a": 3, "b": [torch.zeros(3)]}, "it does not hold tensors by name"),
-        ({1: torch.zeros(3)}, "it does not hold tensors by name"),
+        ({"a": 3, 1: torch.zeros(3)}, "it does not hold tensors by name"),
+        ({"a": torch.eye(3).to_sparse()}, "a is not a plain tensor"),
+        ({"a": torch.empty(3, device="meta")}, "a is not a plain tensor"),
     ],
 )
-def test_a_torch_file_of_something_else(path, value, message, is_zip):
+def test_a_torch_file_of_something_else_is_refused(path, value, message, is_zip):
     assert_refused(path, torch_bytes(value, is_zip), f"^{message}$")
 
 
-def test_an_npz_and_a_safetensors_file_of_nothing(path):
+def test_an_npz_and_a_safetensors_file_of_nothing_are_refused(path):
     assert_refused(path, safetensors_of({}), "^it does not hold tensors by name$")
     assert_refused(path, npz_bytes({}), "not hold tensors|something other than tensors")
 
 
-def test_a_sparse_tensor(path):
-    assert_refused(path, torch_bytes({"a": torch.eye(3).to_sparse()}), "^a is not a plain tensor$")
-
-
-def test_a_tensor_without_data(path):
-    content = torch_bytes({"a": torch.empty(3, device="meta")})
-    assert_refused(path, content, "^a is not a plain tensor$")
-
-
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_torchscript_archive(tmp_path):
+def test_a_torchscript_archive_is_refused(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "scripted.pt")
     content = (tmp_path / "scripted.pt").read_bytes()
     assert_refused(tmp_path / "weights", content, "not a weight file")
@@ -248,20 +217,19 @@ def test_a_torchscript_archive(tmp_path):
     ("array", "match"),
     [
         (np.array(["rose", "lily"]), "^a does not hold numbers$"),
-        (np.array([b"rose"]), "^a does not hold numbers$"),
         (np.array(["2020-01-01"], dtype="datetime64[D]"), "^a does not hold numbers$"),
         (np.zeros(2, dtype=[("x", "f4"), ("y", "f4")]), "^a does not hold numbers$"),
         (np.array([{"a": 1}, None], dtype=object), r"\.npz archive"),
     ],
-    ids=["text", "bytes", "dates", "structured", "objects"],
+    ids=["text", "dates", "structured", "objects"],
 )
-def test_an_npz_of_other_arrays(path, array, match):
+def test_an_npz_of_other_arrays_is_refused(path, array, match):
     buffer = io.BytesIO()
     np.savez(buffer, b=np.zeros(3), a=array)
     assert_refused(path, buffer.getvalue(), match)
 
 
-def test_an_npz_with_a_file_that_is_no_array(path):
+def test_an_npz_with_a_file_that_is_not_an_array_is_refused(path):
     buffer = io.BytesIO(npz_bytes(tensors()))
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("note", "made by hand")
@@ -271,6 +239,7 @@ def test_an_npz_with_a_file_that_is_no_array(path):
 @pytest.mark.parametrize(
     "content",
     [
+        b'weights:{"a": 1}',  # a text that could be one
         safetensors_of(b"{"),
         safetensors_of(b"{}" * 3),
         safetensors_of({"a": 3}),
@@ -282,7 +251,7 @@ def test_an_npz_with_a_file_that_is_no_array(path):
         b"\xff" * 8 + b"{" + bytes(64),
     ],
 )
-def test_a_safetensors_file_that_contradicts_itself(path, content):
+def test_a_safetensors_file_that_contradicts_itself_is_refused(path, content):
     assert_refused(path, content, "damaged or truncated safetensors file; copy it again$")
 
 
@@ -341,32 +310,20 @@ def test_those_pickles_would_run_code(tmp_path):
         assert target.exists(), kind
 
 
-@every_torch_kind
-@pytest.mark.parametrize(
-    "value",
-    [nn.Linear(2, 2), {"model": tensors(), "args": Namespace(lr=0.1)}],
-    ids=["module", "args"],
-)
-def test_objects_are_refused_with_what_to_do(path, value, is_zip):
-    message = assert_refused(path, torch_bytes(value, is_zip), f"^{UNSAFE}")
-    assert message.endswith("which was not loaded; save its state dict alone")
-
-
 # --- Damaged files --------------------------------------------------------------------------------
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), where=st.floats(0, 1, exclude_max=True))
-@settings(SETTINGS, max_examples=400)
+@SETTINGS
 def test_a_truncated_file_is_refused(path, kind, where):
     content = intact(kind)
     assert_refused(path, content[: int(where * len(content))], "^it ")
 
 
-@pytest.mark.parametrize("left", [0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("left", [0.3, 0.99])
 @every_kind
 def test_a_truncated_file_is_said_to_be_damaged(path, kind, left):
-    large = {"blocks.0.attn.qkv.weight": torch.arange(10000.0)}
-    content = KINDS[kind](large)
+    content = KINDS[kind]({"blocks.0.attn.qkv.weight": torch.arange(10000.0)})
     assert_refused(path, content[: int(left * len(content))], "damaged.*copy it again$")
 
 
@@ -384,37 +341,24 @@ def damages(draw) -> tuple[str, bytes]:
     return kind, bytes(content)
 
 
-def read_if_possible(path: Path, content: bytes) -> dict[str, Tensor]:
-    """What is read; nothing if it is refused."""
-    try:
-        return read(path, content)
-    except WeightsError:
-        return {}
-
-
 @given(damaged=damages())
-@settings(SETTINGS, max_examples=1000)
+@settings(SETTINGS, max_examples=500)
 def test_a_damaged_file_is_refused_or_read_and_nothing_else(path, damaged):
     kind, content = damaged
-    given_tensors = read_if_possible(path, content)
+    given_tensors = {}
+    with contextlib.suppress(WeightsError):
+        given_tensors = read(path, content)
     assert all(isinstance(value, Tensor) for value in given_tensors.values())
     if kind in NPZ:  # each array has a checksum; safetensors has none
         assert_equal(given_tensors, {key: tensors()[key] for key in given_tensors})
 
 
-def flipped(content: bytes, value: Tensor) -> bytes:
-    """`content` with one bit turned over amid the stored numbers of `value`."""
-    start = content.index(value.numpy().tobytes())
-    damaged = bytearray(content)
-    damaged[start + 4 * value.numel() // 2] ^= 1
-    return bytes(damaged)
-
-
 @pytest.mark.parametrize("kind", ["npz", "torch"])
 def test_a_damaged_number_in_an_archive_is_refused(path, kind):
     # Both are zip archives with a checksum of every entry.
-    content = flipped(intact(kind), tensors()["blocks.0.attn.qkv.weight"])
-    assert_refused(path, content, "damaged.*copy it again$")
+    content = bytearray(intact(kind))
+    content[content.index(tensors()["blocks.0.attn.qkv.weight"].numpy().tobytes()) + 48] ^= 1
+    assert_refused(path, bytes(content), "damaged.*copy it again$")
 
 
 def central_directory(content: bytes, offset: int, value: int) -> bytes:
@@ -433,14 +377,14 @@ ODD_ENTRIES = {
 }
 
 
-@pytest.mark.parametrize("entry", ODD_ENTRIES)
-@pytest.mark.parametrize("kind", NPZ)
-def test_an_npz_of_odd_entries(path, kind, entry):
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        *((kind, entry) for kind in NPZ for entry in ODD_ENTRIES),
+        ("torch", "version"),
+        ("torch", "unknown compression"),
+    ],
+)
+def test_an_archive_of_odd_entries_is_refused(path, kind, entry):
     content = central_directory(intact(kind), *ODD_ENTRIES[entry])
-    assert_refused(path, content, "damaged.*copy it again$")
-
-
-@pytest.mark.parametrize("entry", ["version", "unknown compression"])
-def test_a_torch_archive_of_odd_entries(path, entry):
-    content = central_directory(intact("torch"), *ODD_ENTRIES[entry])
     assert_refused(path, content, "damaged.*copy it again$")

@@ -16,124 +16,57 @@ GOOGLE = "Transformer/encoderblock_11"
 JEONSWORLD = "transformer.encoder.layer.11"
 HF = "encoder.layer.11"
 TORCHVISION = "encoder.layers.encoder_layer_11"
+# That every name of a layout is known is proven with files of the libraries in test_parity.py.
 EXAMPLES = {
     "google": (
         "Transformer/encoderblock_0/LayerNorm_0/scale",
         {
-            "cls": "cls_token",
-            "Transformer/posembed_input/pos_embedding": "pos_embed",
-            "embedding/kernel": "patch_embed.proj.weight",
-            "embedding/bias": "patch_embed.proj.bias",
             "Transformer/encoder_norm/scale": "norm.weight",
-            "Transformer/encoder_norm/bias": "norm.bias",
-            "head/kernel": "head.weight",
-            "head/bias": "head.bias",
-            f"{GOOGLE}/LayerNorm_0/bias": "blocks.11.norm1.bias",
-            f"{GOOGLE}/LayerNorm_2/scale": "blocks.11.norm2.weight",
-            f"{GOOGLE}/MlpBlock_3/Dense_0/kernel": "blocks.11.mlp.fc1.weight",
             f"{GOOGLE}/MlpBlock_3/Dense_1/bias": "blocks.11.mlp.fc2.bias",
-            f"{GOOGLE}/MultiHeadDotProductAttention_1/out/bias": "blocks.11.attn.proj.bias",
         },
     ),
     "timm": (
         "blocks.0.attn.qkv.weight",
         {
-            key: key
-            for key in (
-                "cls_token",
-                "reg_token",
-                "pos_embed",
-                "patch_embed.proj.weight",
-                "norm_pre.bias",
-                "norm.weight",
-                "fc_norm.bias",
-                "head.weight",
-                "blocks.11.norm1.weight",
-                "blocks.11.attn.qkv.bias",
-                "blocks.11.attn.proj.weight",
-                "blocks.11.ls1.gamma",
-                "blocks.11.norm2.bias",
-                "blocks.11.mlp.fc1.weight",
-                "blocks.11.mlp.fc2.bias",
-                "blocks.11.ls2.gamma",
-                "part_block.attn.qkv.weight",
-                "part_block.ls2.gamma",
-                "part_norm.weight",
-                "attn_pool.latent",
-                "attn_pool.q.weight",
-                "attn_pool.kv.bias",
-                "attn_pool.proj.weight",
-                "attn_pool.norm.bias",
-                "attn_pool.mlp.fc1.weight",
-            )
-        }
-        | {"register_tokens": "reg_token"},
+            "blocks.11.attn.qkv.bias": "blocks.11.attn.qkv.bias",
+            "part_block.ls2.gamma": "part_block.ls2.gamma",
+            "part_norm.weight": "part_norm.weight",
+            "register_tokens": "reg_token",
+        },
     ),
     "jeonsworld": (
         "transformer.encoder.layer.0.attention_norm.weight",
         {
             "transformer.embeddings.cls_token": "cls_token",
-            "transformer.embeddings.position_embeddings": "pos_embed",
-            "transformer.embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
-            "transformer.encoder.encoder_norm.bias": "norm.bias",
-            "head.weight": "head.weight",
-            f"{JEONSWORLD}.attention_norm.bias": "blocks.11.norm1.bias",
-            f"{JEONSWORLD}.ffn_norm.weight": "blocks.11.norm2.weight",
             f"{JEONSWORLD}.ffn.fc1.bias": "blocks.11.mlp.fc1.bias",
-            f"{JEONSWORLD}.attn.out.weight": "blocks.11.attn.proj.weight",
         },
     ),
     "transfg": (
         "transformer.encoder.part_layer.attention_norm.weight",
         {
-            "transformer.embeddings.cls_token": "cls_token",
-            "transformer.encoder.part_norm.weight": "part_norm.weight",
             "transformer.encoder.part_layer.ffn.fc2.weight": "part_block.mlp.fc2.weight",
-            "transformer.encoder.part_layer.attn.out.bias": "part_block.attn.proj.bias",
-            "part_head.bias": "head.bias",
             f"{JEONSWORLD}.ffn_norm.weight": "blocks.11.norm2.weight",
         },
     ),
     "hf-vit": (
         "vit.encoder.layer.0.intermediate.dense.weight",
         {
-            "vit.embeddings.cls_token": "cls_token",
             "embeddings.position_embeddings": "pos_embed",
-            "vit.embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-            "layernorm.weight": "norm.weight",
-            "classifier.bias": "head.bias",
-            f"{HF}.layernorm_before.weight": "blocks.11.norm1.weight",
             f"vit.{HF}.layernorm_after.bias": "blocks.11.norm2.bias",
             f"{HF}.attention.output.dense.weight": "blocks.11.attn.proj.weight",
-            f"{HF}.intermediate.dense.bias": "blocks.11.mlp.fc1.bias",
-            f"vit.{HF}.output.dense.weight": "blocks.11.mlp.fc2.weight",
         },
     ),
     "hf-dinov2": (
         "encoder.layer.0.layer_scale1.lambda1",
         {
-            "dinov2.embeddings.cls_token": "cls_token",
             "dinov2_with_registers.embeddings.register_tokens": "reg_token",
-            "layernorm.bias": "norm.bias",
             f"dinov2.{HF}.norm1.weight": "blocks.11.norm1.weight",
-            f"{HF}.layer_scale2.lambda1": "blocks.11.ls2.gamma",
-            f"dinov2_with_registers.{HF}.mlp.fc1.bias": "blocks.11.mlp.fc1.bias",
-            f"{HF}.attention.output.dense.bias": "blocks.11.attn.proj.bias",
         },
     ),
     "torchvision": (
         "encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
         {
-            "class_token": "cls_token",
-            "encoder.pos_embedding": "pos_embed",
-            "conv_proj.weight": "patch_embed.proj.weight",
             "encoder.ln.bias": "norm.bias",
-            "heads.head.weight": "head.weight",
-            f"{TORCHVISION}.ln_1.weight": "blocks.11.norm1.weight",
-            f"{TORCHVISION}.ln_2.bias": "blocks.11.norm2.bias",
-            f"{TORCHVISION}.self_attention.in_proj_bias": "blocks.11.attn.qkv.bias",
-            f"{TORCHVISION}.self_attention.out_proj.weight": "blocks.11.attn.proj.weight",
-            f"{TORCHVISION}.mlp.0.weight": "blocks.11.mlp.fc1.weight",
             f"{TORCHVISION}.mlp.linear_2.bias": "blocks.11.mlp.fc2.bias",
         },
     ),
@@ -169,15 +102,10 @@ def test_a_name_becomes_ours(layout, theirs, ours):
     assert result.layout == layout
     assert torch.equal(result.tensors[ours], value)
     assert result.unused == ()
-
-
-@pytest.mark.parametrize("theirs", EXAMPLES["google"][1])
-def test_google_s_names_under_an_optimizer(theirs):
-    marker, names = EXAMPLES["google"]
-    value = torch.arange(3.0)
-    result = to_our_names({f"opt/target/{name}": value for name in (marker, theirs)})
-    assert torch.equal(result.tensors[names[theirs]], value)
-    assert result.unused == ()
+    if layout == "google":  # as flax saves it with an optimizer
+        marker = EXAMPLES[layout][0]
+        result = to_our_names({f"opt/target/{name}": value for name in (marker, theirs)})
+        assert torch.equal(result.tensors[ours], value)
 
 
 @every_layout
@@ -190,7 +118,6 @@ def test_what_is_in_no_block_and_unknown_is_unused(layout):
 @pytest.mark.parametrize(
     "names",
     [
-        ["zebra"],
         ["conv1.weight", "layer1.0.conv1.weight", "fc.bias"],
         ["encoder.weight", "blocks.1.attn.qkv.weight", "blocks.0.attn.qkv.weights"],
         ["text_model.embeddings.position_embedding.weight"],
@@ -229,10 +156,9 @@ def test_an_unknown_part_of_a_block_is_refused(layout, name):
 
 
 def test_three_unknown_parts_are_named_and_no_more():
-    names = [f"blocks.{i}.gamma_1" for i in range(5)]
     message = r"^blocks\.0\.gamma_1, blocks\.1\.gamma_1, blocks\.2\.gamma_1: not part of a timm"
     with pytest.raises(WeightsError, match=message):
-        named("timm", {name: torch.zeros(1) for name in reversed(names)})
+        named("timm", {f"blocks.{i}.gamma_1": torch.zeros(1) for i in (4, 3, 2, 1, 0)})
 
 
 @pytest.mark.parametrize(
@@ -275,20 +201,14 @@ def test_they_are_stacked_in_this_order_whatever_the_file_s(layout, data):
     assert result.unused == ()
 
 
-@pytest.mark.parametrize("which", QKV)
+@pytest.mark.parametrize("odd", [None, torch.zeros(3, 2), torch.zeros(()), torch.zeros(2, 2, 2)])
 @pytest.mark.parametrize("layout", APART)
-def test_without_one_of_them_the_stack_is_missing(layout, which):
-    separate = thirds(layout)
-    del separate[APART[layout][0].format(which)]
-    assert APART[layout][1] not in named(layout, separate).tensors
-
-
-@pytest.mark.parametrize("odd", [torch.zeros(3, 2), torch.zeros(()), torch.zeros(2, 2, 2)])
-@pytest.mark.parametrize("layout", APART)
-def test_of_different_shapes_they_make_no_stack(layout, odd):
-    separate = thirds(layout)
-    separate[APART[layout][0].format("key")] = odd
-    assert APART[layout][1] not in named(layout, separate).tensors
+def test_without_one_of_them_or_of_different_shapes_they_make_no_stack(layout, odd):
+    theirs, ours = APART[layout]
+    for which in QKV:
+        separate = {**thirds(layout), theirs.format(which): odd}
+        present = {name: value for name, value in separate.items() if value is not None}
+        assert ours not in named(layout, present).tensors
 
 
 def test_single_numbers_make_no_stack():
@@ -299,16 +219,12 @@ def test_single_numbers_make_no_stack():
 # --- Flax's arrangement ---------------------------------------------------------------------------
 
 
-def test_a_convolution_of_flax():
+def test_a_convolution_and_a_dense_layer_of_flax():
     kernel = torch.arange(2 * 2 * 3 * 5.0).view(2, 2, 3, 5)  # height, width, in, out
-    weight = named("google", {"embedding/kernel": kernel}).tensors["patch_embed.proj.weight"]
-    assert weight.shape == (5, 3, 2, 2)
-    assert weight[4, 2, 0, 1] == kernel[0, 1, 2, 4]
-
-
-def test_a_dense_layer_of_flax():
-    kernel = torch.arange(6.0).view(2, 3)  # in, out
-    assert torch.equal(named("google", {"head/kernel": kernel}).tensors["head.weight"], kernel.T)
+    dense = torch.arange(6.0).view(2, 3)  # in, out
+    weights = named("google", {"embedding/kernel": kernel, "head/kernel": dense}).tensors
+    assert torch.equal(weights["patch_embed.proj.weight"], kernel.permute(3, 2, 0, 1))
+    assert torch.equal(weights["head.weight"], dense.T)
 
 
 def test_the_heads_of_flax_are_merged_and_counted():
@@ -337,12 +253,8 @@ def test_the_heads_of_flax_are_merged_and_counted():
     )
 
 
-@pytest.mark.parametrize("layout", [layout for layout in EXAMPLES if layout != "google"])
-def test_no_other_layout_says_how_many_heads(layout):
-    assert named(layout, {}).num_heads is None
-
-
-def test_a_flat_bias_of_google_s_says_nothing_of_heads():
+def test_no_other_layout_and_no_flat_bias_says_how_many_heads():
+    assert all(named(layout, {}).num_heads is None for layout in EXAMPLES)
     name = f"{GOOGLE}/MultiHeadDotProductAttention_1/query/bias"
     assert named("google", {name: torch.zeros(6)}).num_heads is None
 
@@ -363,7 +275,7 @@ def files(draw) -> dict[str, Tensor]:
 
 
 @given(tensors=files())
-@settings(SETTINGS, max_examples=300)
+@settings(SETTINGS, max_examples=100)
 def test_tensors_of_any_shape_are_renamed(tensors):
     result = to_our_names(tensors)
     assert len(result.tensors) + len(result.unused) <= len(tensors)

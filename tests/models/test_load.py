@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -50,16 +49,6 @@ def assert_equal(given_tensors: dict[str, Tensor], expected: dict[str, Tensor]) 
 # --- What is taken --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [{}, {"pool": "avg"}, {"head": "parts"}], ids=str)
-def test_everything_is_kept_with_the_head(fields):
-    model, weights = model_of(**fields), weights_of(**fields)
-    report = load_pretrained(model, weights, keep_head=True)
-    assert_equal({**model.state_dict()}, weights.tensors)
-    assert report == LoadReport(
-        loaded=tuple(sorted(weights.tensors)), resized={}, new=(), unused=()
-    )
-
-
 @pytest.mark.parametrize("num_classes", [5, 3])
 @pytest.mark.parametrize("head", ["token", "parts"])
 def test_a_new_head_keeps_its_initial_values(head, num_classes):
@@ -68,70 +57,40 @@ def test_a_new_head_keeps_its_initial_values(head, num_classes):
     report = load_pretrained(model, weights)
     backbone = tuple(sorted(weights.tensors.keys() - set(HEAD_KEYS)))
     assert report == LoadReport(loaded=backbone, resized={}, new=HEAD_KEYS, unused=HEAD_KEYS)
-    after = model.state_dict()
-    assert_equal(
-        {key: after[key] for key in backbone}, {key: weights.tensors[key] for key in backbone}
-    )
-    assert_equal({key: after[key] for key in HEAD_KEYS}, {key: before[key] for key in HEAD_KEYS})
-
-
-def test_weights_without_a_head_do_for_a_new_one():
-    weights = without(weights_of(), *HEAD_KEYS)
-    report = load_pretrained(model_of(num_classes=3), weights)
-    backbone = tuple(sorted(weights.tensors))
-    assert report == LoadReport(loaded=backbone, resized={}, new=HEAD_KEYS, unused=())
+    expected = {**before, **{key: weights.tensors[key] for key in backbone}}
+    assert_equal({**model.state_dict()}, expected)
 
 
 @pytest.mark.parametrize("keep_head", [True, False])
 @pytest.mark.parametrize("img_size", [32, 64])
 def test_every_key_has_one_fate(keep_head, img_size):
     model, weights = model_of(img_size=img_size), weights_of()
-    weights = weights._replace(
-        tensors={**weights.tensors, "mask_token": torch.zeros(1)}, unused=("zebra",)
-    )
+    extra = {"blocks.3.norm1.weight": torch.zeros(64), "part_norm.bias": torch.zeros(64)}
+    weights = weights._replace(tensors={**weights.tensors, **extra}, unused=("zebra", "mask_token"))
     report = load_pretrained(model, weights, keep_head)
     fates = [*report.loaded, *report.resized, *report.new]
     assert sorted(fates) == sorted(model.state_dict())
-    fates = [*report.loaded, *report.resized, *report.unused]
-    assert sorted(fates) == sorted([*weights.tensors, "zebra"])
-
-
-def test_what_has_no_place_is_unused():
-    weights = weights_of()
-    extra = {"blocks.3.norm1.weight": torch.zeros(64), "part_norm.bias": torch.zeros(64)}
-    weights = weights._replace(tensors={**weights.tensors, **extra}, unused=("zebra", "mask_token"))
-    report = load_pretrained(model_of(), weights, keep_head=True)
-    assert report.unused == ("blocks.3.norm1.weight", "mask_token", "part_norm.bias", "zebra")
-
-
-def test_the_parameters_are_written_in_place_and_share_nothing():
-    model, weights = model_of(), weights_of()
-    parameters = dict(model.named_parameters())
-    storages = {name: parameter.data_ptr() for name, parameter in parameters.items()}
-    load_pretrained(model, weights, keep_head=True)
-    assert all(parameters[name] is value for name, value in model.named_parameters())
-    assert storages == {name: value.data_ptr() for name, value in model.named_parameters()}
-    assert all(value.requires_grad and value.is_leaf for value in model.parameters())
-    taken = snapshot(model)
-    for value in weights.tensors.values():
-        value.zero_()
-    assert_equal({**model.state_dict()}, taken)
+    unused = ("blocks.3.norm1.weight", "mask_token", "part_norm.bias", "zebra")
+    assert report.unused == tuple(sorted((*unused, *(() if keep_head else HEAD_KEYS))))
+    assert report.new == (() if keep_head else HEAD_KEYS)
 
 
 @pytest.mark.parametrize("img_size", [32, 64])
 @pytest.mark.parametrize("head", ["token", "parts"])
-def test_the_weights_are_left_as_they_are(img_size, head):
-    weights = weights_of()
+def test_parameters_are_written_in_place_and_share_nothing_with_the_weights(img_size, head):
+    model, weights = model_of(img_size=img_size, head=head), weights_of()
+    storages = {name: (p, p.data_ptr()) for name, p in model.named_parameters()}
     before = {key: value.clone() for key, value in weights.tensors.items()}
-    load_pretrained(model_of(img_size=img_size, head=head), weights)
-    assert_equal(weights.tensors, before)
-
-
-def test_frozen_parameters_take_weights_too():
-    model, weights = model_of().requires_grad_(False), weights_of()
     load_pretrained(model, weights, keep_head=True)
-    assert_equal({**model.state_dict()}, weights.tensors)
-    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert_equal(weights.tensors, before)
+    for name, parameter in model.named_parameters():
+        assert parameter is storages[name][0]
+        assert parameter.data_ptr() == storages[name][1]
+        assert parameter.requires_grad
+    taken = snapshot(model)
+    for value in weights.tensors.values():
+        value.zero_()
+    assert_equal({**model.state_dict()}, taken)
 
 
 # --- Of any of our models -------------------------------------------------------------------------
@@ -158,43 +117,25 @@ def test_any_of_our_models_is_recognised_by_its_weights(config, head, seed):
         assert torch.equal(again(images).logits, model(images).logits)
 
 
-@pytest.mark.parametrize("fields", [{"num_heads": 4}, {"num_heads": 2, "layer_norm_eps": 1e-3}])
-def test_our_checkpoint_says_its_heads_and_profile(fields):
-    weights = weights_of(activation="quick_gelu", **fields)
+def test_our_checkpoint_says_its_heads_and_profile():
+    weights = weights_of(activation="quick_gelu", num_heads=2, layer_norm_eps=1e-3)
     assert weights.layout == "ours"
-    assert weights.sizes["num_heads"] == fields["num_heads"]
-    assert weights.profile.mean == (0.1, 0.2, 0.3)
-    assert weights.profile.std == (0.4, 0.5, 0.6)
-    assert weights.profile.layer_norm_eps == fields.get("layer_norm_eps", 1e-6)
-    assert weights.profile.activation == "quick_gelu"
+    assert weights.sizes["num_heads"] == 2
+    assert weights.profile == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-3, "quick_gelu")
     assert (weights.unused, weights.notes, weights.assumed) == ((), (), "")
-
-
-def test_a_checkpoint_from_before_a_config_field_is_of_a_plain_model():
-    config = small_config()
-    old = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_dim", "img_size", "pool")
-    state_dict = random_model(config, 5, seed=1).state_dict()
-    weights = own_pretrained(state_dict, {key: config[key] for key in old}, NORMALIZATION)
-    assert adapt_config(small_config(), weights) == config
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": None}, "model config has no depth"),
-        ({"heads": 3}, "model config has unknown heads"),
+        ({"num_heads": 0}, "^it has an unusable model config: num_heads is not an integer from 1"),
+        ({"layer_norm_eps": float("nan")}, "^it has an unusable model config: layer_norm_eps is"),
     ],
 )
-def test_a_checkpoint_of_an_unknown_config(change, message):
-    config = small_config()
-    fields = {
-        key: value
-        for key, value in {**config.to_dict(), **change}.items()
-        if key not in change or value is not None
-    }
-    state_dict = random_model(config, 5, seed=1).state_dict()
-    with pytest.raises(WeightsError, match=f"^{message}$"):
-        own_pretrained(state_dict, fields, NORMALIZATION)
+def test_a_checkpoint_of_an_unusable_config_is_refused(change, message):
+    fields = {**small_config().to_dict(), **change}
+    with pytest.raises(WeightsError, match=message):
+        own_pretrained(weights_of().tensors, fields, NORMALIZATION)
 
 
 # --- Plain model and part model -------------------------------------------------------------------
@@ -230,16 +171,9 @@ def test_the_part_block_may_stay_random(source):
 
 
 @pytest.mark.parametrize("part_init", PART_INIT)
-def test_a_plain_model_has_no_part_to_leave_random(part_init):
-    model, weights = model_of(), weights_of()
-    report = load_pretrained(model, weights, keep_head=True, part_init=part_init)
-    assert report.new == ()
-    assert_equal({**model.state_dict()}, weights.tensors)
-
-
-@pytest.mark.parametrize("part_init", PART_INIT)
-def test_a_part_model_s_weights_are_a_plain_model_s(part_init):
-    model, weights = model_of(), weights_of(head="parts")
+@pytest.mark.parametrize("head", ["token", "parts"])
+def test_weights_of_either_model_are_a_plain_model_s(head, part_init):
+    model, weights = model_of(), weights_of(head=head)
     report = load_pretrained(model, weights, keep_head=True, part_init=part_init)
     assert (report.new, report.unused) == ((), ())
     after = model.state_dict()
@@ -248,15 +182,12 @@ def test_a_part_model_s_weights_are_a_plain_model_s(part_init):
         assert torch.equal(after[ours], value)
 
 
-def test_a_part_model_needs_a_class_token():
-    weights = weights_of(class_token=False, pool="map")
-    with pytest.raises(WeightsError, match=r"^it has no class token, which --head parts needs$"):
-        adapt_config(small_config(head="parts"), weights)
-
-
 def test_a_part_model_reads_the_class_token_whatever_the_weights_did():
     config = adapt_config(small_config(head="parts"), weights_of(pool="avg"))
     assert (config.head, config.pool) == ("parts", "token")
+    weights = weights_of(class_token=False, pool="map")
+    with pytest.raises(WeightsError, match=r"^it has no class token, which --head parts needs$"):
+        adapt_config(small_config(head="parts"), weights)
 
 
 # --- Positions of another grid --------------------------------------------------------------------
@@ -269,8 +200,6 @@ def test_a_part_model_reads_the_class_token_whatever_the_weights_did():
         ({"img_size": 32}, {"img_size": 64}, "2x2 to 4x4"),
         ({"img_size": 64}, {"img_size": 32}, "4x4 to 2x2"),
         ({"img_size": 64}, {"img_size": 64, "patch_stride": 12}, "4x4 to 5x5"),
-        ({"img_size": 64, "patch_stride": 12}, {"img_size": 64}, "5x5 to 4x4"),
-        ({"img_size": 16}, {"img_size": 32}, "1x1 to 2x2"),
     ],
 )
 def test_positions_are_resampled_and_that_is_said(old, new, words, mode):
@@ -281,18 +210,6 @@ def test_positions_are_resampled_and_that_is_said(old, new, words, mode):
     assert (report.new, report.unused) == ((), ())
     assert model.pos_embed.is_contiguous()
     assert torch.equal(model.pos_embed[:, 0], weights.tensors["pos_embed"][:, 0])
-
-
-@pytest.mark.parametrize(
-    "fields", [{"pos_class_token": False}, {"class_token": False, "pool": "map"}]
-)
-def test_positions_of_patches_alone_are_resampled(fields):
-    constant = weights_of(img_size=32, **fields)
-    constant.tensors["pos_embed"].fill_(0.25)
-    model = model_of(img_size=64, **fields)
-    report = load_pretrained(model, constant, keep_head=True)
-    assert report.resized == {"pos_embed": "2x2 to 4x4 patches, bicubic"}
-    torch.testing.assert_close(model.pos_embed.data, torch.full((1, 16, 64), 0.25))
 
 
 @pytest.mark.parametrize("mode", POS_RESAMPLE)
@@ -317,17 +234,6 @@ def assert_refused(
     assert_equal({**model.state_dict()}, before)
 
 
-@pytest.mark.parametrize("keep_head", [True, False])
-@pytest.mark.parametrize("key", ["cls_token", "pos_embed", "blocks.2.norm1.weight", "norm.bias"])
-def test_a_missing_key_is_listed(key, keep_head):
-    assert_refused(without(weights_of(), key), keep_head, f"missing {key}")
-
-
-def test_a_head_that_is_to_be_kept_must_be_there():
-    weights = without(weights_of(), *HEAD_KEYS)
-    assert_refused(weights, True, "missing head.bias, missing head.weight")
-
-
 def test_a_missing_key_of_the_part_block_is_listed():
     weights = without(weights_of(head="parts"), "part_block.norm1.bias", "part_norm.bias")
     assert_refused(
@@ -335,33 +241,27 @@ def test_a_missing_key_of_the_part_block_is_listed():
     )
 
 
-@pytest.mark.parametrize("keep_head", [True, False])
-def test_another_shape_of_as_many_numbers_is_listed(keep_head):
-    key = "blocks.1.mlp.fc1.weight"
-    weights = weights_of()
-    weights.tensors[key] = weights.tensors[key].T.contiguous()
-    assert_refused(weights, keep_head, f"{key} is (64, 128), not (128, 64)")
-
-
-def test_a_head_of_other_classes_cannot_be_kept():
+def test_a_head_that_is_to_be_kept_must_fit():
+    weights = without(weights_of(), *HEAD_KEYS)
+    assert_refused(weights, True, "missing head.bias, missing head.weight")
     message = "head.bias is (5,), not (3,), head.weight is (5, 64), not (3, 64)"
     assert_refused(weights_of(num_classes=5), True, message, num_classes=3)
 
 
-@pytest.mark.parametrize(("count", "shape"), [(7, (1, 7, 64)), (3, (1, 3, 64))])
-def test_positions_of_no_square_grid(count, shape):
+def test_positions_of_no_square_grid_are_refused():
     weights = weights_of()
-    weights.tensors["pos_embed"] = torch.zeros(1, count, 64)
-    assert_refused(weights, False, f"pos_embed is {shape}: not a square grid of patches")
+    weights.tensors["pos_embed"] = torch.zeros(1, 7, 64)
+    assert_refused(weights, False, "pos_embed is (1, 7, 64): not a square grid of patches")
 
 
 def test_all_problems_are_listed_at_once():
     weights = without(weights_of(), "norm.bias", "cls_token")
     weights.tensors["norm.weight"] = torch.zeros(3)
-    weights.tensors["blocks.0.norm1.bias"] = torch.zeros(2, 2)
+    # As many numbers in another shape.
+    weights.tensors["blocks.1.mlp.fc1.weight"] = weights.tensors["blocks.1.mlp.fc1.weight"].T
     message = (
-        "missing cls_token, missing norm.bias, blocks.0.norm1.bias is (2, 2), not (64,), "
-        "norm.weight is (3,), not (64,)"
+        "missing cls_token, missing norm.bias, blocks.1.mlp.fc1.weight is (64, 128), not "
+        "(128, 64), norm.weight is (3,), not (64,)"
     )
     assert_refused(weights, True, message)
 
@@ -373,39 +273,33 @@ def weights_of_type(name: str, **sizes: int) -> Pretrained:
     """What is known of weights of that size; they hold nothing."""
     config = get_config(name)
     known = {**{key: config[key] for key in SIZE_FIELDS}, **sizes}
-    weights = weights_of()
-    return weights._replace(tensors={}, sizes=known)
+    return weights_of()._replace(tensors={}, sizes=known)
 
 
-@pytest.mark.parametrize("name", ["ViT-Ti_16", "ViT-B_16", "ViT-B_32", "ViT-L_14", "ViT-H_14"])
-@pytest.mark.parametrize("asked", ["testing", "ViT-S_16"])
-def test_another_size_names_the_model_type_that_fits(name, asked):
-    message = rf"^it has .*not .*; use --model_type {name}$"
-    with pytest.raises(WeightsError, match=message):
-        adapt_config(get_config(asked), weights_of_type(name))
-
-
-def test_every_size_that_differs_is_named():
-    message = (
-        "it has patch_size 16, not 32, embed_dim 384, not 768, mlp_dim 1536, not 3072; "
-        "use --model_type ViT-S_16"
-    )
+@pytest.mark.parametrize(
+    ("asked", "weights", "message"),
+    [
+        (
+            "ViT-B_32",
+            weights_of_type("ViT-S_16"),
+            "it has patch_size 16, not 32, embed_dim 384, not 768, mlp_dim 1536, not 3072; "
+            "use --model_type ViT-S_16",
+        ),
+        (
+            "ViT-B_16",
+            weights_of_type("ViT-B_16", depth=13),
+            "it has depth 13, not 12, which no --model_type has",
+        ),
+        # The advice must not name the type of the same size, whose heads are others.
+        (
+            "ViT-B_16",
+            weights_of_type("ViT-B_16", num_heads=16),
+            "it has num_heads 16, not 12, which no --model_type has",
+        ),
+    ],
+)
+def test_sizes_that_differ_are_named_with_the_model_type_that_fits(asked, weights, message):
     with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
-        adapt_config(get_config("ViT-B_32"), weights_of_type("ViT-S_16"))
-
-
-def test_a_size_that_no_model_type_has():
-    weights = weights_of_type("ViT-B_16", depth=13)
-    message = "it has depth 13, not 12, which no --model_type has"
-    with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
-        adapt_config(get_config("ViT-B_16"), weights)
-
-
-@pytest.mark.parametrize("asked", ["ViT-B_16", "ViT-S_16"])
-def test_a_number_of_heads_that_no_model_type_has(asked):
-    # The advice must not name the type of the same size, whose heads are others.
-    weights = weights_of_type("ViT-B_16", num_heads=16)
-    with pytest.raises(WeightsError, match=r"num_heads 16, not \d+, which no --model_type has$"):
         adapt_config(get_config(asked), weights)
 
 
@@ -470,23 +364,11 @@ def opened(path: Path, tensors: dict[str, Tensor]) -> Pretrained:
 def test_other_floats_are_converted_and_that_is_said(path, dtype):
     tensors = tiny_tensors()
     converted = {key: value.to(getattr(torch, dtype)) for key, value in tensors.items()}
+    converted["cls_token"] = tensors["cls_token"]
     weights = opened(path, converted)
-    assert weights.notes == (f"{len(tensors)} tensors converted from {dtype}",)
+    assert weights.notes == (f"{len(tensors) - 1} tensors converted from {dtype}",)
     assert all(value.dtype == torch.float32 for value in weights.tensors.values())
     assert_equal(weights.tensors, {key: value.float() for key, value in converted.items()})
-
-
-def test_types_may_be_mixed(path):
-    tensors = tiny_tensors()
-    tensors["norm.weight"] = tensors["norm.weight"].half()
-    tensors["norm.bias"] = tensors["norm.bias"].half()
-    tensors["cls_token"] = tensors["cls_token"].double()
-    notes = opened(path, tensors).notes
-    assert sorted(re.sub("tensors?", "tensors", note) for note in notes) == [
-        "1 tensors converted from float64",
-        "2 tensors converted from float16",
-    ]
-    assert opened(path, tiny_tensors()).notes == ()
 
 
 def test_strided_weights_end_contiguous(path):
@@ -502,15 +384,14 @@ def test_strided_weights_end_contiguous(path):
     assert_equal({**model.state_dict()}, tensors)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64"])
-@pytest.mark.parametrize("key", ["norm.weight", "blocks.1.mlp.fc1.weight"])
-def test_a_weight_that_is_no_float(path, key, dtype):
-    tensors = tiny_tensors()
-    tensors[key] = tensors[key].to(getattr(torch, dtype))
-    with pytest.raises(
-        WeightsError, match=rf"^{re.escape(key)} is {dtype}, not a floating-point type$"
-    ):
-        opened(path, tensors)
+@pytest.mark.parametrize("dtype", ["int64", "bool", "complex64", "float4_e2m1fn_x2"])
+def test_a_weight_that_is_no_float_is_refused(path, dtype):
+    kind = getattr(torch, dtype)
+    is_packed = dtype.startswith("float4")
+    odd = torch.zeros(8, dtype=torch.uint8).view(kind) if is_packed else torch.zeros(8, dtype=kind)
+    message = rf"^norm\.weight is {dtype}, not a floating-point type$"
+    with pytest.raises(WeightsError, match=message):
+        opened(path, {**tiny_tensors(), "norm.weight": odd})
 
 
 def test_what_is_not_needed_may_be_of_any_type(path):
@@ -519,48 +400,27 @@ def test_what_is_not_needed_may_be_of_any_type(path):
     assert weights.notes == ()
 
 
-def test_float4_is_refused(path):
-    packed = torch.zeros(8, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
-    with pytest.raises(
-        WeightsError, match=r"^norm\.weight is float4_e2m1fn_x2, not a floating-point type$"
-    ):
-        opened(path, {**tiny_tensors(), "norm.weight": packed})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("keys", [["pos_embed"], ["blocks.1.attn.qkv.weight", "head.bias"]])
-def test_numbers_that_are_not_finite_are_named(path, value, keys):
-    tensors = tiny_tensors()
-    for key in keys:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_numbers_that_are_not_finite_are_named(path, value):
+    tensors = {key: tensor.double() for key, tensor in tiny_tensors().items()}
+    for key in ("head.bias", "blocks.1.attn.qkv.weight"):
         tensors[key].view(-1)[-1] = value
-    with pytest.raises(WeightsError, match=r"^not finite: .*; the file is damaged") as error:
-        opened(path, tensors)
-    named = str(error.value).removeprefix("not finite: ").partition(";")[0]
-    assert sorted(named.split(", ")) == sorted(keys)
-
-
-def test_a_double_that_overflows_a_float_is_named(path):
-    tensors = {key: value.double() for key, value in tiny_tensors().items()}
-    tensors["norm.bias"][0] = 1e300
-    with pytest.raises(WeightsError, match=r"^not finite: norm\.bias; the file is damaged or over"):
+    named = r"(blocks\.1\.attn\.qkv\.weight|head\.bias)"
+    message = f"^not finite: {named}, {named}; the file is damaged or overflowed$"
+    with pytest.raises(WeightsError, match=message):
         opened(path, tensors)
 
 
-def test_our_own_weights_are_looked_at_as_well():
-    config = small_config()
-    state_dict = {**random_model(config, 5, seed=1).state_dict()}
-    state_dict["norm.bias"] = torch.full((64,), float("nan"))
+def test_our_own_weights_must_be_finite_as_well():
+    tensors = {**weights_of().tensors, "norm.bias": torch.full((64,), float("nan"))}
     with pytest.raises(WeightsError, match=r"^not finite: norm\.bias;"):
-        own_pretrained(state_dict, config.to_dict(), NORMALIZATION)
+        own_pretrained(tensors, small_config().to_dict(), NORMALIZATION)
 
 
-@pytest.mark.parametrize(
-    "keys", [["pos_embed"], ["patch_embed.proj.weight"], ["blocks.0.mlp.fc1.weight", "pos_embed"]]
-)
-def test_what_a_vit_cannot_be_without(path, keys):
+def test_what_a_vit_cannot_be_without_is_named(path):
+    keys = ["pos_embed", "blocks.0.mlp.fc1.weight"]
     tensors = {key: value for key, value in tiny_tensors().items() if key not in keys}
-    given_keys = sorted(keys, reverse=True)
-    with pytest.raises(WeightsError, match=rf"^missing {', '.join(map(re.escape, given_keys))}$"):
+    with pytest.raises(WeightsError, match=rf"^missing {', '.join(map(re.escape, keys))}$"):
         opened(path, tensors)
 
 
@@ -572,71 +432,20 @@ def test_what_a_vit_cannot_be_without(path, keys):
         ("patch_embed.proj.weight", (8, 3, 2, 2, 2)),
         ("pos_embed", (5, 8)),
         ("blocks.0.mlp.fc1.weight", (48,)),
+        ("pos_embed", (1, 0, 8)),
+        ("reg_token", ()),
+        ("reg_token", (4, 8)),
     ],
 )
-def test_no_vit_for_rgb_images(path, key, shape):
+def test_tensors_that_are_not_of_a_vit_for_rgb_images_are_refused(path, key, shape):
     with pytest.raises(WeightsError, match=r"not a ViT for RGB images$"):
         opened(path, {**tiny_tensors(), key: torch.zeros(shape)})
-
-
-@pytest.mark.parametrize(
-    ("key", "shape"),
-    [("pos_embed", (1, 0, 8)), ("reg_token", ()), ("reg_token", (8,)), ("reg_token", (4, 8))],
-)
-def test_tokens_of_no_token_s_shape(path, key, shape):
-    tensors = {**tiny_tensors(num_registers=4), key: torch.zeros(shape)}
-    with pytest.raises(WeightsError, match=r"reg_token|pos_embed"):
-        load_pretrained(random_model(tiny(num_registers=4), 3, seed=2), opened(path, tensors))
-
-
-def test_a_model_that_pools_in_a_way_of_its_own(path):
-    # As timm's `siglip_gap`: a mean of patches after `norm`, which no name tells.
-    tensors = tiny_tensors(class_token=False, pool="map")
-    tensors = {key: value for key, value in tensors.items() if "attn_pool" not in key}
-    message = "^it has neither class token nor attention pooling nor fc_norm$"
-    with pytest.raises(WeightsError, match=message):
-        opened(path, tensors)
-
-
-@pytest.mark.parametrize("which", ["query", "key", "value"])
-def test_a_missing_third_of_an_attention_is_a_missing_key(path, which):
-    theirs = in_their_names(tiny_tensors())
-    del theirs[f"transformer.encoder.layer.1.attn.{which}.weight"]
-    weights = opened(path, theirs)
-    with pytest.raises(WeightsError, match=r"^missing blocks\.1\.attn\.qkv\.weight$"):
-        load_pretrained(random_model(tiny(), 3, seed=2), weights)
-
-
-def test_a_patch_that_is_no_square_is_listed(path):
-    weights = opened(path, {**tiny_tensors(), "patch_embed.proj.weight": torch.zeros(8, 3, 4, 2)})
-    message = r"^patch_embed\.proj\.weight is \(8, 3, 4, 2\), not \(8, 3, 2, 2\)$"
-    with pytest.raises(WeightsError, match=message):
-        load_pretrained(random_model(tiny(), 3, seed=2), weights)
-
-
-def test_google_s_heads_must_be_the_config_s(path):
-    block = "Transformer/encoderblock_0"
-    arrays = {
-        "embedding/kernel": np.zeros((2, 2, 3, 8), "f4"),
-        "Transformer/posembed_input/pos_embedding": np.zeros((1, 5, 8), "f4"),
-        "cls": np.zeros((1, 1, 8), "f4"),
-        f"{block}/MlpBlock_3/Dense_0/kernel": np.zeros((8, 6), "f4"),
-        f"{block}/MultiHeadDotProductAttention_1/query/bias": np.zeros((2, 4), "f4"),
-    }
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-    weights = open_pretrained(path)
-    assert weights.sizes["num_heads"] == 2
-    config = small_config(**{**SIZES, "num_heads": 4, "depth": 1})
-    message = r"^it has num_heads 2, not 4, which no --model_type has$"
-    with pytest.raises(WeightsError, match=message):
-        adapt_config(config, weights)
 
 
 # --- Positions of registers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", [3, 4, 7])
+@pytest.mark.parametrize("side", [3, 4])
 def test_positions_of_registers_are_added_to_them(path, side):
     config = {**SIZES, "img_size": 2 * side, "num_registers": 2}
     tensors = {**random_model(small_config(**config), 3, seed=1).state_dict()}
@@ -647,14 +456,8 @@ def test_positions_of_registers_are_added_to_them(path, side):
     assert torch.equal(weights.tensors["reg_token"], tensors["reg_token"] + positions[:, 1:3])
     assert weights.architecture["num_registers"] == 2
     assert weights.architecture["pos_class_token"]
-
-
-@pytest.mark.parametrize("pos_class_token", [True, False])
-def test_registers_without_positions_are_left_alone(path, pos_class_token):
-    tensors = tiny_tensors(num_registers=4, pos_class_token=pos_class_token)
-    weights = opened(path, tensors)
-    assert_equal(weights.tensors, tensors)
-    assert weights.architecture["pos_class_token"] is pos_class_token
+    tensors["reg_token"] = torch.zeros(1, 2, 9)  # not of the positions' width
+    assert "reg_token" in opened(path, {**tensors, "pos_embed": positions}).tensors
 
 
 # --- Whatever a file holds ------------------------------------------------------------------------
@@ -675,7 +478,7 @@ KINDS = {
     data=st.data(),
     keep_head=st.booleans(),
 )
-@settings(SETTINGS, max_examples=300)
+@settings(SETTINGS, max_examples=80)
 def test_weights_of_any_shape_are_taken_as_they_are_or_refused(
     path, kind, is_theirs, data, keep_head
 ):

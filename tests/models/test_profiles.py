@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from small_models import random_model, small_config
+from timm import data
 
 from models.layers import ACTIVATIONS
 from models.pretrained.layouts import LAYOUTS
@@ -21,17 +22,15 @@ from models.pretrained.profiles import (
     IMAGENET,
     PROFILES,
     SIGLIP,
-    Profile,
     ProfileError,
     Sidecar,
-    complete,
     default_profile,
     read_sidecar,
 )
 from models.pretrained.weights import Pretrained, open_pretrained
 
 REPO = Path(__file__).resolve().parents[2]
-SETTINGS = settings(max_examples=200, deadline=None)
+SETTINGS = settings(max_examples=100, deadline=None)
 NAMES = ("config.json", "preprocessor_config.json")
 
 HF_VIT = {
@@ -84,7 +83,6 @@ def test_the_profiles_by_name():
 
 
 def test_the_statistics_are_timm_s():
-    data = pytest.importorskip("timm.data")
     assert IMAGENET[:2] == (data.IMAGENET_DEFAULT_MEAN, data.IMAGENET_DEFAULT_STD)
     assert GOOGLE[:2] == (data.IMAGENET_INCEPTION_MEAN, data.IMAGENET_INCEPTION_STD)
     assert CLIP[:2] == (data.OPENAI_CLIP_MEAN, data.OPENAI_CLIP_STD)
@@ -98,30 +96,26 @@ def test_a_profile_in_words_and_as_normalization():
 
 
 @pytest.mark.parametrize(
-    ("layout", "profile"),
+    ("layout", "pre_norm", "attention_pool", "profile"),
     [
-        ("google", GOOGLE),
-        ("jeonsworld", GOOGLE),
-        ("transfg", IMAGENET),
-        ("timm", IMAGENET),
-        ("torchvision", IMAGENET),
-        ("hf-dinov2", IMAGENET),
-        ("hf-vit", GOOGLE._replace(layer_norm_eps=1e-12)),
+        ("google", False, False, GOOGLE),
+        ("jeonsworld", False, False, GOOGLE),
+        ("transfg", False, False, IMAGENET),
+        ("timm", False, False, IMAGENET),
+        ("timm", True, False, CLIP),
+        ("timm", False, True, SIGLIP),
+        ("torchvision", False, False, IMAGENET),
+        ("hf-dinov2", False, False, IMAGENET),
+        ("hf-vit", False, False, GOOGLE._replace(layer_norm_eps=1e-12)),
     ],
 )
-def test_the_default_of_a_layout(layout, profile):
-    assert default_profile(layout, has_pre_norm=False, has_attention_pool=False) == profile
+def test_the_default_of_a_layout(layout, pre_norm, attention_pool, profile):
+    assert default_profile(layout, pre_norm, attention_pool) == profile
 
 
-def test_the_default_of_timm_s_towers():
-    assert default_profile("timm", has_pre_norm=True, has_attention_pool=False) == CLIP
-    assert default_profile("timm", has_pre_norm=False, has_attention_pool=True) == SIGLIP
-
-
-@pytest.mark.parametrize("layout", [layout.name for layout in LAYOUTS])
-def test_every_layout_has_a_default_that_can_be_built(layout):
-    profile = default_profile(layout, has_pre_norm=False, has_attention_pool=False)
-    assert profile.activation in ACTIVATIONS
+def test_every_layout_has_a_default():
+    for layout in LAYOUTS:
+        assert default_profile(layout.name, has_pre_norm=False, has_attention_pool=False)
 
 
 def test_profiles_cost_no_torch():
@@ -165,21 +159,13 @@ def test_an_activation_of_hugging_face(tmp_path, theirs, ours):
     assert ours in ACTIVATIONS
 
 
-def test_hugging_face_s_config_may_leave_things_out(tmp_path):
+def test_hugging_face_s_files_may_say_less(tmp_path):
     said = read_sidecar(write(tmp_path, {"model_type": "vit", "hidden_size": None}))
     assert said == Sidecar(sources=("config.json",))
-
-
-def test_hugging_face_s_config_and_image_processor(tmp_path):
-    said = read_sidecar(write(tmp_path, HF_VIT, PROCESSOR))
-    assert said.sources == NAMES
-    assert (said.mean, said.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert said.layer_norm_eps == 1e-12
-
-
-def test_an_image_processor_alone(tmp_path):
     said = read_sidecar(write(tmp_path, processor=PROCESSOR))
     assert said == Sidecar(("preprocessor_config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    said = read_sidecar(write(tmp_path, HF_VIT, PROCESSOR))
+    assert (said.sources, said.std, said.layer_norm_eps) == (NAMES, (0.4, 0.5, 0.6), 1e-12)
 
 
 @pytest.mark.parametrize("left_out", ["image_mean", "image_std"])
@@ -199,34 +185,11 @@ def test_timm_s_config_of_now_and_before(tmp_path, config):
     )
 
 
-@pytest.mark.parametrize(
-    ("architecture", "eps", "activation"),
-    [
-        ("vit_base_patch16_224", 1e-6, "gelu"),
-        ("vit_small_patch14_reg4_dinov2", 1e-6, "gelu"),
-        ("vit_base_patch16_siglip_224", 1e-6, "gelu"),
-        ("vit_base_patch32_siglip_256", 1e-6, "gelu_tanh"),
-        ("vit_large_patch16_siglip_512", 1e-6, "gelu_tanh"),
-        ("vit_base_patch16_clip_224", 1e-5, "gelu"),
-        ("vit_base_patch32_clip_quickgelu_224", 1e-5, "quick_gelu"),
-    ],
-)
-def test_timm_s_architecture_says_eps_and_activation(tmp_path, architecture, eps, activation):
-    said = read_sidecar(write(tmp_path, {**TIMM, "architecture": architecture}))
-    assert (said.layer_norm_eps, said.activation) == (eps, activation)
-
-
 def test_timm_s_arguments_go_before_its_architecture(tmp_path):
-    arguments = {
-        "act_layer": "gelu_tanh",
-        "embed_dim": 64,
-        "depth": 3,
-        "num_heads": 4,
-        "qk_norm": 1,
-    }
+    arguments = {"act_layer": "gelu_tanh", "embed_dim": 64, "num_heads": 4, "qk_norm": 1}
     said = read_sidecar(write(tmp_path, {**TIMM, "model_args": arguments}))
     assert said.activation == "gelu_tanh"
-    assert said.sizes == {"embed_dim": 64, "depth": 3, "num_heads": 4}
+    assert said.sizes == {"embed_dim": 64, "num_heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -246,39 +209,30 @@ def test_a_config_of_another_library_says_nothing(tmp_path, config):
 # --- Files that cannot be used --------------------------------------------------------------------
 
 
+NOT_JSON, NOT_AN_OBJECT = "is not readable as JSON", "is not a JSON object"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "content",
+    ("content", "problem"),
     [
-        b"",
-        b"{",
-        b'{"a": 1',
-        b"nothing",
-        b"\xff\xfe",
-        b"\x00" * 9,
-        b'{"a":' * 100_000,
-        b'{"a": ' + b"9" * 5000 + b"}",
+        (b"", NOT_JSON),
+        (b'{"a": 1', NOT_JSON),
+        (b"\xff\xfe", NOT_JSON),
+        (b'{"a":' * 100_000, NOT_JSON),
+        (b'{"a": ' + b"9" * 5000 + b"}", NOT_JSON),
+        (b"[]", NOT_AN_OBJECT),
+        (b"null", NOT_AN_OBJECT),
+        (None, NOT_JSON),  # a folder
     ],
-    ids=["empty", "open", "cut", "text", "not UTF-8", "zeros", "deep", "long"],
+    ids=["empty", "cut", "not UTF-8", "deep", "long", "list", "null", "folder"],
 )
-def test_a_malformed_file(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ProfileError, match=rf"{name} is not readable as JSON; mend or remove it$"):
-        read_sidecar(tmp_path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", [[], 3, "vit", None, True])
-def test_a_file_of_no_object(tmp_path, name, value):
-    (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
-    with pytest.raises(ProfileError, match=rf"{name} is not a JSON object; mend or remove it$"):
-        read_sidecar(tmp_path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_that_name(tmp_path, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(ProfileError, match=rf"{name} is not readable as JSON"):
+def test_a_malformed_file_is_refused(tmp_path, name, content, problem):
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ProfileError, match=rf"{name} {problem}; mend or remove it$"):
         read_sidecar(tmp_path)
 
 
@@ -286,23 +240,18 @@ def test_a_folder_of_that_name(tmp_path, name):
     "value",
     [
         0.5,
-        "0.5",
-        [],
-        [0.5, 0.5],
         [0.5] * 4,
         [0.5, 0.5, "0.5"],
-        [0.5, 0.5, None],
         [True] * 3,
         {},
         [0.5, 0.5, float("nan")],
         [0.5, 0.5, float("inf")],
-        [[0.5] * 3] * 3,
         [0.5, 0.5, 10**400],
     ],
     ids=lambda value: str(value)[:30],
 )
 @pytest.mark.parametrize("field", ["mean", "std"])
-def test_a_normalization_that_is_none(tmp_path, field, value):
+def test_what_is_not_a_normalization_is_refused(tmp_path, field, value):
     message = "is not a mean or standard deviation per RGB channel$"
     write(tmp_path, processor={**PROCESSOR, f"image_{field}": value})
     with pytest.raises(ProfileError, match=rf"preprocessor_config\.json: .* {message}"):
@@ -322,16 +271,14 @@ def test_a_standard_deviation_is_above_0_and_a_mean_need_not_be(tmp_path, value)
     assert read_sidecar(tmp_path).mean == tuple(values)
 
 
-@pytest.mark.parametrize("value", [0, 1, -1e-6, 1.5, "1e-6", True, [1e-6], float("nan"), 10**400])
-def test_an_eps_that_is_none(tmp_path, value):
+@pytest.mark.parametrize("value", [0, 1, -1e-6, "1e-6", True, float("nan"), 10**400])
+def test_what_is_not_an_eps_is_refused(tmp_path, value):
     write(tmp_path, {**HF_VIT, "layer_norm_eps": value})
     with pytest.raises(ProfileError, match=r"config\.json: .* is not a LayerNorm eps$"):
         read_sidecar(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "value", ["relu", "silu", "", 3, True, ["gelu"], {"name": "gelu"}], ids=str
-)
+@pytest.mark.parametrize("value", ["relu", "", 3, True, ["gelu"]], ids=str)
 @pytest.mark.parametrize(
     "config_with",
     [
@@ -340,7 +287,7 @@ def test_an_eps_that_is_none(tmp_path, value):
     ],
     ids=["hugging face", "timm"],
 )
-def test_an_activation_that_we_have_not(tmp_path, config_with, value):
+def test_an_unknown_activation_is_refused(tmp_path, config_with, value):
     write(tmp_path, config_with(value))
     with pytest.raises(ProfileError, match=r"config\.json: the activation .* is not one of ours$"):
         read_sidecar(tmp_path)
@@ -396,23 +343,6 @@ def test_whatever_the_files_hold_it_is_a_sidecar_or_a_profile_error(folder, conf
 
 # --- What is said and what is assumed -------------------------------------------------------------
 
-SAID = {
-    "mean": (0.1, 0.2, 0.3),
-    "std": (0.4, 0.5, 0.6),
-    "layer_norm_eps": 1e-3,
-    "activation": "quick_gelu",
-}
-
-
-@given(fields=st.sets(st.sampled_from(sorted(SAID))))
-@SETTINGS
-def test_what_is_not_said_is_the_default_s(fields):
-    said = {field: SAID[field] for field in fields}
-    profile, assumed = complete(Sidecar(**said), CLIP)
-    assert profile == CLIP._replace(**said)
-    assert assumed == [field for field in Profile._fields if field not in fields]
-
-
 # The weights of one of our models are a file of timm's layout.
 PARTS = {
     "plain": {},
@@ -448,41 +378,31 @@ def test_alone_everything_is_assumed_and_said_so(tmp_path, kind, profile):
     assert "num_heads" not in weights.sizes
 
 
-def test_beside_a_config_the_rest_is_assumed(tmp_path):
-    weights = open_beside(tmp_path, HF_VIT)
-    profile = IMAGENET._replace(layer_norm_eps=1e-12)
-    assert weights.profile == profile
-    assert weights.assumed.startswith("config.json ")
-    assert weights.assumed.endswith(f" not say mean, std: assumed {profile.describe()}")
-    assert weights.sizes["num_heads"] == 4
-
-
-def test_beside_an_image_processor_the_rest_is_assumed(tmp_path):
-    weights = open_beside(tmp_path, processor=PROCESSOR, kind="clip")
-    assert weights.profile.normalization == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    assert weights.assumed.startswith("preprocessor_config.json ")
-    assert " not say layer_norm_eps, activation: assumed mean 0.1 0.2 0.3" in weights.assumed
-
-
-@pytest.mark.parametrize("files", [(HF_VIT, PROCESSOR), (TIMM, None)], ids=["hf", "timm"])
-def test_beside_files_that_say_everything_nothing_is_assumed(tmp_path, files):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((HF_VIT, None), "config.json does not say mean, std: assumed mean 0.485 "),
+        (
+            (None, PROCESSOR),
+            "preprocessor_config.json does not say layer_norm_eps, activation: assumed mean 0.1 ",
+        ),
+        (
+            ({**HF_VIT, "hidden_act": None}, PROCESSOR),
+            "config.json and preprocessor_config.json do not say activation: assumed mean 0.1 ",
+        ),
+        ((HF_VIT, PROCESSOR), ""),
+        ((TIMM, None), ""),
+    ],
+)
+def test_beside_files_the_rest_is_assumed(tmp_path, files, said):
     weights = open_beside(tmp_path, *files)
-    assert weights.assumed == ""
-    assert weights.profile.mean == (0.1, 0.2, 0.3)
-
-
-def test_two_files_that_leave_something_out(tmp_path):
-    config = {key: value for key, value in HF_VIT.items() if key != "hidden_act"}
-    weights = open_beside(tmp_path, config, PROCESSOR)
-    assert weights.assumed.startswith(
-        "config.json and preprocessor_config.json do not say activation: assumed mean 0.1 0.2 0.3"
-    )
+    assert weights.assumed.startswith(said)
+    assert bool(weights.assumed) == bool(said)
+    assert (weights.profile.mean == (0.1, 0.2, 0.3)) == (files != (HF_VIT, None))
 
 
 @pytest.mark.parametrize(
-    "config",
-    [None, HF_VIT, TIMM, b"{", {**HF_VIT, "hidden_size": 768}, {**HF_VIT, "hidden_act": "?"}],
-    ids=["none", "hf", "timm", "malformed", "of another model", "wrong"],
+    "config", [None, HF_VIT, b"{", {**HF_VIT, "hidden_size": 768}], ids=lambda value: str(value)[:9]
 )
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_named_profile_wins_and_no_file_is_read(tmp_path, name, config):
@@ -495,8 +415,6 @@ def test_a_named_profile_wins_and_no_file_is_read(tmp_path, name, config):
 @pytest.mark.parametrize(
     ("config", "differing"),
     [
-        ({**HF_VIT, "hidden_size": 768}, "embed_dim 768 where the weights have 64"),
-        ({**HF_VIT, "num_hidden_layers": 12}, "depth 12 where the weights have 3"),
         ({**TIMM, "model_args": {"depth": 12}}, "depth 12 where the weights have 3"),
         (
             {**HF_VIT, "hidden_size": 768, "num_hidden_layers": 12},
@@ -504,25 +422,10 @@ def test_a_named_profile_wins_and_no_file_is_read(tmp_path, name, config):
         ),
     ],
 )
-def test_a_config_of_other_sizes_contradicts(tmp_path, config, differing):
+def test_a_config_of_other_sizes_is_refused(tmp_path, config, differing):
     message = (
         rf"config\.json describes another model \({differing}\); remove it, or name a "
         r"--pretrained_profile$"
     )
     with pytest.raises(ProfileError, match=message):
         open_beside(tmp_path, config)
-
-
-def test_an_unusable_file_beside_the_weights(tmp_path):
-    with pytest.raises(
-        ProfileError, match=r"config\.json is not readable as JSON; mend or remove it$"
-    ):
-        open_beside(tmp_path, b"{")
-    with pytest.raises(ProfileError, match=r"preprocessor_config\.json is not a JSON object"):
-        open_beside(tmp_path, HF_VIT, [])
-
-
-def test_the_folder_may_be_the_current_one(tmp_path, monkeypatch):
-    open_beside(tmp_path, HF_VIT, PROCESSOR)
-    monkeypatch.chdir(tmp_path)
-    assert open_pretrained(Path("model.safetensors")).profile.layer_norm_eps == 1e-12

@@ -4,10 +4,10 @@ Shapes: B batch, N tokens, P patches, H heads, D width, L blocks.
 """
 
 import functools
-import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -25,10 +25,10 @@ from small_models import (
 from torch import Tensor
 
 from models.build import build_model
-from models.configs import num_tokens, patch_centers
+from models.configs import grid_side, num_tokens
 from models.layers import QueriesKeys
 from models.losses import Objective
-from models.transfg import MAX_SLICE_BYTES, TransFG, class_token_rollout
+from models.transfg import MAX_SLICE_BYTES, TransFG, class_token_rollout, patch_centers
 from models.vit import ViTOutput
 
 EVERYTHING = 2**40  # bytes
@@ -56,8 +56,7 @@ def gaps(row: Tensor) -> Tensor:
 
 # (N, B, H): 224 pixels, 448 pixels, and 448 pixels with overlap, all of patch 16.
 SHAPES = ((197, 2, 2), (785, 1, 2), (1370, 1, 2))
-DEPTHS = (3, 6, 12)
-slices = pytest.mark.parametrize("queries", [1, 100, None], ids=["one", "ragged", "everything"])
+DEPTHS = (3, 12)
 
 
 def random_layers(depth: int, batch: int, heads: int, tokens: int) -> list[QueriesKeys]:
@@ -81,7 +80,7 @@ def case(tokens: int, batch: int, heads: int) -> tuple[list[QueriesKeys], dict[i
     return layers, rows
 
 
-@slices
+@pytest.mark.parametrize("queries", [100, None], ids=["ragged", "everything"])
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("tokens", "batch", "heads"), SHAPES)
 def test_the_row_is_that_of_the_full_product(tokens, batch, heads, depth, queries):
@@ -120,18 +119,27 @@ def test_the_row_of_any_sizes_and_any_bound(depth, batch, heads, tokens, width, 
     torch.testing.assert_close(row, product[:, :, 0], atol=1e-12, rtol=0)
 
 
-def test_the_row_leaves_queries_and_keys_alone():
+def test_the_row_leaves_queries_and_keys_alone_and_no_gradient_passes_it():
     layers = random_layers(3, 2, 2, 9)
     before = [QueriesKeys(*(part.clone() for part in layer)) for layer in layers]
-    class_token_rollout(layers[::-1], 200)
+    for part in layers[0]:
+        part.requires_grad_()
+    assert not class_token_rollout(layers[::-1], 200).requires_grad
     torch.testing.assert_close(layers, before, rtol=0, atol=0)
 
 
-def test_no_gradient_passes_the_row():
-    layers = random_layers(2, 1, 2, 9)
-    for part in layers[0]:
-        part.requires_grad_()
-    assert not class_token_rollout(layers[::-1]).requires_grad
+@given(sizes=small_sizes(), class_token=st.booleans(), registers=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_patch_s_center_is_the_mean_of_its_pixels_centers(sizes, class_token, registers):
+    fields = {"class_token": class_token, "num_registers": registers, "pool": "avg"}
+    config = small_config(**sizes, **fields)
+    middles = (torch.arange(config.img_size, dtype=torch.float64) + 0.5) / config.img_size
+    y, x = torch.meshgrid(middles, middles, indexing="ij")
+    # As a convolution visits them: row by row.
+    pixels = F.unfold(torch.stack((x, y))[:, None], config.patch_size, stride=config.patch_stride)
+    centers = patch_centers(config)
+    assert len(centers) == grid_side(config) ** 2 == num_tokens(config) - registers - class_token
+    torch.testing.assert_close(centers, pixels.mean(dim=1).T.float(), rtol=0, atol=1e-6)
 
 
 # --- The model is the paper's ---------------------------------------------------------------------
@@ -156,7 +164,7 @@ def by_the_paper(
     logits, features, chosen = transfg(
         in_their_names(ours), images, config.num_heads, config.patch_stride, config.layer_norm_eps
     )
-    centers = torch.from_numpy(patch_centers(config)).to(images.dtype)
+    centers = patch_centers(config).to(images.dtype)
     output = ViTOutput(logits, features, centers[chosen])
     loss = OBJECTIVE(output, labels)
     loss.backward()
@@ -215,41 +223,6 @@ def test_models_of_any_sizes_are_the_paper_s(sizes, batch, seed):
     torch.testing.assert_close(gradients, their_gradients, atol=1e-9, rtol=1e-7)
 
 
-def test_of_each_head_the_patch_and_where_it_is():
-    config = parts_config(**SPLITS["overlap"])
-    model, images, _ = clear_case(config)
-    seen = {}
-    model.part_block.register_forward_pre_hook(lambda part, inputs: seen.update(x=inputs[0]))
-    output = model(images)
-    weights = in_their_names(model.state_dict())
-    index = naive_row(weights, config, images).argmax(dim=-1)  # (B, H)
-    assert output.parts.shape == (4, config.num_heads, 2)
-    assert output.parts.dtype == torch.float32
-    row, column = index // 5, index % 5
-    expected = (torch.stack((column, row), dim=-1) * 12 + 8) / 64  # x, y
-    torch.testing.assert_close(output.parts, expected)
-    assert seen["x"].shape == (4, 1 + config.num_heads, config.embed_dim)
-
-
-def test_the_part_block_computes_the_class_token_alone():
-    model = build_model(parts_config(), 5)  # 2 x 2 patches and the class token
-    seen = []
-    for each in (*model.blocks, model.part_block):
-        each.mlp.register_forward_hook(lambda mlp, inputs, output: seen.append(output.shape[1]))
-    model(torch.zeros(1, 3, 32, 32))
-    assert seen == [5, 5, 1]
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_small_batches(batch):
-    config = parts_config(**SPLITS["non-overlap"])
-    model, images, labels = clear_case(config, batch)
-    theirs, their_gradients = by_the_paper(model, config, images, labels)
-    torch.testing.assert_close(model(images), theirs, atol=1e-5, rtol=0)
-    gradients = loss_and_gradients(model, images, labels, OBJECTIVE)
-    assert_close_to_the_largest(gradients, their_gradients, 1e-5)
-
-
 @splits
 def test_the_others_in_the_batch_play_no_part(split):
     model, images, _ = clear_case(parts_config(**split))
@@ -259,14 +232,6 @@ def test_the_others_in_the_batch_play_no_part(split):
         in_batch = ViTOutput(*(part[i : i + 1] for part in together))
         assert torch.equal(alone.parts, in_batch.parts)
         torch.testing.assert_close(alone, in_batch, atol=1e-5, rtol=0)
-
-
-@splits
-def test_the_same_input_gives_the_same_bits(split):
-    model, images, labels = clear_case(parts_config(**split))
-    torch.testing.assert_close(model(images), model(images), rtol=0, atol=0)
-    first, second = (loss_and_gradients(model, images, labels, OBJECTIVE) for _ in range(2))
-    torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
 # --- Registers ------------------------------------------------------------------------------------
@@ -295,7 +260,7 @@ def test_a_register_is_never_selected(registers):
     assert ((of_all > 0) & (of_all < prefix)).any()
     index = row[:, :, prefix:].argmax(dim=-1)  # (B, H)
     assert gaps(row[:, :, prefix:]).min() > 1e-4
-    centers = torch.from_numpy(patch_centers(config))
+    centers = patch_centers(config)
     torch.testing.assert_close(output.parts, centers[index])
     for i, chosen in enumerate(index):
         expected = torch.cat((x[i, :1], x[i, prefix:][chosen]))
@@ -326,14 +291,6 @@ def test_no_matrix_of_all_tokens_exists(monkeypatch, queries, is_training, grad_
     assert ("softmax", slice_numbers) in operators.seen
 
 
-def test_the_paper_s_code_has_matrices_of_all_tokens():
-    config = parts_config(**NARROW)
-    model, images = random_model(config, 5, seed=0), random_images(config, 1, seed=0)
-    with Operators() as operators:
-        by_the_paper(model, config, images, torch.tensor([1]))
-    assert max(numbers for _, numbers in operators.seen) == 2 * 197**2
-
-
 @pytest.mark.parametrize("bound", [0, 1, 4 * 2 * 197])
 def test_a_slice_is_at_least_one_query(monkeypatch, bound):
     config = parts_config(**NARROW)
@@ -358,43 +315,6 @@ def test_no_value_is_read_and_nothing_is_indexed(fields, grad_checkpointing):
     assert operators.unwanted == set()
 
 
-@pytest.mark.parametrize("grad_checkpointing", [False, True])
-def test_queries_and_keys_live_no_longer_than_they_must(grad_checkpointing, monkeypatch):
-    config = parts_config(depth=6)
-    model, images = random_model(config, 5, seed=0), random_images(config, 1, seed=0)
-    model.grad_checkpointing = grad_checkpointing
-    references, selecting, afterwards = [], [], []
-
-    def count() -> int:
-        return len([reference for reference in references if reference() is not None])
-
-    def watched(layers):
-        def each():
-            for layer in layers:
-                references.extend(weakref.ref(part) for part in layer)
-                selecting.append(count())
-                yield layer
-
-        return class_token_rollout(each())
-
-    monkeypatch.setattr("models.transfg.class_token_rollout", watched)
-    model.part_block.register_forward_pre_hook(lambda *_: afterwards.append(count()))
-    output = model(images)
-    assert output.logits.requires_grad  # the backward pass is yet to come
-    assert len(references) == 10
-    # Recomputed: of the block at hand and the one before it. Else all that were kept.
-    assert max(selecting) == (4 if grad_checkpointing else 10)
-    assert afterwards == [0]
-
-
-def test_recomputation_keeps_less_memory():
-    config = parts_config(depth=6, img_size=64)
-    model, images = random_model(config, 5, seed=0), random_images(config, 4, seed=0)
-    kept = kept_bytes(lambda: model(images))
-    model.grad_checkpointing = True
-    assert kept_bytes(lambda: model(images)) < kept / 3
-
-
 def test_selection_keeps_no_memory():
     parts, plain = (
         random_model(small_config(head=head, img_size=64, depth=6), 5, seed=0)
@@ -406,117 +326,48 @@ def test_selection_keeps_no_memory():
     assert kept < 2 * 4 * 17 * 64 * 4
 
 
-# --- Dropout, stochastic depth, recomputation -----------------------------------------------------
-
-RANDOMNESS = {
-    "none": {},
-    "dropout": {"dropout": 0.2},
-    "drop path": {"drop_path": 0.5},
-    "both": {"dropout": 0.2, "drop_path": 0.5, "layer_scale": 0.5},
-}
+# --- Activation checkpointing ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("randomness", RANDOMNESS.values(), ids=RANDOMNESS)
+@pytest.mark.parametrize(
+    "randomness",
+    [{}, {"dropout": 0.2, "drop_path": 0.5, "layer_scale": 0.5}],
+    ids=["none", "random"],
+)
 @splits
-def test_recomputation_changes_no_bit(split, randomness):
-    config = parts_config(depth=4, **split, **randomness)
+def test_activation_checkpointing_changes_no_bit_and_keeps_less_memory(split, randomness):
+    config = parts_config(depth=6, **split, **randomness)
     model, images = random_model(config, 5, seed=1), random_images(config, 4, seed=1)
     labels = torch.tensor([0, 1, 1, 4])
-    kept = loss_and_gradients(model, images, labels, OBJECTIVE)
+    plain, again = (loss_and_gradients(model, images, labels, OBJECTIVE) for _ in range(2))
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)  # the same input gives the same bits
+    kept = kept_bytes(lambda: model(images))
     model.grad_checkpointing = True
-    recomputed = loss_and_gradients(model, images, labels, OBJECTIVE)
-    torch.testing.assert_close(recomputed, kept, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("field", ["dropout", "drop_path"])
-def test_randomness_is_for_training_alone(field):
-    config = parts_config(**{field: 0.5})
-    model, images = random_model(config, 5, seed=0), random_images(config, 4, seed=0)
-    plain = random_model(parts_config(), 5, seed=0)
-    with torch.no_grad():
-        expected = plain.eval()(images)
-        torch.testing.assert_close(plain.train()(images), expected, rtol=0, atol=0)
-        torch.testing.assert_close(model.eval()(images), expected, rtol=0, atol=0)
-        first, second = model.train()(images).logits, model(images).logits
-    assert not torch.allclose(first, second)
-    assert not torch.allclose(first, expected.logits)
-
-
-def test_drop_path_rises_linearly_up_to_the_part_block():
-    for depth, expected in ((5, [0, 0.1, 0.2, 0.3, 0.4]), (2, [0, 0.4])):
-        model = build_model(parts_config(depth=depth, drop_path=0.4), 5)
-        blocks = (*model.blocks, model.part_block)
-        assert [getattr(each.drop_path, "p", 0.0) for each in blocks] == pytest.approx(expected)
+    checkpointed = loss_and_gradients(model, images, labels, OBJECTIVE)
+    torch.testing.assert_close(checkpointed, plain, rtol=0, atol=0)
+    assert kept_bytes(lambda: model(images)) < kept / 3
 
 
 # --- Names ----------------------------------------------------------------------------------------
 
 
 def test_the_last_block_and_norm_are_the_part_s():
+    fields = {"num_registers": 1, "layer_scale": 0.1, "depth": 12}
     plain, parts = (
-        {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        for model in (build_model(small_config(head=head), 5) for head in ("token", "parts"))
+        build_model(small_config(head=head, **fields), 5) for head in ("token", "parts")
     )
-    renamed = {"blocks.2.": "part_block.", "norm.": "part_norm."}
+    renamed = {"blocks.11.": "part_block.", "norm.": "part_norm."}
     expected = {}
-    for name, shape in plain.items():
+    for name, value in plain.named_parameters():
         old = next((old for old in renamed if name.startswith(old)), "")
-        expected[renamed.get(old, "") + name.removeprefix(old)] = shape
-    assert parts == expected
-
-
-def test_the_layer_of_every_parameter():
-    model = build_model(parts_config(depth=12, num_registers=1, layer_scale=0.1), 5)
-    layers = {}
-    for name, _ in model.named_parameters():
-        layers.setdefault(model.layer_of(name), set()).add(name)
-    assert layers.pop(0) == {
-        "patch_embed.proj.weight",
-        "patch_embed.proj.bias",
-        "cls_token",
-        "reg_token",
-        "pos_embed",
-    }
-    for i in range(11):
-        names = layers.pop(i + 1)
-        assert len(names) == 14
-        assert all(name.startswith(f"blocks.{i}.") for name in names)
-    names = layers.pop(12)
-    assert len(names) == 14
-    assert all(name.startswith("part_block.") for name in names)
-    assert layers == {13: {"part_norm.weight", "part_norm.bias", "head.weight", "head.bias"}}
+        ours = renamed.get(old, "") + name.removeprefix(old)
+        expected[ours] = (value.shape, plain.layer_of(name))
+    given_back = {name: (p.shape, parts.layer_of(name)) for name, p in parts.named_parameters()}
+    assert given_back == expected
 
 
 def test_the_backbone_is_what_selects():
     model = build_model(parts_config(num_registers=1), 5)
-    backbone = {name for name, _ in model.named_parameters() if model.is_backbone(name)}
-    rest = dict(model.named_parameters()).keys() - backbone
-    assert {name.partition(".")[0] for name in backbone} == {
-        "patch_embed",
-        "cls_token",
-        "reg_token",
-        "pos_embed",
-        "blocks",
-    }
-    assert {name.partition(".")[0] for name in rest} == {"part_block", "part_norm", "head"}
-
-
-def test_names_without_weight_decay_are_parameters():
-    model = build_model(parts_config(num_registers=1), 5)
-    assert model.no_weight_decay() == {"cls_token", "pos_embed", "reg_token"}
-    assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
-
-
-# --- What it refuses ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("depth", [0, 1])
-def test_one_block_selects_nothing(depth):
-    with pytest.raises(ValueError, match=f"part selection needs at least 2 blocks, not {depth}"):
-        TransFG(parts_config(depth=depth), 5)
-
-
-@pytest.mark.parametrize("pool", ["avg", "map"])
-def test_without_class_token_there_is_no_row(pool):
-    with pytest.raises(ValueError, match="part selection needs a class token"):
-        TransFG(parts_config(class_token=False, pool=pool), 5)
+    names = dict(model.named_parameters())
+    rest = {name.partition(".")[0] for name in names if not model.is_backbone(name)}
+    assert rest == {"part_block", "part_norm", "head"}
