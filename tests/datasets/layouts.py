@@ -1,9 +1,8 @@
 """What the writers of tiny datasets in their official formats share.
 
-A writer `write_NAME(root, train_images=4, test_images=2, test_classes=None, photos=True)` makes the
-folder `root` of a dataset with three classes and returns it: so many images of each class in either
-split, in the test split of the classes with these indices only. A dataset without a test split has
-its val split instead. Without photos the folder of images is empty, which is all a reader needs.
+A writer `write_NAME(root, photos=True, **counts)` makes the folder `root` of a dataset with three
+classes and returns it. `counts` go to `plan`; a dataset without a test split has its val split
+instead. Without photos the folder of images is empty, which is all a reader needs.
 """
 
 import os
@@ -14,11 +13,17 @@ import numpy as np
 from helpers import REPO
 from PIL import Image
 
-Classes = Collection[int] | None
 
+def plan(
+    train_images: int = 4, test_images: int = 2, test_classes: Collection[int] | None = None
+) -> dict[str, list[int]]:
+    """The class index of each image of both splits, class by class.
 
-def plan(train_images: int, test_images: int, test_classes: Classes) -> dict[str, list[int]]:
-    """The class index of each image of both splits, class by class."""
+    Args:
+        train_images: images of each class.
+        test_images: images of each class that is in the test split.
+        test_classes: class indices of the test split; None: every class.
+    """
     return {
         "train": [index for index in range(3) for _ in range(train_images)],
         "test": [

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
-from layouts import Classes, draw, official_lists, plan, write_table
+from layouts import draw, official_lists, plan, write_table
 
 # Class id to name, and child to parent, as the official files have them. The used classes of
 # NABirds are leaves with gaps between their ids; a leaf may be called like the node above it.
@@ -31,15 +32,9 @@ LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classe
 REAL_CUB, REAL_NABIRDS = official_lists("cub_200_2011"), official_lists("nabirds")
 
 
-def write_cub(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_cub(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
-    planned = plan(train_images, test_images, test_classes)
+    planned = plan(**counts)
     kinds = [(index, split) for split, indices in planned.items() for index in indices]
     # Official order: class by class, training and test images mixed.
     for index, split in sorted(kinds, key=lambda kind: kind[0]):
@@ -51,15 +46,9 @@ def write_cub(
     return root
 
 
-def write_nabirds(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_nabirds(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
-    planned = plan(train_images, test_images, test_classes)
+    planned = plan(**counts)
     kinds = [(index, split) for split, indices in planned.items() for index in indices]
     generator = np.random.default_rng(555)
     # Official order: by UUID, so that classes and splits are mixed.

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from layouts import Classes, draw, mixed, official_lists, plan, write_lines
+from layouts import draw, mixed, official_lists, plan, write_lines
 from scipy.io import loadmat, savemat
 
 # In index order, as the official files have them.
@@ -22,18 +23,11 @@ CAR_LABELS_FILE = "cars_test_annos_withlabels.mat"
 REAL_CARS = official_lists("stanford_cars")
 
 
-def write_cars(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-    labelled: bool = True,
-) -> Path:
+def write_cars(root: Path, photos: bool = True, labelled: bool = True, **counts: Any) -> Path:
     """Without labels of the test split unless `labelled`, as the devkit is."""
     (root / "devkit").mkdir(parents=True, exist_ok=True)
     write_mat(root / "devkit" / "cars_meta.mat", class_names=cells(CAR_CLASSES)[None])
-    planned = plan(train_images, test_images, test_classes)
+    planned = plan(**counts)
     for seed, (split, indices) in enumerate(planned.items()):
         labels = mixed(indices, 10**4 * seed)  # official order: the classes are mixed
         names = [f"{number:05d}.jpg" for number in range(1, len(labels) + 1)]
@@ -66,19 +60,12 @@ def without_field(structs: np.ndarray, field: str) -> np.ndarray:
     return kept
 
 
-def write_dogs(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-    lists_folder: str = "",
-) -> Path:
+def write_dogs(root: Path, photos: bool = True, lists_folder: str = "", **counts: Any) -> Path:
     """With the lists in the folder `lists_folder` of `root`."""
     (root / "Images").mkdir(parents=True, exist_ok=True)
     (root / lists_folder).mkdir(exist_ok=True)
     seed = 0
-    for split, labels in plan(train_images, test_images, test_classes).items():
+    for split, labels in plan(**counts).items():
         files = []
         for label in labels:
             folder = DOG_FOLDERS[label]
@@ -100,16 +87,10 @@ def write_dog_list(path: Path, files: Sequence[object], labels: Sequence[object]
     )
 
 
-def write_pet(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_pet(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     seed = 0
-    for split, labels in plan(train_images, test_images, test_classes).items():
+    for split, labels in plan(**counts).items():
         lines = []
         for label in labels:
             breed, species, number = PET_CLASSES[label]

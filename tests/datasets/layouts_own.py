@@ -1,23 +1,19 @@
 """Tiny data of a user's own: folders of images, and a CSV file; with a val split for test."""
 
 from pathlib import Path
+from typing import Any
 
-from layouts import Classes, draw, plan, write_lines
+from layouts import draw, plan, write_lines
 
 CLASSES = ("Épine noire", "oak_leaf", "rose")
 
 
 def write_folder(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-    split_folders: bool = True,
+    root: Path, photos: bool = True, split_folders: bool = True, **counts: Any
 ) -> Path:
     """Class folders in `train/` and `val/`, or in the root: then all of them without any split."""
     seed = 0
-    for split, labels in plan(train_images, test_images, test_classes).items():
+    for split, labels in plan(**counts).items():
         folder = root / {"train": "train", "test": "val"}[split] if split_folders else root
         for label in labels:
             path = folder / CLASSES[label] / f"IMG_{seed:04d}.JPG"
@@ -31,7 +27,7 @@ def write_folder(
 def write_csv(root: Path, with_split: bool = True) -> Path:
     """A CSV file of 12 and 6 images beside it; its path."""
     lines, seed = ["path,label,split" if with_split else "path,label"], 0
-    for split, labels in plan(4, 2, None).items():
+    for split, labels in plan().items():
         for label in labels:
             name = f"photos/{seed % 2}/IMG {seed:04d}.jpg"
             draw(root / name, label, seed)

@@ -4,9 +4,10 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from layouts import Classes, draw, mixed, picture, plan, write_lines
+from layouts import draw, mixed, picture, plan, write_lines
 from PIL import Image
 
 # Class names as the official files have them, in class order.
@@ -23,21 +24,15 @@ CIFAR100_COARSE = ("fish", "fruit_and_vegetables", "people")
 CIFAR100_COARSE_OF = (1, 0, 2)  # of each fine class
 
 
-def write_aircraft(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     """With a val split of two images of each class."""
     data = root / "data"
     (data / "images").mkdir(parents=True, exist_ok=True)
     write_lines(data / "variants.txt", AIRCRAFT_VARIANTS)
-    planned = plan(train_images, test_images, test_classes)
+    planned = plan(**counts)
     rows: dict[str, list[tuple[str, int]]] = {}
     seed = 0
-    for split, labels in (planned | {"val": plan(0, 2, None)["test"]}).items():
+    for split, labels in (planned | {"val": plan()["test"]}).items():
         rows[split] = []
         for label in labels:
             number = f"{(7919 * seed + 34309) % 99991:07d}"  # no order, and zeros in front
@@ -52,18 +47,12 @@ def write_aircraft(
     return root
 
 
-def write_food101(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     write_lines(root / "meta" / "classes.txt", FOOD101_CLASSES)
     write_lines(root / "meta" / "labels.txt", FOOD101_CLASSES.values())
     seed = 0
-    for split, labels in plan(train_images, test_images, test_classes).items():
+    for split, labels in plan(**counts).items():
         lines = []
         for label in labels:
             lines.append(f"{list(FOOD101_CLASSES)[label]}/{1005649 - 31 * seed}")
@@ -75,13 +64,7 @@ def write_food101(
     return root
 
 
-def write_inat(
-    root: Path,
-    train_images: int = 4,
-    test_images: int = 2,
-    test_classes: Classes = None,
-    photos: bool = True,
-) -> Path:
+def write_inat(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "train_val_images").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(2017)
     categories = [
@@ -89,7 +72,7 @@ def write_inat(
         for key, (name, above) in enumerate(INAT_CATEGORIES)
     ]
     count = 0
-    for split, labels in plan(train_images, test_images, test_classes).items():
+    for split, labels in plan(**counts).items():
         images, annotations = [], []
         for number, label in enumerate(mixed(labels, 2017)):
             name, above = INAT_CATEGORIES[label]
@@ -111,11 +94,9 @@ def write_inat(
     return root
 
 
-def write_cifar10(
-    root: Path, train_images: int = 5, test_images: int = 2, test_classes: Classes = None
-) -> Path:
+def write_cifar10(root: Path, **counts: Any) -> Path:
     """With the training images spread over the five batches."""
-    train, test = _cifar_images(train_images, test_images, test_classes)
+    train, test = _cifar_images(counts)
     meta = {"num_cases_per_batch": -(-len(train) // 5), "num_vis": 3072}
     write_pickle(root / "batches.meta", {**meta, "label_names": list(CIFAR10_CLASSES)})
     batches = {
@@ -129,12 +110,10 @@ def write_cifar10(
     return root
 
 
-def write_cifar100(
-    root: Path, train_images: int = 5, test_images: int = 2, test_classes: Classes = None
-) -> Path:
+def write_cifar100(root: Path, **counts: Any) -> Path:
     names = {"fine_label_names": CIFAR100_CLASSES, "coarse_label_names": CIFAR100_COARSE}
     write_pickle(root / "meta", {key: list(values) for key, values in names.items()})
-    splits = _cifar_images(train_images, test_images, test_classes)
+    splits = _cifar_images(counts)
     for name, rows in zip(("train", "test"), splits, strict=True):
         labels = [label for label, _ in rows]
         coarse = [CIFAR100_COARSE_OF[label] for label in labels]
@@ -177,12 +156,10 @@ def _pickled(value: object) -> bytes:
     return made + state + _pickled(value.tobytes()) + b"tb"
 
 
-def _cifar_images(
-    train_images: int, test_images: int, test_classes: Classes
-) -> list[list[tuple[int, np.ndarray]]]:
+def _cifar_images(counts: dict[str, Any]) -> list[list[tuple[int, np.ndarray]]]:
     """(label, row of 3072 bytes) of each training and of each test image, classes mixed."""
     splits: list[list[tuple[int, np.ndarray]]] = []
-    for labels in plan(train_images, test_images, test_classes).values():
+    for labels in plan(**{"train_images": 5, **counts}).values():
         first = sum(map(len, splits))
         splits.append([])
         for seed, label in enumerate(mixed(labels, 32), start=first):
