@@ -19,15 +19,13 @@ from ml_collections import FrozenConfigDict
 from models.configs import model_names
 from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
-from utils.data.catalog import dataset_names
 from utils.data_utils import RunPaths
-from utils.dataset import labelmap, open_eval_data, prepare_images
-from utils.entrypoint import entrypoint, named_failures
+from utils.dataset import dataset_names, labelmap, open_eval_data, prepare_images
+from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
 from utils.processes import failing_together, joined_processes, main_first
 from utils.run.folder import check_run_can_start
-from utils.training.micro_batches import less_memory
 
 if TYPE_CHECKING:
     import torch

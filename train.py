@@ -20,14 +20,11 @@ from ml_collections import FrozenConfigDict
 from models.configs import get_config, model_names, num_tokens
 from utils.cli.resolve import parse_train, resolve_config, resolve_length
 from utils.console import log, log_table, progress_bar, show_training
-from utils.data.catalog import dataset_names
-from utils.data_utils import RunPaths
-from utils.dataset import Data, open_data, prepare_images
-from utils.entrypoint import entrypoint, named_failures
+from utils.dataset import Data, dataset_names, open_data, prepare_images
+from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.processes import failing_together, joined_processes, main_first
-from utils.run.folder import check_run_can_start
-from utils.training.micro_batches import less_memory
+from utils.run.folder import check_run_can_start, where_it_failed
 from utils.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,8 +73,7 @@ def build_planned_model(
         InputError: the weights cannot be used.
     """
     from models.build import plan_model
-    from models.pretrained.formats import WeightsError
-    from models.pretrained.profiles import ProfileError
+    from models.pretrained.weights import ProfileError, WeightsError
 
     try:
         plan = plan_model(config, starting_weights(config), classes)
@@ -92,11 +88,9 @@ def build_planned_model(
 
 def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: str) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
-    from utils.dist_util import open_device
-    from utils.run.plan import check_best, complete_plan
-    from utils.run.resume import open_start_point
+    from utils.run.session import begin_plan, complete_plan
 
-    start = open_start_point(flags, progress)
+    start, device = begin_plan(flags, progress)
     earlier = None if start.resume is None else start.resume.header.config
     length = resolve_length(flags, len(data.train), earlier)
     log.info(
@@ -107,7 +101,6 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
         flags.train_batch_size,
     )
     with failing_together():
-        device = open_device(flags)
         model_plan, model = build_planned_model(flags, data.train.classes)
         of_model = {
             "model": model_plan.config.to_dict(),
@@ -116,7 +109,6 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
         config = resolve_config(flags, data.decided, length, of_model)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
-    check_best(plan)
     with failing_together(), main_first():
         prepare_images(data, flags.skip_bad_images)
     return plan
@@ -178,15 +170,7 @@ def main(argv: Sequence[str]) -> None:
             check_run_can_start(flags)
             data = open_data(flags)
         progress = Progress()
-        checkpoint = RunPaths(Path(flags.output_dir), flags.name).checkpoint
-
-        def where() -> str:
-            last_good = checkpoint if progress.best else "none"
-            saved = progress.saved
-            resume = "" if saved is None else f"; --resume continues from step {saved}"
-            return f"after step {progress.step}, last good checkpoint: {last_good}{resume}"
-
-        with named_failures(where, lambda: less_memory(flags)):
+        with named_failures(lambda: where_it_failed(flags, progress), lambda: less_memory(flags)):
             from utils.run.session import start
 
             plan = plan_run(flags, data, progress, f"train.py {shlex.join(argv)}")

@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec, os_errors_are_input_errors
+from utils.data.catalog import dataset_names as dataset_names
 from utils.data.image_checks import check_images
 from utils.data.splits import Carving, Split, carve, check_same_classes
 from utils.data.subsets import select_subset

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from utils.console import drop, log_to_stdout
 from utils.errors import (
@@ -22,6 +23,27 @@ from utils.errors import (
     one_line,
 )
 from utils.processes import is_main
+
+if TYPE_CHECKING:
+    from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
+
+
+def less_memory(config: "FrozenConfigDict") -> str:
+    """Return which flags lower the memory that a run takes."""
+    remedies = []
+    if "train_batch_size" in config:
+        micro_batches = config.gradient_accumulation_steps
+        at_a_time = config.train_batch_size // micro_batches
+        if at_a_time > 1:
+            remedies.append(
+                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
+                "time)"
+            )
+        if not config.grad_checkpointing:
+            remedies.append("--grad_checkpointing")
+        remedies.append("a smaller --img_size")
+    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
+    return f"less is needed with {'; '.join(remedies)}"
 
 
 @contextmanager

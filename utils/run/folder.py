@@ -15,6 +15,7 @@ from utils.files import write_text
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_text, list_of, wrong_fields
+from utils.training.progress import Progress
 
 RETENTION_DAYS = 90
 
@@ -41,6 +42,15 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
             _check_evaluation(paths, Path(flags.checkpoint))
         else:
             _check_training(paths, flags.resume)
+
+
+def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
+    """Return, for an error message, how far training is and what of it is on disk."""
+    checkpoint = RunPaths(Path(flags.output_dir), flags.name).checkpoint
+    last_good = checkpoint if progress.best else "none"
+    saved = progress.saved
+    resume = "" if saved is None else f"; --resume continues from step {saved}"
+    return f"after step {progress.step}, last good checkpoint: {last_good}{resume}"
 
 
 def _check_training(paths: RunPaths, resume: str | None) -> None:

@@ -1,31 +1,125 @@
-"""Start a planned training run: make its first writes, and wire what trains."""
+"""Plan a training run, and start it: make its first writes, and build what trains."""
 
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from ml_collections import FrozenConfigDict
+from torch import nn
 
+from utils.cli.flags import experiment_of
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.loaders import eval_loader, train_loader
-from utils.data_utils import derive_seed
-from utils.dataset import labelmap
+from utils.data_utils import RunPaths, derive_seed
+from utils.dataset import Data, labelmap
+from utils.dist_util import build_env_stamp, open_device, with_session
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_main, rank, world_size
 from utils.run.best import BestKeeper
 from utils.run.lock import locked_run
-from utils.run.plan import Plan
-from utils.run.resume import PARTS
+from utils.run.resume import (
+    PARTS,
+    StartPoint,
+    check_same_run,
+    forget_lost_best,
+    is_changed,
+    open_start_point,
+)
 from utils.run.snapshot import Header, Part, SnapshotStore
 from utils.run.writer import RunWriter
 from utils.signals import Stopped, stop_by, stop_requests
 from utils.training.ddp import warm_up_exchange
 from utils.training.learner import Learner, build_learner
 from utils.training.meter import TrainMeter
+from utils.training.micro_batches import plan_micro_batches
+from utils.training.progress import Progress
 from utils.training.random_state import RandomState
 from utils.training.step_loader import StepLoader
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions of a training run."""
+
+    config: FrozenConfigDict
+    experiment: dict[str, Any]  # what of the config enters its hash
+    data: Data
+    facts: dict[str, Any]  # identity of the data, for stamp and snapshots
+    device: torch.device
+    model: nn.Module  # on the CPU, with its starting weights
+    about: dict[str, Any]  # the fields of a checkpoint that stay the same
+    micro_batches: int  # of an optimizer step
+    stamp: dict[str, Any]
+    start: StartPoint
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where the run lies."""
+        return RunPaths(Path(self.config.output_dir), self.config.name)
+
+
+def begin_plan(flags: FrozenConfigDict, progress: Progress) -> tuple[StartPoint, torch.device]:
+    """Read the snapshot to resume from, if any, choose the device, and seed everything.
+
+    All processes call it together. Nothing may draw random numbers until the model is built.
+
+    Raises:
+        InputError: the snapshot or the device cannot be used.
+    """
+    start = open_start_point(flags, progress)
+    with failing_together():
+        return start, open_device(flags)
+
+
+def complete_plan(
+    config: FrozenConfigDict,
+    data: Data,
+    start: StartPoint,
+    device: torch.device,
+    model: nn.Module,
+    num_tokens: int,
+    command: str,
+) -> Plan:
+    """Check the config against device and snapshot, and put together what is to be stamped.
+
+    Args:
+        config: config of the run, all resolved.
+        data: data of the run.
+        start: where training starts.
+        device: device of the run.
+        model: model on the CPU, with its starting weights.
+        num_tokens: tokens of one image.
+        command: command line as typed.
+
+    Raises:
+        InputError: a resumed run was started otherwise, or the device cannot train it as asked.
+    """
+    normalization = config.normalization.to_dict()
+    experiment, facts = experiment_of(config), data.facts()
+    micro_batches = plan_micro_batches(config, num_tokens, device, world_size())
+    if start.resume is not None:
+        check_same_run(config, experiment, facts, start.resume.header)
+    of_model = {"normalization": normalization, "micro_batches": micro_batches}
+    stamp = build_env_stamp(config, experiment, command, device, {**facts, **of_model})
+    about = {
+        "model_type": config.model_type,
+        "model_config": config.model.to_dict(),
+        "dataset": config.dataset,
+        "classes": list(data.train.classes),
+        "img_size": config.img_size,
+        "preset": config.preset,
+        "carving": facts["carving"] or {},
+        "normalization": normalization,
+        "config_hash": stamp["config_hash"],
+    }
+    earlier = None if start.resume is None else start.resume.stamp
+    stamp = with_session(stamp, start.progress.step, earlier)
+    return Plan(config, experiment, data, facts, device, model, about, micro_batches, stamp, start)
 
 
 @dataclass(frozen=True)
@@ -90,6 +184,9 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
         Terminated: the run was stopped by SIGTERM.
     """
     progress, resume = plan.start.progress, plan.start.resume
+    if resume is not None:
+        is_other = is_changed(resume, plan.experiment, plan.stamp)
+        forget_lost_best(progress, plan.paths, is_other)
     learner = build_learner(plan.model.to(plan.device), plan.config)
     snapshots = SnapshotStore(plan.paths, plan.config.keep)
     split = plan.data.eval

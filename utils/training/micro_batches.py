@@ -104,21 +104,3 @@ def plan_micro_batches(
             advice,
         )
     return micro_batches
-
-
-def less_memory(config: FrozenConfigDict) -> str:
-    """Return which flags lower the memory that a run takes."""
-    remedies = []
-    if "train_batch_size" in config:
-        micro_batches = config.gradient_accumulation_steps
-        at_a_time = config.train_batch_size // micro_batches
-        if at_a_time > 1:
-            remedies.append(
-                f"more --gradient_accumulation_steps (now {micro_batches}: {at_a_time} images at a "
-                "time)"
-            )
-        if not config.grad_checkpointing:
-            remedies.append("--grad_checkpointing")
-        remedies.append("a smaller --img_size")
-    remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
-    return f"less is needed with {'; '.join(remedies)}"
