@@ -38,6 +38,8 @@ def _run(
     script: str, argv: list[str], output: Path, environment: Mapping[str, str], room: int | None
 ) -> None:
     """Do in the forked process what `python script argv` does, stdout and stderr into a file."""
+    # Otherwise loaders would start by a fork server of their own, which would import torch again.
+    multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(descriptor, standard)

@@ -140,6 +140,8 @@ def _stop_at(place: str) -> None:
 
 def _call(call: Call, name: str, environment: dict[str, str], output: str) -> None:
     """Do what `python SCRIPT FLAGS` does, with stdout and stderr into a file."""
+    # Otherwise loaders would start by a fork server of their own, which would import torch again.
+    multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
