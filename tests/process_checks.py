@@ -148,20 +148,14 @@ def done_main_first(folder: Path) -> dict:
 
 
 def gathered(counts: Sequence[int]) -> dict:
-    """Return the contrastive loss of all samples, and its gradients in two ways."""
+    """Return the contrastive loss of all samples, and the gradients of a model before it."""
     inputs, labels = own_samples(counts, rank())
-    features = inputs.clone().requires_grad_()
-    all_features, all_labels = gather_features(counts)(features, labels)
-    loss = contrastive_loss(all_features, all_labels, MARGIN)
-    loss.backward()
+    loss = contrastive_loss(*gather_features(counts)(inputs, labels), MARGIN)
     model = exchange_gradients(layer())
     outputs = model(inputs)
     contrastive_loss(*gather_features(counts)(outputs, labels), MARGIN).backward()
     return {
-        "features": all_features.tolist(),
-        "labels": all_labels.tolist(),
         "loss": loss.item(),
-        "gradient": features.grad.tolist(),
         "weights": [parameter.grad.tolist() for parameter in model.parameters()],
     }
 

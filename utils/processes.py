@@ -1,6 +1,6 @@
 """Exchange values with the other processes of a run, and fail together with them.
 
-torchrun starts the processes, and says in the environment how many they are and which of them this
+torchrun starts the processes and says in the environment how many there are and which of them this
 one is. They exchange through torch's process group, by its gloo backend on the CPU. A run of one
 process imports nothing of torch here, and every exchange returns what this process has.
 """
@@ -39,12 +39,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process, counted from 0."""
+    """Return the rank of this process: its number among them, counted from 0."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes and speaks for the run."""
+    """Return whether this is the main process, which alone writes files and log lines."""
     return rank() == 0
 
 
