@@ -20,6 +20,7 @@ from utils.cli.types import (
     factor,
     fraction,
     frozen_blocks,
+    image_side,
     non_negative,
     positive,
     positive_int,
@@ -168,7 +169,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "tiny_infer_subset", str, None, BOTH, metavar="SUBSET", hashed="content", path="place"
         ).help(f"evaluate on {_SUBSET}"),
-        Flag("img_size", positive_int, 224, BOTH, checkpoint_decides=True).help(
+        Flag("img_size", image_side, 224, BOTH, checkpoint_decides=True).help(
             "side of the square input in pixels, a multiple of the patch"
         ),
         Flag("num_workers", count, None, BOTH, hashed="never").help(

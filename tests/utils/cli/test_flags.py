@@ -46,7 +46,8 @@ MAY_CHANGE = (
 )
 CONTRACT = {*HASHED.split(), *CONTENT.split(), *NOT_HASHED.split()}
 OF_TYPE = {
-    types.positive_int: "img_size num_steps epochs eval_every train_batch_size eval_batch_size "
+    types.image_side: "img_size",
+    types.positive_int: "num_steps epochs eval_every train_batch_size eval_batch_size "
     "gradient_accumulation_steps log_every slide_step save_every patience",
     types.count: "num_workers warmup_steps skip_bad_images keep",
     types.seed: "seed split_seed",

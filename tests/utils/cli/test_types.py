@@ -15,6 +15,7 @@ NO_NUMBERS = ["", " ", "x", "nan", "inf", "-inf", "0x10", "1,5", "None", "True",
 NO_INTEGERS = [*NO_NUMBERS, "1.5", "1e3", "2.0", "-1"]
 # Texts that each type of numbers takes, and texts that it refuses.
 NUMBERS = {
+    "image_side": (["1", "224", "65536"], [*NO_INTEGERS, "0", "65537"]),
     "positive_int": (["1", "64", str(2**31 - 1)], [*NO_INTEGERS, "0", str(2**31)]),
     "count": (["0", "3"], [*NO_INTEGERS, str(2**31)]),
     "seed": (["0", str(2**32 - 1)], [*NO_INTEGERS, str(2**32)]),
@@ -68,6 +69,7 @@ def test_hundreds_of_digits_crash_nothing(digits):
 def test_numbers_are_taken_exactly_within_their_range(value):
     is_whole = isinstance(value, int)
     for kind, is_valid in [
+        (types.image_side, is_whole and 0 < value <= 65536),
         (types.positive_int, is_whole and 0 < value < 2**31),
         (types.seed, is_whole and 0 <= value < 2**32),
         (types.positive, math.isfinite(value) and value > 0),

@@ -33,13 +33,13 @@ def read(root: Path, split: str) -> Listing:
                 f"{root / HIERARCHY_FILE} has the class {key!r}, which {root / birds.CLASSES_FILE} "
                 "lacks"
             )
+    above = {key: _ancestors(root / HIERARCHY_FILE, key, parent_of) for key in classes}
     inner = used.intersection(parent_of.values())
     if inner:
         raise InputError(
             f"{root / birds.LABELS_FILE} gives an image the class {min(inner)}, which has classes "
             f"below it in {HIERARCHY_FILE}; only the others have images"
         )
-    above = {key: _ancestors(root / HIERARCHY_FILE, key, parent_of) for key in classes}
     parents = [[names[key] for key in keys] for keys in above.values()]
     return lists.listing(split, classes, {key: key for key in lists.paths}, parents)
 

@@ -146,15 +146,13 @@ class TestNabirds:
         with pytest.raises(InputError, match=message):
             nabirds.read(tree, "train")
 
-
-@pytest.mark.skipif(REAL_CUB is None, reason="the official lists of CUB-200-2011 are not here")
-
     def test_refuses_an_image_of_a_class_with_classes_below_it(self, tree):
         edit_lines(tree / "image_class_labels.txt", lambda ls: [f"{ls[0].split()[0]} 0", *ls[1:]])
         with pytest.raises(InputError, match=r"labels.txt gives an image the class 0, which "):
             nabirds.read(tree, "train")
 
 
+@pytest.mark.skipif(REAL_CUB is None, reason="the official lists of CUB-200-2011 are not here")
 class TestRealCub:
     def test_has_the_official_samples(self):
         train, test = cub.read(REAL_CUB, "train"), cub.read(REAL_CUB, "test")
