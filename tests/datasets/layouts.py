@@ -8,10 +8,32 @@ instead. Without photos the folder of images is empty, which is all a reader nee
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from helpers import REPO
 from PIL import Image
+
+
+class Layout(NamedTuple):
+    """How a dataset is written, and what its runs must say."""
+
+    write: Callable[..., Path]
+    eval_split: str  # by default
+    classes: tuple[str, ...]  # official names in index order
+
+
+LAYOUTS: dict[str, Layout] = {}  # by the name of the dataset
+
+
+def layout(dataset: str, eval_split: str, classes: tuple[str, ...]) -> Callable:
+    """Return a decorator that enters the writer of a dataset in LAYOUTS."""
+
+    def enter(write: Callable[..., Path]) -> Callable[..., Path]:
+        LAYOUTS[dataset] = Layout(write, eval_split, classes)
+        return write
+
+    return enter
 
 
 def plan(

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from layouts import draw, official_lists, plan, write_table
+from layouts import draw, layout, official_lists, plan, write_table
 
 # Class id to name, and child to parent, as the official files have them. The used classes of
 # NABirds are leaves with gaps between their ids; a leaf may be called like the node above it.
@@ -32,6 +32,7 @@ LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classe
 REAL_CUB, REAL_NABIRDS = official_lists("cub_200_2011"), official_lists("nabirds")
 
 
+@layout("CUB_200_2011", "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"))
 def write_cub(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
     planned = plan(**counts)
@@ -46,6 +47,7 @@ def write_cub(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
+@layout("nabirds", "test", ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"))
 def write_nabirds(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
     planned = plan(**counts)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layouts import draw, mixed, official_lists, plan, write_lines
+from layouts import draw, layout, mixed, official_lists, plan, write_lines
 from scipy.io import loadmat, savemat
 
 # In index order, as the official files have them.
@@ -23,6 +23,9 @@ CAR_LABELS_FILE = "cars_test_annos_withlabels.mat"
 REAL_CARS = official_lists("stanford_cars")
 
 
+@layout(
+    "car", "test", ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012")
+)
 def write_cars(root: Path, photos: bool = True, labelled: bool = True, **counts: Any) -> Path:
     """Without labels of the test split unless `labelled`, as the devkit is."""
     (root / "devkit").mkdir(parents=True, exist_ok=True)
@@ -60,6 +63,7 @@ def without_field(structs: np.ndarray, field: str) -> np.ndarray:
     return kept
 
 
+@layout("dog", "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"))
 def write_dogs(root: Path, photos: bool = True, lists_folder: str = "", **counts: Any) -> Path:
     """With the lists in the folder `lists_folder` of `root`."""
     (root / "Images").mkdir(parents=True, exist_ok=True)
@@ -87,6 +91,7 @@ def write_dog_list(path: Path, files: Sequence[object], labels: Sequence[object]
     )
 
 
+@layout("pet", "test", ("Abyssinian", "american bulldog", "British Shorthair"))
 def write_pet(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     seed = 0

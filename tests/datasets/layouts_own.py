@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from layouts import draw, plan, write_lines
+from layouts import draw, layout, plan, write_lines
 
 CLASSES = ("Épine noire", "oak_leaf", "rose")
 
 
+@layout("folder", "val", ("oak leaf", "rose", "Épine noire"))
 def write_folder(
     root: Path, photos: bool = True, split_folders: bool = True, **counts: Any
 ) -> Path:
@@ -24,6 +25,7 @@ def write_folder(
     return root
 
 
+@layout("csv", "val", ("oak leaf", "rose", "Épine noire"))
 def write_csv(root: Path, with_split: bool = True) -> Path:
     """A CSV file of 12 and 6 images beside it; its path."""
     lines, seed = ["path,label,split" if with_split else "path,label"], 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layouts import draw, mixed, picture, plan, write_lines
+from layouts import draw, layout, mixed, picture, plan, write_lines
 from PIL import Image
 
 # Class names as the official files have them, in class order.
@@ -24,6 +24,7 @@ CIFAR100_COARSE = ("fish", "fruit_and_vegetables", "people")
 CIFAR100_COARSE_OF = (1, 0, 2)  # of each fine class
 
 
+@layout("aircraft", "val", ("707-320", "F-16A/B", "Hawk T1"))
 def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     """With a val split of two images of each class."""
     data = root / "data"
@@ -47,6 +48,7 @@ def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
+@layout("food101", "test", ("Apple pie", "Creme brulee", "Ramen"))
 def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     write_lines(root / "meta" / "classes.txt", FOOD101_CLASSES)
@@ -64,6 +66,7 @@ def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
+@layout("INat2017", "val", ("Acris crepitans", "Ardea alba", "Abies alba"))
 def write_inat(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "train_val_images").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(2017)
@@ -94,6 +97,7 @@ def write_inat(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
+@layout("cifar10", "test", ("airplane", "automobile", "bird"))
 def write_cifar10(root: Path, **counts: Any) -> Path:
     """With the training images spread over the five batches."""
     train, test = _cifar_images(counts)
@@ -110,6 +114,7 @@ def write_cifar10(root: Path, **counts: Any) -> Path:
     return root
 
 
+@layout("cifar100", "test", ("apple", "aquarium fish", "baby"))
 def write_cifar100(root: Path, **counts: Any) -> Path:
     names = {"fine_label_names": CIFAR100_CLASSES, "coarse_label_names": CIFAR100_COARSE}
     write_pickle(root / "meta", {key: list(values) for key, values in names.items()})

@@ -2,21 +2,16 @@
 
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from helpers import REPO, TINY_EVAL, evaluate, read_json, rows_of, train
-from layouts import draw
+from layouts import LAYOUTS, draw
 from layouts_birds import write_cub, write_nabirds
-from layouts_objects import write_cars, write_dogs, write_pet
+from layouts_objects import write_cars, write_pet
 from layouts_own import write_csv, write_folder
 from layouts_web import (
     write_aircraft,
-    write_cifar10,
-    write_cifar100,
-    write_food101,
     write_inat,
 )
 
@@ -31,36 +26,6 @@ TWO_STEPS = (
 )
 
 
-class Layout(NamedTuple):
-    """How a data set is written, and what its runs must say."""
-
-    write: Callable[..., Path]
-    eval_split: str  # by default
-    classes: tuple[str, ...]  # official names in index order
-
-
-LAYOUTS = {
-    "CUB_200_2011": Layout(
-        write_cub, "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch")
-    ),
-    "nabirds": Layout(
-        write_nabirds, "test", ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull")
-    ),
-    "car": Layout(
-        write_cars,
-        "test",
-        ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012"),
-    ),
-    "dog": Layout(write_dogs, "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless")),
-    "pet": Layout(write_pet, "test", ("Abyssinian", "american bulldog", "British Shorthair")),
-    "aircraft": Layout(write_aircraft, "val", ("707-320", "F-16A/B", "Hawk T1")),
-    "food101": Layout(write_food101, "test", ("Apple pie", "Creme brulee", "Ramen")),
-    "INat2017": Layout(write_inat, "val", ("Acris crepitans", "Ardea alba", "Abies alba")),
-    "cifar10": Layout(write_cifar10, "test", ("airplane", "automobile", "bird")),
-    "cifar100": Layout(write_cifar100, "test", ("apple", "aquarium fish", "baby")),
-    "folder": Layout(write_folder, "val", ("oak leaf", "rose", "Épine noire")),
-    "csv": Layout(write_csv, "val", ("oak leaf", "rose", "Épine noire")),
-}
 of_every_layout = pytest.mark.parametrize("dataset", LAYOUTS)
 
 
