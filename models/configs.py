@@ -118,11 +118,6 @@ def model_names() -> tuple[str, ...]:
     return tuple(_SIZES)
 
 
-def patch_sizes() -> dict[str, int]:
-    """Return the patch side of every model type, in pixels; `--img_size` is a multiple of it."""
-    return {name: sizes["patch_size"] for name, sizes in _SIZES.items()}
-
-
 def _contradictions(values: Mapping[str, Any]) -> list[str]:
     """Return in words which allowed values do not go together."""
     width, heads = values["embed_dim"], values["num_heads"]

@@ -18,7 +18,6 @@ from models.configs import (
     model_names,
     num_prefix_tokens,
     num_tokens,
-    patch_sizes,
     types_of_size,
 )
 
@@ -66,7 +65,6 @@ PLAIN = {
 
 def test_the_registered_names():
     assert model_names() == NAMES
-    assert patch_sizes() == {name: get_config(name).patch_size for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,8 +91,6 @@ def test_a_lookup_is_a_fresh_copy_with_the_given_fields():
     assert changed.to_dict() == {**SIZES, **PLAIN, **fields, "img_size": 64}
     changed.embed_dim = 8
     assert get_config("testing").to_dict() == {**SIZES, **PLAIN}
-    patch_sizes().clear()
-    assert tuple(patch_sizes()) == NAMES
 
 
 @pytest.mark.parametrize("name", ["vit-b_16", "ViT-B_17", ""])

@@ -63,14 +63,14 @@ def build_parser(program: str, choices: Mapping[str, Collection[str]]) -> Parser
         prog=f"{program}.py", description=ABOUT[program], argument_default=argparse.SUPPRESS
     )
     for title, flags in GROUPS.items():
-        own = [flag for flag in flags if program in flag.programs]
-        group = parser.add_argument_group(title) if own else None
-        either = (
-            group.add_mutually_exclusive_group() if any(flag.excludes for flag in own) else None
-        )
-        for flag in own:
-            target = either if flag.excludes else group
+        group, either = parser.add_argument_group(title), None
+        for flag in flags:
+            if program not in flag.programs:
+                continue
+            if flag.excludes:
+                either = either or group.add_mutually_exclusive_group()
             names = tuple(choices.get(flag.name, ()))
+            target = either if flag.excludes else group
             target.add_argument(f"--{flag.name}", **_options(flag, program, names))
     return parser
 
