@@ -83,22 +83,14 @@ def find_source(spec: DatasetSpec, data_root: str) -> Source:
     return Source(spec, data_root, root, spec.official_splits(root))
 
 
-def open_split(
-    spec: DatasetSpec, data_root: Path, split: str, held_out: Carving | None = None
-) -> Split:
-    """Read the list of samples of one split; no image is opened.
-
-    Args:
-        spec: dataset.
-        data_root: path from the user.
-        split: an official split, or `val` where one is held out of train.
-        held_out: how it is held out, if at all.
+def open_split(spec: DatasetSpec, data_root: Path, split: str) -> Split:
+    """Read the list of samples of one official split; no image is opened.
 
     Raises:
         InputError: data root, list file or split is missing or malformed, or there is one class.
     """
-    source = replace(find_source(spec, str(data_root)), held_out=held_out)
-    spec.check_split(split, source.offered)
+    source = find_source(spec, str(data_root))
+    spec.check_split(split, source.official)
     return source.read([split])[split]
 
 

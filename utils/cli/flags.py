@@ -11,24 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
+from utils.cli import types
 from utils.cli.recipes import recipe_names, recipe_or_list
-from utils.cli.types import (
-    Number,
-    cache_name,
-    cosine,
-    count,
-    factor,
-    fraction,
-    frozen_blocks,
-    image_side,
-    non_negative,
-    positive,
-    positive_int,
-    probability,
-    run_name,
-    seed,
-    share,
-)
 from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
 from utils.files import sha256_file
@@ -49,7 +33,8 @@ class Flag(NamedTuple):
     """One row of the table."""
 
     name: str
-    kind: Number | Callable[[str], Any] | tuple[str, ...]  # text to value, choices, bool: on or off
+    # Text to value; or choices, where none are those that the entrypoint hands in; bool: on or off.
+    kind: types.Number | Callable[[str], Any] | tuple[str, ...]
     default: Any  # None: something else decides, and the help says what
     programs: tuple[str, ...] = TRAIN
     metavar: str | None = None
@@ -107,7 +92,7 @@ _SUBSET = "<dataset>_tiny (two batches) or a text file with one sample id a line
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
-        Flag("name", run_name, REQUIRED, BOTH, hashed="never").help(
+        Flag("name", types.run_name, REQUIRED, BOTH, hashed="never").help(
             "name of the run and of its folder"
         ),
         Flag(
@@ -124,10 +109,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("checkpoint", Path, REQUIRED, EVAL, hashed="content", path="file").help(
             "checkpoint to evaluate, a run's ckpt.bin"
         ),
-        Flag("eval_batch_size", positive_int, 8, BOTH, changeable=True).help(
+        Flag("eval_batch_size", types.positive_int, 8, BOTH, changeable=True).help(
             "images that are evaluated at a time"
         ),
-        Flag("seed", seed, 42, BOTH).help("seed of everything that is random"),
+        Flag("seed", types.seed, 42, BOTH).help("seed of everything that is random"),
         Flag("output_dir", Path, Path("output"), BOTH, hashed="never", path="place").help(
             "folder that holds all runs"
         ),
@@ -140,7 +125,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("export_logits", bool, True, BOTH, changeable=True).help(
             "write all logits into predictions.jsonl"
         ),
-        Flag("log_every", positive_int, 10, hashed="never").help(
+        Flag("log_every", types.positive_int, 10, hashed="never").help(
             "steps between TensorBoard points, and between log lines off a terminal"
         ),
     ),
@@ -156,11 +141,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("eval_split", str, None, BOTH, metavar="SPLIT").help(
             "split to evaluate on (default: val, or test where there is no val)"
         ),
-        Flag("val_fraction", share, None).help(
+        Flag("val_fraction", types.share, None).help(
             "hold out this share of train, class by class, as val where the data has none "
             f"(default: {DEFAULT_VAL_FRACTION} where the data is in one heap, else none)"
         ),
-        Flag("split_seed", seed, None).help(
+        Flag("split_seed", types.seed, None).help(
             f"seed that chooses the held-out images (default: {DEFAULT_SPLIT_SEED})"
         ),
         Flag("tiny_train_subset", str, None, metavar="SUBSET", hashed="content", path="place").help(
@@ -169,10 +154,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "tiny_infer_subset", str, None, BOTH, metavar="SUBSET", hashed="content", path="place"
         ).help(f"evaluate on {_SUBSET}"),
-        Flag("img_size", image_side, 224, BOTH, checkpoint_decides=True).help(
+        Flag("img_size", types.image_side, 224, BOTH, checkpoint_decides=True).help(
             "side of the square input in pixels, a multiple of the patch"
         ),
-        Flag("num_workers", count, None, BOTH, hashed="never").help(
+        Flag("num_workers", types.count, None, BOTH, hashed="never").help(
             f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
             "tiny subset)"
         ),
@@ -184,24 +169,24 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("augment", AUGMENTS, None, changeable=True).help(
             "policy that changes training images after the crop (default: the preset's)"
         ),
-        Flag("random_erasing", probability, None, changeable=True).help(
+        Flag("random_erasing", types.probability, None, changeable=True).help(
             "probability that a box of a training image is erased (default: the preset's)"
         ),
-        Flag("mixup", non_negative, None, changeable=True).help(
+        Flag("mixup", types.non_negative, None, changeable=True).help(
             "alpha of mixup (Zhang et al. 2018) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
-        Flag("cutmix", non_negative, None, changeable=True).help(
+        Flag("cutmix", types.non_negative, None, changeable=True).help(
             "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
-        Flag("skip_bad_images", count, 0, fixed_in="eval", changeable=True).help(
+        Flag("skip_bad_images", types.count, 0, fixed_in="eval", changeable=True).help(
             "leave out up to N training images that cannot be decoded, instead of ending"
         ),
         Flag("tta", ("none", "flip"), "none", BOTH, changeable=True).help(
             "flip: evaluate each image and its mirror image, and take the mean of the logits"
         ),
-        Flag("cache", ("none", "disk"), "none", BOTH, first=cache_name, hashed="never").help(
+        Flag("cache", ("none", "disk"), "none", BOTH, first=types.cache_name, hashed="never").help(
             "disk: keep decoded and resized images on disk, mapped into memory; changes no result"
         ),
         Flag(
@@ -218,13 +203,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("split", ("non-overlap", "overlap"), "non-overlap").help(
             "whether the patches that the image is cut into overlap"
         ),
-        Flag("slide_step", positive_int, 12, needs={"split": ("overlap",)}).help(
+        Flag("slide_step", types.positive_int, 12, needs={"split": ("overlap",)}).help(
             "pixels between overlapping patches"
         ),
-        Flag("dropout", fraction, 0.0).help(
+        Flag("dropout", types.fraction, 0.0).help(
             "rate after the position embedding and each dense layer but queries, keys and values"
         ),
-        Flag("drop_path", fraction, 0.0).help(
+        Flag("drop_path", types.fraction, 0.0).help(
             "rate of stochastic depth in the last block, rising linearly from 0 in the first"
         ),
         Flag("pretrained", Path, None, hashed="content", path="file").help(
@@ -251,7 +236,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "with --head parts: the part block starts from the last block of the weights, or "
             "random as in TransFG's code"
         ),
-        Flag("freeze", frozen_blocks, "none", metavar="{none,backbone,N}").help(
+        Flag("freeze", types.frozen_blocks, "none", metavar="{none,backbone,N}").help(
             "none: train all; backbone: only what follows it; N: all but embeddings and first N "
             "blocks"
         ),
@@ -261,44 +246,49 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "rule by which gradients change the weights"
         ),
         Flag(
-            "momentum", fraction, 0.9, needs={"optimizer": ("sgd",)}, unmet=0.9, changeable=True
+            "momentum",
+            types.fraction,
+            0.9,
+            needs={"optimizer": ("sgd",)},
+            unmet=0.9,  # under AdamW too: configs and hashes from before stay what they are
+            changeable=True,
         ).help("with sgd: share of the last step's direction that the next one keeps"),
-        Flag("num_steps", positive_int, None, changeable=True, excludes="epochs").help(
+        Flag("num_steps", types.positive_int, None, changeable=True, excludes="epochs").help(
             f"optimizer steps (default: {DEFAULT_NUM_STEPS})"
         ),
-        Flag("epochs", positive_int, None, changeable=True, excludes="num_steps").help(
+        Flag("epochs", types.positive_int, None, changeable=True, excludes="num_steps").help(
             "instead of --num_steps: passes over the data"
         ),
-        Flag("eval_every", positive_int, 100, changeable=True).help(
+        Flag("eval_every", types.positive_int, 100, changeable=True).help(
             "steps between evaluations; one follows the last step too"
         ),
-        Flag("train_batch_size", positive_int, 16).help("images an optimizer step sees"),
-        Flag("learning_rate", positive, 0.03, changeable=True).help(
+        Flag("train_batch_size", types.positive_int, 16).help("images an optimizer step sees"),
+        Flag("learning_rate", types.positive, 0.03, changeable=True).help(
             "learning rate at its peak, after the warm-up"
         ),
-        Flag("weight_decay", non_negative, 0.0, changeable=True).help(
+        Flag("weight_decay", types.non_negative, 0.0, changeable=True).help(
             "weight decay of matrices; biases, norms, class token and position embeddings have none"
         ),
         Flag("decay_type", ("cosine", "linear"), "cosine", changeable=True).help(
             "how the learning rate falls to 0 after the warm-up"
         ),
-        Flag("warmup_steps", count, None, changeable=True).help(
+        Flag("warmup_steps", types.count, None, changeable=True).help(
             "steps in which the learning rate rises linearly (default: a tenth of the run, at most "
             f"{MAX_WARMUP_STEPS})"
         ),
-        Flag("max_grad_norm", positive, 1.0, changeable=True).help(
+        Flag("max_grad_norm", types.positive, 1.0, changeable=True).help(
             "L2 norm to which a longer gradient is clipped"
         ),
-        Flag("gradient_accumulation_steps", positive_int, 1, changeable=True).help(
+        Flag("gradient_accumulation_steps", types.positive_int, 1, changeable=True).help(
             "micro-batches a step is computed in, for less memory; must divide --train_batch_size"
         ),
-        Flag("smoothing_value", fraction, 0.0, changeable=True).help(
+        Flag("smoothing_value", types.fraction, 0.0, changeable=True).help(
             "label smoothing: share of the target that all classes divide"
         ),
         Flag("class_weights", ("none", "balanced"), "none", changeable=True).help(
             "balanced: rare classes count more, by the inverse of their number of samples"
         ),
-        Flag("layer_decay", factor, 1.0, needs={"optimizer": ("adamw",)}).help(
+        Flag("layer_decay", types.factor, 1.0, needs={"optimizer": ("adamw",)}).help(
             "with adamw: learning rate of each block over that of the next"
         ),
         Flag("grad_checkpointing", bool, False, hashed="never").help(
@@ -307,10 +297,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "contrastive loss, with --head parts": (
-        Flag("contrastive_weight", non_negative, 1.0, needs=_PARTS, changeable=True).help(
+        Flag("contrastive_weight", types.non_negative, 1.0, needs=_PARTS, changeable=True).help(
             "factor of the contrastive loss; 0: none"
         ),
-        Flag("contrastive_margin", cosine, 0.4, needs=_PARTS, changeable=True).help(
+        Flag("contrastive_margin", types.cosine, 0.4, needs=_PARTS, changeable=True).help(
             "cosine similarity up to which different classes cost nothing"
         ),
         Flag(
@@ -321,11 +311,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "durability": (
-        Flag("save_every", positive_int, DEFAULT_SAVE_EVERY, hashed="never").help(
+        Flag("save_every", types.positive_int, DEFAULT_SAVE_EVERY, hashed="never").help(
             "steps between snapshots, from which a run can be resumed; one is also saved at each "
             "evaluation, at Ctrl-C and at SIGTERM"
         ),
-        Flag("keep", count, 1, hashed="never").help("snapshots to keep besides the newest"),
+        Flag("keep", types.count, 1, hashed="never").help("snapshots to keep besides the newest"),
         Flag("resume", str, None, metavar="PATH", bare=LAST, hashed="never", path="place").help(
             "resume the run --name from its newest snapshot, or from the snapshot at PATH"
         ),
@@ -337,11 +327,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             needs={"resume": ()},
             hashed="never",
         ).help("with --resume: flags that may differ from the run's: {changeable}"),
-        Flag("ema_decay", share, None).help(
+        Flag("ema_decay", types.share, None).help(
             "also keep averaged weights, of which each step keeps this share; evaluated and "
             "exported beside the raw ones (default: none)"
         ),
-        Flag("patience", positive_int, None, changeable=True).help(
+        Flag("patience", types.positive_int, None, changeable=True).help(
             "end after N evaluations without a better accuracy (default: never)"
         ),
     ),
