@@ -62,7 +62,7 @@ def _check_training(paths: RunPaths, resume: str | None) -> None:
             )
     elif resume != LAST:
         check_file(Path(resume), "--resume")
-    elif not _has_snapshot(paths):
+    elif not has_snapshot(paths):
         raise InputError(
             f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
         )
@@ -78,14 +78,14 @@ def _check_evaluation(paths: RunPaths, checkpoint: Path) -> None:
         )
 
 
-def _has_snapshot(paths: RunPaths) -> bool:
+def has_snapshot(paths: RunPaths) -> bool:
     """Return whether a run has a snapshot, whole or not."""
     return any(paths.last.parent.glob("last*.bin"))
 
 
 def _is_unfinished(paths: RunPaths) -> bool:
     """Return whether there is a run of this name that did not end and can be resumed."""
-    return _has_snapshot(paths) and read_stamp(paths).get("status") == "unfinished"
+    return has_snapshot(paths) and read_stamp(paths).get("status") == "unfinished"
 
 
 # What is read of a stamp again, if it is there.

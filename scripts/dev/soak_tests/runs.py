@@ -142,9 +142,9 @@ def run_to_its_end(flags: list[str], output: Path) -> list[str]:
 
 def resume_flags(paths: RunPaths) -> list[str]:
     """Return `--resume` if the run has a snapshot; without one it starts anew."""
-    from utils.run.folder import has_state
+    from utils.run.folder import has_snapshot
 
-    return ["--resume"] if has_state(paths) else []
+    return ["--resume"] if has_snapshot(paths) else []
 
 
 def is_same(first: Any, second: Any) -> bool:  # noqa: ANN401 - tensors and plain data of any shape

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.pretrained.profiles import GOOGLE
-from utils.data.batches import Normalizer
+from utils.data.batches import EvalBatches, Normalizer
 from utils.data.loaders import eval_loader
 from utils.data.presets import PRESETS, crop_to_image
 from utils.errors import RunError
@@ -91,8 +91,10 @@ class TestEvaluate:
         assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_of_no_sample_is_none(self, model, split):
+        """More processes than batches: the last one gets none."""
         loader = loader_of(split)
-        loader.batch_sampler.firsts = range(0)
+        dataset, batches = loader.dataset, EvalBatches(7, 3, rank=3, world_size=4)
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=loader.collate_fn)
         assert evaluate(model, loader, NORMALIZE, VIT) is None
 
     def test_ends_after_the_batch_in_which_the_run_is_asked_to_stop(self, model, split):
