@@ -1,6 +1,6 @@
-"""Name the files of a run and seed random numbers; datasets are `utils/dataset.py`.
+"""Name the files of a run, and seed random numbers; datasets are in `utils/dataset.py`.
 
-Importing it imports no torch: names are checked before.
+Imports no torch: names are checked before it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ DEFAULT_SPLIT_SEED = 42
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where a run's artifacts lie: the only place that knows a file name under `--output_dir`."""
+    """Name a run's artifacts: no other place knows a file name under `--output_dir`."""
 
     output_dir: Path
     name: str
@@ -49,31 +49,31 @@ class RunPaths:
 
     @property
     def last(self) -> Path:
-        """The whole state of a training run, to go on from."""
+        """The newest snapshot of a training run."""
         return self.run / "checkpoints" / "last.bin"
 
     def older(self, number: int) -> Path:
-        """The state that was saved `number` saves before the last."""
+        """Return the snapshot that was saved `number` saves before the newest."""
         return self.last.with_name(f"last~{number}.bin")
 
     @property
     def lock(self) -> Path:
-        """Says which process is writing the run."""
+        """The lock, which names the process that writes the run."""
         return self.output_dir / f".{self.name}.lock"
 
     @property
     def predictions(self) -> Path:
-        """One row for every evaluated sample."""
+        """The predictions, one row for every evaluated sample."""
         return self.run / "fiftyone" / f"predictions{self.suffix}.jsonl"
 
     @property
     def labelmap(self) -> Path:
-        """Class names in index order."""
+        """The class names in index order."""
         return self.run / "labelmap.json"
 
     @property
     def env_stamp(self) -> Path:
-        """What ran, where and with what."""
+        """The stamp: what ran, where and with what."""
         return self.run / "env_stamp.json"
 
     @property
@@ -83,16 +83,16 @@ class RunPaths:
 
     @property
     def per_class(self) -> Path:
-        """The same evaluation, a row a class."""
+        """The figures of each class in that evaluation."""
         return self.run / f"per_class{self.suffix}.csv"
 
     @property
     def retention(self) -> Path:
-        """How long all of this is to be kept."""
+        """The note that says how long to keep all of this."""
         return self.run / "RETENTION.txt"
 
     def artifacts(self) -> dict[str, Path]:
-        """The artifacts that are there, by what they are."""
+        """Return the artifacts that exist, by what they are."""
         named = {
             "checkpoint": self.checkpoint,
             "averaged": checkpoint_paths(self, EMA).checkpoint,
@@ -112,12 +112,12 @@ EMA = "ema"  # the variant of a run's weights that is averaged; the raw ones are
 
 
 def checkpoint_paths(paths: RunPaths, variant: str) -> RunPaths:
-    """Where the evaluations of a variant of the weights lie: `ckpt_ema.bin` beside `ckpt.bin`."""
+    """Return the paths of a variant of the weights: `ckpt_ema.bin` beside `ckpt.bin`."""
     return replace(paths, suffix=f"_{variant}" if variant else "")
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Refuse a folder, there or not yet, that cannot be written into.
+    """Raise if a folder, whether it exists or not, cannot be written into.
 
     Raises:
         InputError: it or something above it is a file or may not be written; names `flag`.
@@ -145,14 +145,14 @@ def check_file(path: Path, flag: str) -> None:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**63 that depends on all `parts` and on nothing else."""
+    """Return a seed below 2**63 that depends on all `parts` and on nothing else."""
     digest = hashlib.sha256(canonical_json(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (CPU, CUDA, MPS); `seed` is in [0, 2**32)."""
-    import torch  # 2 s: not before the flags are known to be good
+    import torch  # 2 s: not before the flags are checked
 
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries still draw from the global generator
@@ -162,11 +162,11 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_worker(worker_id: int) -> None:
-    """Seed the libraries of a loader process from the seed that torch gave it.
+    """Seed the libraries in a loader process from the seed that torch gave it.
 
-    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, and are for the main
-    process to answer: it finishes its step, and ends its loaders itself. So they leave the group,
-    but take SIGTERM as torch arranges it: by that they are ended.
+    A terminal's Ctrl-C and torchrun's SIGTERM go to the whole process group, but only the main
+    process is to answer them: it finishes its step and ends its loaders itself, by SIGTERM. So
+    loaders leave the group and ignore Ctrl-C.
     """
     import torch.utils.data
 

@@ -1,4 +1,4 @@
-"""Which machine: device choice, config hash, run id, env stamp."""
+"""Choose the device, and stamp a run: config hash, run id, environment."""
 
 import importlib.metadata
 import platform
@@ -28,16 +28,16 @@ NONE, MISSING = "none", "missing"
 
 
 def choose_device(requested: str, prefer_mps: bool, processes: int = 1) -> tuple[torch.device, str]:
-    """The device to run on, and why, for the log.
+    """Return the device to run on, and the reason for the log.
 
     Args:
         requested: `auto`, `mps`, `cpu` or `cuda`. `auto` is MPS if preferred and available, else
             the CPU; it never takes CUDA.
         prefer_mps: `--prefer_mps`.
-        processes: number of processes that run together; several use the CPU.
+        processes: number of processes of the run; several use the CPU.
 
     Raises:
-        InputError: a device was named that is not there.
+        InputError: a device was named that is not available.
     """
     if processes > 1:
         if requested not in ("auto", "cpu"):
@@ -51,7 +51,7 @@ def choose_device(requested: str, prefer_mps: bool, processes: int = 1) -> tuple
     if requested != "auto":
         if not available[requested]:
             there = ", ".join(name for name, is_there in available.items() if is_there)
-            raise InputError(f"--device {requested} is not available here; there is {there}")
+            raise InputError(f"--device {requested} is not available here; available: {there}")
         return torch.device(requested), "as asked"
     if prefer_mps and has_mps:
         return torch.device("mps"), "preferred and available"
@@ -72,7 +72,7 @@ def open_device(config: FrozenConfigDict) -> torch.device:
 
 
 def _gpu_facts(device: torch.device) -> dict[str, Any]:
-    """Name, count and driver of the accelerator that the run uses."""
+    """Return name, count and driver of the accelerator in use."""
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         return {
@@ -100,7 +100,7 @@ def config_hash(experiment: Mapping[str, Any]) -> str:
 
 
 def new_run_id() -> str:
-    """An id that no other run has: UTC time and 8 random hex digits."""
+    """Return an id that no other run has: UTC time and 8 random hex digits."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
 
 
@@ -108,7 +108,7 @@ def new_run_id() -> str:
 
 
 def _output_of(command: list[str]) -> str:
-    """The first output line of a command, "none" if it is missing, fails or says nothing."""
+    """Return the first output line of a command; "none" if it fails, is silent or not installed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -118,19 +118,19 @@ def _output_of(command: list[str]) -> str:
 
 
 def _git_facts() -> dict[str, Any]:
-    """Commit of this repo and whether the work tree differs from it."""
+    """Return the commit of this repo, and whether the work tree differs from it."""
     commit = _output_of(["git", "-C", str(REPO), "rev-parse", "HEAD"])
     changes = _output_of(["git", "-C", str(REPO), "status", "--porcelain"])
     return {"git_commit": commit, "git_dirty": changes != NONE}
 
 
 def _normalized(name: str) -> str:
-    """A package name as PEP 503 compares it."""
+    """Return a package name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the running environment's packages by normalised name."""
+    """Return the versions of the installed packages by normalised name."""
     versions: dict[str, str] = {}
     for found in importlib.metadata.distributions():
         if found.metadata["Name"]:  # a half-removed package has none
@@ -140,12 +140,12 @@ def installed_versions() -> dict[str, str]:
 
 
 def env_hash(versions: Mapping[str, str]) -> str:
-    """SHA-256 over the sorted `name==version` list, one a line, in hex."""
+    """Return the SHA-256 over the sorted `name==version` lines, in hex."""
     return sha256_text("\n".join(sorted(f"{name}=={v}" for name, v in versions.items())) + "\n")
 
 
 def _exported_versions(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, version) of each pinned package in a conda export or a `pip freeze`."""
+    """Yield name and version of each pinned package in a conda export or a `pip freeze`."""
     import yaml
 
     try:
@@ -173,14 +173,14 @@ def _exported_versions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def check_env(versions: Mapping[str, str], path: Path = ENV_EXPORT) -> dict[str, Any]:
-    """Compare the running environment with an exported one, over the packages that both name.
+    """Compare the installed packages with an exported list, over the packages in both.
 
     Args:
-        versions: of the running environment, by normalised name.
-        path: what `conda env export` or `pip freeze` wrote.
+        versions: installed versions by normalised name.
+        path: output of `conda env export` or `pip freeze`.
 
     Raises:
-        InputError: the file is there but neither of the two.
+        InputError: the file exists but is neither.
     """
     if not path.exists():
         return {"source": NONE, "status": "absent", "differences": []}
@@ -197,7 +197,7 @@ def check_env(versions: Mapping[str, str], path: Path = ENV_EXPORT) -> dict[str,
 
 
 def _stampable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """`value` for the stamp: no null and no empty string, "none" in their place."""
+    """Return `value` with "none" in place of null and empty strings."""
     if isinstance(value, Mapping):
         return {key: _stampable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -212,17 +212,17 @@ def build_env_stamp(
     device: torch.device,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything needed to say later what was run (contracts, section 5).
+    """Return everything needed to say later what was run (contracts, section 5).
 
     Args:
         config: resolved config.
         experiment: what of the config enters its hash.
         command: command as typed.
         device: device of the run.
-        facts: what only the entrypoint knows: dataset, subsets, normalisation, checkpoint.
+        facts: dataset, subsets, normalisation and checkpoint, which the caller knows.
 
     Raises:
-        InputError: an `env_export.yml` is there but not readable.
+        InputError: an `env_export.yml` exists but cannot be read.
     """
     versions = installed_versions()
     values = config.to_dict()
@@ -260,7 +260,7 @@ def build_env_stamp(
     return _stampable(stamp)
 
 
-# What the stamp says of each session of a run that was interrupted.
+# What the stamp says of each start of a run.
 _SESSION_KEYS = (
     "command",
     "timestamp",
@@ -279,12 +279,12 @@ _SESSION_KEYS = (
 def with_session(
     stamp: Mapping[str, Any], step: int, earlier: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """`stamp` with the sessions of its run, this one being the last.
+    """Return `stamp` with all starts of its run, this one being the last.
 
     Args:
-        stamp: of this session, from `build_env_stamp`.
-        step: that it begins at.
-        earlier: the stamp of the run that goes on; its id, begin and results stay.
+        stamp: stamp of this start, from `build_env_stamp`.
+        step: optimizer steps done before it.
+        earlier: stamp of the run that is resumed; its id, begin and results stay.
     """
     session = {"from_step": step, **{key: stamp[key] for key in _SESSION_KEYS}}
     if earlier is None:

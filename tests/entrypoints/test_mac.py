@@ -55,7 +55,7 @@ def test_the_device_that_is_chosen(monkeypatch, requested, prefer_mps, there, ch
 def test_a_named_device_must_be_there(monkeypatch, requested, there, listed):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
-    message = f"^--device {requested} is not available here; there is {listed}$"
+    message = f"^--device {requested} is not available here; available: {listed}$"
     with pytest.raises(InputError, match=message):
         choose_device(requested, prefer_mps=True)
 

@@ -105,7 +105,7 @@ def read_stamp(paths: RunPaths) -> dict[str, Any]:
 
 
 def check_run_name(paths: RunPaths) -> None:
-    """Refuse a run that cannot be written: an output folder that is a file, a name that folds.
+    """Raise if a run cannot be written: an output folder that is a file, a name that folds.
 
     Raises:
         InputError: the output folder cannot be written into, or a run whose name differs only in
@@ -151,7 +151,7 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
 
 
 def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:
-    """The note that says how long the run is to be kept, where it is, and what it holds."""
+    """Return the note that says how long to keep the run, where it is, and what it holds."""
     held = [
         paths.predictions,
         paths.metrics,
@@ -175,6 +175,6 @@ def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> st
 
 
 def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
-    """Write the retention note of a run that starts now."""
+    """Write the retention note of a new run."""
     until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
     write_text(paths.retention, retention_note(paths, until.isoformat(), has_checkpoint))

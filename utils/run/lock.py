@@ -1,4 +1,4 @@
-"""One run, one writer: a lock that says who holds it. Imports no torch."""
+"""Let only one process write a run, by a lock that names its holder. Imports no torch."""
 
 import fcntl
 import json
@@ -18,7 +18,7 @@ from utils.processes import failing_together, is_main
 
 
 def _owner(file: TextIO) -> dict[str, Any]:
-    """What the lock says of who wrote it; empty if it says nothing."""
+    """Return what the lock says of its holder; empty if it says nothing."""
     file.seek(0)
     try:
         owner = json.loads(file.read())
@@ -43,7 +43,7 @@ def _is_of_another_host(owner: dict[str, Any]) -> bool:
 
 
 def check_not_locked(path: Path) -> None:
-    """Refuse a run that another process is writing; writes nothing.
+    """Raise if another process is writing the run; writes nothing.
 
     Raises:
         InputError: names the process.
@@ -62,14 +62,14 @@ def check_not_locked(path: Path) -> None:
 
 @contextmanager
 def run_lock(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a run; the system lets go of it when this process ends, however it ends.
+    """Hold the lock of a run; the system releases it when this process ends, however it ends.
 
     A record lock (`lockf`): unlike one of `flock`, loader processes that outlive a killed run by
     seconds do not inherit it. Network disks may keep it to one host, so the owner's counts too.
 
     Args:
-        path: of the lock file, which is removed in the end.
-        name: of the run.
+        path: path of the lock file, which is removed in the end.
+        name: name of the run.
 
     Raises:
         InputError: another process holds it.
@@ -90,7 +90,7 @@ def run_lock(path: Path, name: str) -> Iterator[None]:
         if before and _is_of_another_host(before):
             raise InputError(
                 f"{path} says that process {before.get('pid')} on {before['host']} writes this "
-                "run; if it is not running any more, remove that file"
+                "run; if that process has ended, remove that file"
             )
         if before:
             log.info("took over the run from process %s, which is dead", before.get("pid"))

@@ -1,4 +1,4 @@
-"""Archives of tensors and plain data that notice damage.
+"""Save and load tensors and plain data in archives that notice damage.
 
 `torch.load` does not notice flipped bits (381 of 400 tried loaded silently), so an archive ends
 with the SHA-256 of all its bytes before, in the one place where a zip archive may carry text: its
@@ -27,14 +27,14 @@ END_RECORD_SIGNATURE = b"PK\x05\x06"
 
 
 def canonical(value: Any, seen: set[int] | None = None) -> Any:  # noqa: ANN401 - any plain data
-    """A copy of plain data whose pickle depends on the values alone.
+    """Return a copy of plain data whose pickle depends on the values alone.
 
     pickle writes a reference where it meets an object again, so equal strings must be one object;
     and torch writes the whole memory that a tensor looks into, once: it must be the tensor's own.
 
     Args:
         value: tensors and plain data.
-        seen: addresses of the memory of tensors before.
+        seen: addresses of the memory of earlier tensors.
     """
     seen = set() if seen is None else seen
     if isinstance(value, str):
@@ -49,7 +49,7 @@ def canonical(value: Any, seen: set[int] | None = None) -> Any:  # noqa: ANN401 
 
 
 def _own(tensor: Tensor, seen: set[int]) -> Tensor:
-    """The same numbers in memory of their own, with the strides that a new tensor has."""
+    """Return the same numbers in memory of their own, with the strides of a new tensor."""
     memory = tensor.untyped_storage()
     is_own = memory.nbytes() == tensor.numel() * tensor.element_size()
     # Contiguous is not enough: the stride of a dimension of size 1 can be anything.
@@ -61,7 +61,7 @@ def _own(tensor: Tensor, seen: set[int]) -> Tensor:
 
 
 class _SealingWriter:
-    """Passes an archive on to a file, all but its last two bytes, and takes its SHA-256.
+    """Pass an archive on to a file, all but its last two bytes, and take its SHA-256.
 
     Not through memory: the state of a ViT-B_16 has 0.7 GB. Not by path: torch would write the
     file's name into the archive.
@@ -122,10 +122,10 @@ def save_archive(path: Path, payload: Mapping[str, Any]) -> None:
 
 
 def is_whole(file: BinaryIO) -> bool:
-    """Whether the bytes of the archive that `file` is open on are those that were once written.
+    """Return whether the bytes of an open archive are those that were once written.
 
     Raises:
-        EOFError: there is no checksum: it is truncated, or no archive of ours.
+        EOFError: there is no checksum: it is truncated, or not an archive of ours.
     """
     size = file.seek(0, os.SEEK_END) - COMMENT_BYTES
     file.seek(max(0, size - END_RECORD_BYTES))
@@ -158,7 +158,7 @@ _LOAD_ERRORS = (
 
 
 def load_archive(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape
-    """What was written to `path`, on the CPU, without running any code it may hold.
+    """Return what was written to `path`, on the CPU, without running any code that it may hold.
 
     Raises:
         InputError: unreadable, not an archive of ours, damaged, or holding more than plain data.

@@ -1,4 +1,4 @@
-"""How the batch of an optimizer step is cut into micro-batches, and what that does to the loss."""
+"""Cut the batch of an optimizer step into micro-batches that the device can compute."""
 
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,15 @@ def fit_micro_batches(
     may_split: bool,
     remedy: str = "--contrastive_scope effective",
 ) -> int:
-    """How many micro-batches to cut a batch into, so that MPS computes right weight gradients.
+    """Return the number of micro-batches with which MPS computes right weight gradients.
 
     Args:
-        device: that the run uses; any but MPS takes what was asked for.
-        batch_size: samples an optimizer step.
-        micro_batches: that were asked for.
-        num_tokens: of one image.
+        device: device of the run; any but MPS takes what was asked for.
+        batch_size: samples of an optimizer step.
+        micro_batches: number that was asked for.
+        num_tokens: number of tokens of one image.
         may_split: whether smaller micro-batches leave the loss unchanged.
-        remedy: flags with which they would.
+        remedy: flags with which they would leave it unchanged.
 
     Raises:
         InputError: they must be smaller and may not; names the `--gradient_accumulation_steps` that
@@ -60,14 +60,14 @@ MIN_COMPARED = 8
 def plan_micro_batches(
     config: FrozenConfigDict, num_tokens: int, device: "torch.device", world_size: int = 1
 ) -> int:
-    """Micro-batches an optimizer step: as asked, or more where the device needs them smaller.
+    """Return the micro-batches of a step: as asked, or more where the device needs them smaller.
 
     Warns where the contrastive loss compares few samples.
 
     Args:
-        config: of a training run.
-        num_tokens: of one image.
-        device: that the run uses.
+        config: config of a training run.
+        num_tokens: number of tokens of one image.
+        device: device of the run.
         world_size: number of processes, which share each micro-batch.
 
     Raises:

@@ -22,7 +22,7 @@ Loss = Callable[[NamedTuple, Tensor, Tensor | None, float, Gather | None], Tenso
 
 
 def _joined(outputs: Sequence[NamedTuple]) -> NamedTuple:
-    """The outputs of micro-batches as the output of their batch; a field that is None stays so."""
+    """Return the outputs of micro-batches as the output of their batch; None fields stay None."""
     columns = zip(*outputs, strict=True)
     return type(outputs[0])(*(None if c[0] is None else torch.cat(c) for c in columns))
 

@@ -215,8 +215,8 @@ class TestOtherHost:
         content = json.dumps(ELSEWHERE)
         lock.write_text(content, encoding="utf-8")
         message = (
-            rf"^{lock} says that process 77 on another\.host writes this run; if it is not running "
-            "any more, remove that file$"
+            rf"^{lock} says that process 77 on another\.host writes this run; if that process has "
+            "ended, remove that file$"
         )
         for _ in range(2):
             with pytest.raises(InputError, match=message), run_lock(lock, "demo"):
