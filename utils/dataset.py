@@ -15,7 +15,7 @@ from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec, os_errors_are_input_errors
 from utils.data.catalog import dataset_names as dataset_names
 from utils.data.image_checks import check_images
-from utils.data.splits import Carving, Split, carve, check_same_classes
+from utils.data.splits import HeldOut, Split, check_same_classes, hold_out
 from utils.data.subsets import select_subset
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
 from utils.errors import InputError, check_utf8, unusable_paths_are_input_errors
@@ -34,7 +34,7 @@ class Source:
     data_root: str  # from the user
     root: Path  # in it
     official: tuple[str, ...]  # splits that the data itself has
-    held_out: Carving | None = None  # how val is held out of train, where the data has none
+    held_out: HeldOut | None = None  # how val is held out of train, where the data has none
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Source:
         lists = dict.fromkeys("train" if name in from_train else name for name in splits)
         read = {name: self._read_list(name) for name in lists}
         if from_train & set(splits):
-            read["train"], read["val"] = carve(read["train"], self.held_out)
+            read["train"], read["val"] = hold_out(read["train"], self.held_out)
         return {name: read[name] for name in splits}
 
     def _read_list(self, split: str) -> Split:
@@ -168,7 +168,7 @@ def open_data(flags: FrozenConfigDict) -> Data:
     if fraction is not None:
         if "val" in source.official:
             raise InputError(f"--val_fraction: {source.spec.name} has a val split of its own")
-        held_out = Carving(fraction, DEFAULT_SPLIT_SEED if seed is None else seed)
+        held_out = HeldOut(fraction, DEFAULT_SPLIT_SEED if seed is None else seed)
         source = replace(source, held_out=held_out)
     decided, (full_train, train), (full_eval, evaluated) = _read(source, flags, "train", "eval")
     check_same_classes(full_train, full_eval)
@@ -191,7 +191,7 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     source = _source_of(flags, flags.dataset or checkpoint["dataset"])
     is_same = source.spec.name == checkpoint["dataset"] and "val" not in source.official
     if checkpoint["carving"] and is_same:
-        source = replace(source, held_out=Carving(**checkpoint["carving"]))
+        source = replace(source, held_out=HeldOut(**checkpoint["carving"]))
     decided, (full_eval, evaluated) = _read(source, flags, "eval")
     return EvalData(source, decided, full_eval, evaluated)
 

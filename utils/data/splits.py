@@ -90,14 +90,14 @@ def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:
     return [hashlib.sha256(f"{seed}:{sample_id}".encode()).digest() for sample_id in ids]
 
 
-class Carving(NamedTuple):
+class HeldOut(NamedTuple):
     """How a val split is held out of the train split of a dataset that has none."""
 
     fraction: float  # share of the train samples, above 0 and below 1
     seed: int
 
 
-def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
+def hold_out(split: Split, held_out: HeldOut) -> tuple[Split, Split]:
     """Divide `split` in two: what stays train, and a stratified val split that is held out.
 
     Each class gives its share, rounded so that the sum is `fraction` of all samples (the largest
@@ -107,12 +107,12 @@ def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
     Raises:
         InputError: no sample would be held out.
     """
-    keys = stable_keys(split.ids, carving.seed)
+    keys = stable_keys(split.ids, held_out.seed)
     order = np.array(sorted(range(len(split)), key=keys.__getitem__), dtype=np.int64)
     counts = np.bincount(split.labels, minlength=len(split.classes))
-    shares = counts * carving.fraction
+    shares = counts * held_out.fraction
     quotas = np.minimum(np.floor(shares).astype(np.int64), np.maximum(counts - 1, 0))
-    missing = round(len(split) * carving.fraction) - int(quotas.sum())
+    missing = round(len(split) * held_out.fraction) - int(quotas.sum())
     for label in np.argsort(np.floor(shares) - shares, kind="stable"):
         if missing <= 0:
             break
@@ -124,7 +124,7 @@ def carve(split: Split, carving: Carving) -> tuple[Split, Split]:
     is_val = rank < np.repeat(quotas, counts)
     if not is_val.any():
         raise InputError(
-            f"--val_fraction {carving.fraction} of {len(split)} samples of {split.dataset} in "
+            f"--val_fraction {held_out.fraction} of {len(split)} samples of {split.dataset} in "
             f"{int((counts > 0).sum())} classes holds out none; give more"
         )
     train, val = split.select(by_class[~is_val]), split.select(by_class[is_val])

@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     state_dict: dict[str, Tensor]
 
 
-def _is_carving(value: object) -> bool:
+def _is_held_out(value: object) -> bool:
     held_out = fields({"fraction": lambda v: is_finite(v) and 0 < v < 1, "seed": is_count})
     return value == {} or held_out(value)
 
@@ -60,7 +60,7 @@ _FIELDS = {
     "classes": list_of(is_text),
     "img_size": lambda value: is_count(value) and value > 0,
     "preset": lambda value: is_text(value) and value in PRESETS,
-    "carving": _is_carving,
+    "carving": _is_held_out,
     "normalization": fields(
         {"mean": _is_channels, "std": lambda value: _is_channels(value) and min(value) > 0}
     ),

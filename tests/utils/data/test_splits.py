@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.readers.listing import TEXT
-from utils.data.splits import PAIRS_AT_ONCE, Carving, Split, carve
+from utils.data.splits import PAIRS_AT_ONCE, HeldOut, Split, hold_out
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
 
@@ -79,7 +79,7 @@ def split_of(ids: list[str], labels: list[int]) -> Split:
     return Split("toy", "train", Path("unused"), classes, texts, texts, np.array(labels, np.int64))
 
 
-class TestCarve:
+class TestHoldOut:
     """A val split held out of train."""
 
     @settings(max_examples=100, deadline=None)
@@ -93,9 +93,9 @@ class TestCarve:
         ids = [f"image {number}" for number in range(len(labels))]
         counts = np.bincount(labels, minlength=7)
         able = np.maximum(counts - 1, 0)  # one of each class stays to train on
-        carving = Carving(fraction, seed)
+        held_out = HeldOut(fraction, seed)
         try:
-            train, val = carve(split_of(ids, labels), carving)
+            train, val = hold_out(split_of(ids, labels), held_out)
         except InputError as error:
             assert "holds out none; give more" in str(error)  # noqa: PT017 - either will do
             assert (np.minimum(np.floor(counts * fraction), able) == 0).all()
@@ -117,20 +117,20 @@ class TestCarve:
         # Which ones does not depend on the order of the list.
         order = drawn.draw(st.permutations(range(len(ids))))
         again = split_of([ids[place] for place in order], [labels[place] for place in order])
-        assert set(carve(again, carving)[1].ids) == set(val.ids)
+        assert set(hold_out(again, held_out)[1].ids) == set(val.ids)
 
     def test_rounds_up_where_most_is_left_over(self):
         labels = [0] * 7 + [1] * 8 + [2] * 9
-        _, val = carve(split_of([f"{number}" for number in range(24)], labels), Carving(0.1, 1))
+        _, val = hold_out(split_of([f"{number}" for number in range(24)], labels), HeldOut(0.1, 1))
         assert np.bincount(val.labels).tolist() == [0, 1, 1]  # of 0.7, 0.8 and 0.9
 
     def test_is_the_same_on_every_machine_and_another_with_another_seed(self):
         ids = [f"image_{number:05d}" for number in range(20)]
         split = split_of(ids, [number % 2 for number in range(20)])
-        _, val = carve(split, Carving(0.3, 42))
+        _, val = hold_out(split, HeldOut(0.3, 42))
         assert [int(sample_id[6:]) for sample_id in val.ids] == [5, 6, 7, 12, 13, 14]
-        assert carve(split, Carving(0.3, 43))[1].ids.tolist() != val.ids.tolist()
+        assert hold_out(split, HeldOut(0.3, 43))[1].ids.tolist() != val.ids.tolist()
 
     def test_of_one_image_a_class_is_refused(self):
         with pytest.raises(InputError, match=r"--val_fraction 0.9 of 3 samples of toy in 3 class"):
-            carve(split_of(["a", "b", "c"], [0, 1, 2]), Carving(0.9, 1))
+            hold_out(split_of(["a", "b", "c"], [0, 1, 2]), HeldOut(0.9, 1))
