@@ -5,15 +5,13 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import REPO, TINY_EVAL, TINY_TRAIN, evaluate, sealed, train
-from scipy.io import loadmat, savemat
+from scipy.io import loadmat
 
 TRAIN = f"--name run --dataset flower102 {TINY_TRAIN}"
 TINY = "--tiny_train_subset flower102_tiny --tiny_infer_subset flower102_tiny"
@@ -55,10 +53,6 @@ class TestFlags:
     def test_train(self, refused, drawn, flags, said):
         assert said in refused(train, f"{TRAIN} {flags}", "--data_root", drawn)
 
-    def test_missing_name(self, refused, drawn):
-        flags = f"--dataset synthetic {TINY_TRAIN}"
-        assert "required: --name" in refused(train, flags, "--data_root", drawn)
-
     def test_a_device_that_is_not_there(self, refused, drawn):
         absent = "cuda" if not torch.cuda.is_available() else "mps"
         flags = f"{TRAIN} --device {absent}"
@@ -76,12 +70,6 @@ class TestFlags:
         error = refused(train, TRAIN, "--data_root", drawn)
         assert "output: no permission to write in" in error
 
-    def test_subset_file(self, refused, drawn, tmp_path):
-        (tmp_path / "ids.txt").write_text("image_99999\n")
-        flags = f"{TRAIN} --tiny_train_subset {tmp_path / 'ids.txt'}"
-        said = "1 of 1 ids are not in split train"
-        assert said in refused(train, flags, "--data_root", drawn)
-
 
 class TestData:
     def test_unset_data_root_gets_a_hint(self, refused):
@@ -89,30 +77,12 @@ class TestData:
         assert "DATA_ROOT was empty when the shell read it" in error
         assert "export DATA_ROOT" in error
 
-    def test_no_root_at_all(self, refused):
-        error = refused(train, TRAIN)
-        assert "--data_root PATH" in error
-        assert "export DATA_ROOT" in error
-
-    def test_empty_root(self, refused, tmp_path):
-        (tmp_path / "empty").mkdir()
-        error = refused(train, TRAIN, "--data_root", tmp_path / "empty")
-        assert "holds no jpg, imagelabels.mat and setid.mat" in error
-
-    def test_labels_of_the_wrong_length(self, refused, data):
-        savemat(data / "imagelabels.mat", {"labels": np.ones((1, 399), np.uint8)})
-        error = refused(train, TRAIN, "--data_root", data)
-        assert "has 399 labels, but" in error
-        assert "names 400 images" in error
-
     # With tiny subsets too: the whole splits are looked at, not only what the run uses.
     @pytest.mark.parametrize(
         ("damage", "split", "subsets"),
         [
             ("missing", "trnid", TINY),
-            ("zero bytes", "valid", TINY),
-            ("truncated", "trnid", TINY),
-            ("text", "valid", ""),
+            ("truncated", "valid", TINY),
             ("folder", "trnid", ""),
         ],
     )
@@ -123,13 +93,8 @@ class TestData:
         image.unlink()
         if damage == "folder":
             image.mkdir()
-        elif damage != "missing":
-            replacements = {
-                "zero bytes": b"",
-                "truncated": content[: len(content) // 2],
-                "text": b"this is no picture\n" * 50,
-            }
-            image.write_bytes(replacements[damage])
+        elif damage == "truncated":
+            image.write_bytes(content[: len(content) // 2])
         error = refused(train, f"{TRAIN} {subsets}", "--data_root", data)
         assert "images of split " in error
         assert str(image.parent) in error
@@ -190,21 +155,16 @@ class TestCheckpoint:
     [
         ("train.py", "--help"),
         ("eval.py", "--help"),
-        ("train.py", "--name a --no_such_flag"),
-        ("train.py", "--name ../x"),
         ("train.py", "--name a --data_root /no/such/folder"),
         ("train.py", "--name a --dataset synthetic --tiny_train_subset /no/such/file"),
         ("eval.py", "--name a --checkpoint /no/such/file"),
     ],
 )
 def test_answers_before_torch_is_imported(script, flags):
-    """`-X importtime` lists every import; and the answer takes less than importing torch does."""
+    """`-X importtime` lists every import."""
     command = [sys.executable, "-X", "importtime", script, *flags.split()]
-    started = time.perf_counter()
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
     assert done.returncode == (0 if flags == "--help" else 2)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "argparse" in imported
     assert not imported & {"torch", "torchvision", "tensorboard", "scipy.io", "fiftyone"}
-    assert seconds < 5  # far above the half second of a quiet machine, far below a hang

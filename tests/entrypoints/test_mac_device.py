@@ -36,17 +36,17 @@ from utils.training.learner import Learner
 from utils.training.optimizer import build_optimizer
 
 IMG_SIZE = 32
-OPTIMIZERS = ("sgd", "adamw")
 
 
 class Kind(NamedTuple):
     """A model, and how it is trained."""
 
     fields: dict[str, Any]  # of the `testing` config
+    optimizer: str = "sgd"
     is_joint: bool = False  # the loss is over all micro-batches together
     grad_checkpointing: bool = False
     class_weights: bool = False
-    layer_decay: float | None = None  # with AdamW
+    layer_decay: float | None = None
     frozen: str = "none"
 
 
@@ -54,13 +54,13 @@ PARTS, OVERLAP = {"head": "parts"}, {"head": "parts", "patch_stride": 8}
 RANDOM = {"dropout": 0.2, "drop_path": 0.4}
 KINDS = {
     "token": Kind({}),
-    "avg": Kind({"pool": "avg"}),
+    "avg": Kind({"pool": "avg"}, "adamw"),
     "map": Kind({"pool": "map", "class_token": False, "activation": "gelu_tanh"}),
     "clip": Kind({"pre_norm": True, "activation": "quick_gelu"}, class_weights=True),
-    "dinov2": Kind({"num_registers": 2, "layer_scale": 0.5}, layer_decay=0.7, frozen="1"),
+    "dinov2": Kind({"num_registers": 2, "layer_scale": 0.5}, "adamw", layer_decay=0.7, frozen="1"),
     "random": Kind(RANDOM, grad_checkpointing=True),
     "parts": Kind(PARTS, class_weights=True),
-    "parts, frozen": Kind(PARTS, frozen="backbone", layer_decay=0.7),
+    "parts, frozen": Kind(PARTS, "adamw", frozen="backbone", layer_decay=0.7),
     "overlap": Kind(OVERLAP, is_joint=True),
     "everything": Kind(
         {
@@ -71,13 +71,13 @@ KINDS = {
             "pre_norm": True,
             "activation": "quick_gelu",
         },
+        "adamw",
         is_joint=True,
         grad_checkpointing=True,
         class_weights=True,
         layer_decay=0.7,
     ),
 }
-of_every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,7 @@ def split(drawn):
 class Trained:
     """The model, two batches of data and all that training needs, on one device."""
 
-    def __init__(
-        self, split, device: torch.device, optimizer: str = "sgd", kind: Kind = KINDS["token"]
-    ) -> None:
+    def __init__(self, split, device: torch.device, kind: Kind) -> None:
         torch.manual_seed(0)
         config = get_config("testing", IMG_SIZE, **kind.fields)
         self.model = build_model(config, len(split.classes))
@@ -102,11 +100,11 @@ class Trained:
         self.model.to(device).train()
         torch.manual_seed(1)  # what is drawn from here on, is drawn on the device
         flags = {
-            "optimizer": optimizer,
+            "optimizer": kind.optimizer,
             "learning_rate": 0.05,
             "momentum": 0.9,
             "weight_decay": 0.1,
-            "layer_decay": kind.layer_decay if optimizer == "adamw" else None,
+            "layer_decay": kind.layer_decay,
         }
         self.optimizer = build_optimizer(
             self.model,
@@ -136,27 +134,26 @@ class Trained:
         )
 
 
-@of_every_kind
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind):
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_training_on_the_device_gives_the_bits_of_the_cpu(split, kind):
     with attention_as_on_mps():
-        here = Trained(split, CPU, optimizer, kind)
-        expected = [here.step() for _ in range(3)], here.evaluate()
+        here = Trained(split, CPU, kind)
+        expected = [here.step() for _ in range(2)], here.evaluate()
     with pretended_mps() as mps:
-        there = Trained(split, torch.device("mps"), optimizer, kind)
+        there = Trained(split, torch.device("mps"), kind)
         meter = meter_of()
-        results = [there.step() for _ in range(3)]
+        results = [there.step() for _ in range(2)]
         for result in results:
             meter.add(result, 0.0)
         assert mps.reads == {}  # the program waits for the device when it reads
         assert meter.read()["loss"] > 0
-        assert mps.reads == {"tolist": 1}  # for three steps, not each
+        assert mps.reads == {"tolist": 1}  # for both steps, not each
         given = results, there.evaluate()
         assert all(isinstance(p, MpsTensor) for p in there.model.parameters())
         assert all(isinstance(value, MpsTensor) for result in given[0] for value in result[:2])
         weights = {key: value.cpu() for key, value in there.model.state_dict().items()}
         results = [[value.cpu() for value in result[:2]] for result in given[0]]
-    check_operators(mps, optimizer, kind)
+    check_operators(mps, kind)
     assert all(torch.equal(weights[k], v) for k, v in here.model.state_dict().items())
     assert results == [list(result[:2]) for result in expected[0]]
     assert np.array_equal(given[1].logits, expected[1].logits)
@@ -169,15 +166,16 @@ def test_training_on_the_device_gives_the_bits_of_the_cpu(split, optimizer, kind
         assert given[1].parts is expected[1].parts is None
 
 
-@pytest.mark.parametrize("head", [{}, PARTS, OVERLAP], ids=["token", "parts", "overlap"])
-@pytest.mark.parametrize("is_joint", [False, True], ids=["micro", "joint"])
+@pytest.mark.parametrize(
+    ("head", "is_joint"), [({}, False), (OVERLAP, True)], ids=["token, micro", "overlap, joint"]
+)
 def test_recomputing_on_the_device_draws_again_what_it_drew(split, head, is_joint, monkeypatch):
     """The generator is the device's own: torch alone would not put it back."""
 
     def weights(grad_checkpointing: bool, is_joint: bool, forward: str = "checkpointed"):
         with pretended_mps():
-            kind = Kind({**head, **RANDOM}, is_joint, grad_checkpointing)
-            trained = Trained(split, torch.device("mps"), kind=kind)
+            kind = Kind({**head, **RANDOM}, "sgd", is_joint, grad_checkpointing)
+            trained = Trained(split, torch.device("mps"), kind)
             if forward == "remembered":
                 trained.model.checkpointed_forward = trained.model.forward
             for _ in range(2):
@@ -276,10 +274,10 @@ def without_mps_route(operators) -> set[str]:
     return {name for name in names if not has_mps_route(name)}
 
 
-def check_operators(mps: PretendedMps, optimizer: str, kind: Kind) -> None:
+def check_operators(mps: PretendedMps, kind: Kind) -> None:
     """Every operator of training and evaluation that was recorded runs on MPS."""
     names = {operator.name() for operator in mps.operators}
-    expected = {f"aten::_fused_{optimizer}_", "aten::bmm"}
+    expected = {f"aten::_fused_{kind.optimizer}_", "aten::bmm"}
     if kind.frozen == "none":
         expected |= {"aten::convolution_backward"}
     if kind.fields.get("head") == "parts":
@@ -318,11 +316,13 @@ def test_an_operator_that_mps_lacks_and_a_complex_tensor_are_found():
 # --- Reads: the program waits for the device ------------------------------------------------------
 
 
-@pytest.mark.parametrize(("head", "reads"), [("token", 1), ("parts", 2)])  # logits, and parts
-@pytest.mark.parametrize("samples", [3, 10])
+@pytest.mark.parametrize(
+    ("samples", "head", "reads"),
+    [(3, "token", 1), (10, "parts", 2)],  # logits, and parts
+)
 def test_an_evaluation_reads_the_device_once(split, samples, head, reads):
     with pretended_mps() as mps:
-        trained = Trained(split, torch.device("mps"), kind=KINDS[head])
+        trained = Trained(split, torch.device("mps"), KINDS[head])
         loader = eval_loader(loader_config(eval_batch_size=2), split.select(range(samples)), MPS)
         result = evaluate_module.evaluate(trained.model, loader, trained.normalize, PRESETS["vit"])
         assert mps.reads == {"cpu": reads}

@@ -18,7 +18,7 @@ from models.pretrained.load import HEAD_KEYS, PART_INIT, POS_RESAMPLE, LoadRepor
 from models.pretrained.weights import Pretrained, adapt_config, open_pretrained, own_pretrained
 from models.vit import Backbone
 
-SETTINGS = settings(max_examples=40, deadline=None)
+SETTINGS = settings(max_examples=25, deadline=None)
 NORMALIZATION = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 
@@ -478,7 +478,7 @@ KINDS = {
     data=st.data(),
     keep_head=st.booleans(),
 )
-@settings(SETTINGS, max_examples=80)
+@settings(SETTINGS, max_examples=30)
 def test_weights_of_any_shape_are_taken_as_they_are_or_refused(
     path, kind, is_theirs, data, keep_head
 ):

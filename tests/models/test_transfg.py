@@ -55,7 +55,7 @@ def gaps(row: Tensor) -> Tensor:
 # --- The class token's row of the product ---------------------------------------------------------
 
 # (N, B, H): 224 pixels, 448 pixels, and 448 pixels with overlap, all of patch 16.
-SHAPES = ((197, 2, 2), (785, 1, 2), (1370, 1, 2))
+SHAPES = ((197, 2, 2), (785, 1, 2), (1370, 1, 1))
 DEPTHS = (3, 12)
 
 

@@ -301,7 +301,7 @@ class TestEndings:
         """A check in a session of its own, and the end of the pipe for writing."""
         script = REPO / "scripts" / "check_data.py"
         process = subprocess.Popen(
-            [sys.executable, script, "csv", pipe.parent, "--output", output, "--num_workers", "2"],
+            [sys.executable, script, "csv", pipe.parent, "--output", output, "--num_workers", "1"],
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -348,9 +348,7 @@ class TestEndings:
         self.assert_no_reader(writable)
         process.communicate()
 
-    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(image_scan, "START_METHOD", "spawn")
-
+    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys):
         def kill() -> None:
             writable = os.open(pipe, os.O_WRONLY)
             for process in multiprocessing.active_children():
