@@ -69,22 +69,7 @@ class TestRun:
         patches = len(patch_centers(get_config("testing", **fields)))
         assert end["pos_embed"].shape == (1, 1 + patches, 64)
 
-    def test_checkpoint_and_stamp_describe_the_model(self, trained, kind):
-        expected = get_config("testing", head="parts", **KINDS[kind][1]).to_dict()
-        checkpoint, stamp = load_checkpoint(trained.checkpoint), read_json(trained.env_stamp)
-        assert checkpoint.model_config == expected
-        assert checkpoint.img_size == expected["img_size"]
-        config = stamp["config"]
-        recorded = {k: None if v == "none" else v for k, v in config["model"].items()}
-        assert recorded == expected
-        assert config["head"] == "parts"
-        assert config["slide_step"] == ("none" if kind == "non-overlap" else 12)
-        assert config["normalization"] == stamp["normalization"] == checkpoint.normalization
-        shown = [config[f"contrastive_{name}"] for name in ("weight", "margin", "scope")]
-        assert shown == [1.0, 0.4, "micro"]
-        assert stamp["micro_batches"] == 1
-
-    def test_evaluation_takes_everything_from_the_checkpoint(self, trained, drawn, tmp_path):
+    def test_evaluation_takes_everything_from_the_checkpoint(self, trained, kind, drawn, tmp_path):
         flags = f"--name check {TINY_EVAL} --tiny_infer_subset synthetic_tiny"
         where = "--checkpoint", trained.checkpoint, "--data_root", drawn, "--output_dir", tmp_path
         assert evaluate(flags, *where) == 0
@@ -97,6 +82,8 @@ class TestRun:
         assert stamps[0]["config"]["model"] == stamps[1]["config"]["model"]
         parts = [[row["parts"] for row in rows_of(which)] for which in (paths, trained)]
         assert parts[0] == parts[1]
+        expected = get_config("testing", head="parts", **KINDS[kind][1]).to_dict()
+        assert load_checkpoint(trained.checkpoint).model_config == expected
 
     def test_rows_have_a_keypoint_for_every_head(self, trained, kind):
         """On a patch that was looked at, as it lies in the original image."""

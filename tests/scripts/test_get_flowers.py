@@ -431,16 +431,6 @@ def test_as_a_command_from_any_folder(tmp_path):
     assert tree(tmp_path) == []
 
 
-def test_the_official_table():
-    assert get_flowers.BASE_URL == "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-    assert get_flowers.IMAGE_COUNT == 8189
-    assert get_flowers.OFFICIAL_FILES == {
-        "imagelabels.mat": ("e0620be6f572b9609742df49c70aed4d", 502),
-        "setid.mat": ("a5357ecc9cb78c4bef273ce3793fc85c", 14_989),
-        "102flowers.tgz": ("52808999861908f626f3c1f4e79d11fa", 344_862_509),
-    }
-
-
 @pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat"])
 def test_the_official_table_holds_for_real_files(name):
     if REAL_FLOWERS is None:

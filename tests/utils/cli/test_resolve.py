@@ -185,7 +185,7 @@ def test_a_preset_fills_in_what_no_flag_says():
 
 
 class TestLength:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(samples=st.integers(1, 10_000), batch=st.integers(1, 512), length=st.integers(1, 10_000))
     def test_said_as_epochs_or_as_steps_is_both(self, samples, batch, length):
         flags = train_flags(f"--train_batch_size={batch}", f"--epochs={length}")

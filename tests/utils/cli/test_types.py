@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import re
 
 import pytest
@@ -64,23 +63,6 @@ def test_hundreds_of_digits_crash_nothing(digits):
             assert getattr(types, name)("9" * digits) > 0
 
 
-@settings(max_examples=100, deadline=None)
-@given(value=st.integers(1 - 2**31, 2**33) | st.floats())
-def test_numbers_are_taken_exactly_within_their_range(value):
-    is_whole = isinstance(value, int)
-    for kind, is_valid in [
-        (types.image_side, is_whole and 0 < value <= 65536),
-        (types.positive_int, is_whole and 0 < value < 2**31),
-        (types.seed, is_whole and 0 <= value < 2**32),
-        (types.positive, math.isfinite(value) and value > 0),
-        (types.fraction, 0 <= value < 1),
-    ]:
-        if is_valid:
-            assert kind(repr(value)) == value
-        else:
-            refused(kind, repr(value))
-
-
 @pytest.mark.parametrize("name", ["a", "_", "0", "flower_mps", "a.b-c_D9", "tb2", "A" * 200])
 def test_run_names_are_taken(name):
     assert types.run_name(name) == name
@@ -97,7 +79,7 @@ def test_what_is_not_a_run_name_is_refused(name):
     assert "is not a run name" in refused(types.run_name, name)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(name=st.text(max_size=8))
 def test_a_run_name_is_taken_exactly_if_it_matches(name):
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) and name.lower() != "tb":

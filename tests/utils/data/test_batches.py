@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.data.batches import BatchShare, EvalBatches, TrainBatches, ids_of_step, sample_order
+from utils.data.batches import EvalBatches, TrainBatches, ids_of_step, sample_order
 from utils.data.splits import Split
 
 SIZES, SEEDS = st.integers(1, 40), st.integers(0, 2**32 - 1)
@@ -119,7 +119,3 @@ class TestEvalBatches:
         assert counts == Counter(pairs)
         sizes = [len(batches) for batches in by_rank]
         assert max(sizes) - min(sizes) <= 1
-
-    def test_the_batches_of_a_rank_are_these(self):
-        expected = [BatchShare([(0, 2), (0, 3)], 0, 2), BatchShare([(0, 6)], 0, 1)]
-        assert list(EvalBatches(7, 2, 1, 2)) == expected

@@ -143,12 +143,10 @@ class TestTrainLoader:
             torch.set_num_threads(before)
         assert seen == [1] * 15
 
-    @pytest.mark.parametrize("preset", ["vit", "transfg", "strong"])
-    def test_yields_the_same_bytes_for_any_number_of_workers(self, split, preset):
-        values = {"preset": preset}
-        if preset == "strong":
-            values |= {"augment": "trivialaugment", "random_erasing": 0.5, "mixup": 1.0}
-            values |= {"cutmix": 1.0}
+    def test_yields_the_same_bytes_for_any_number_of_workers(self, split):
+        """Of the preset with everything random in it."""
+        values = {"preset": "strong", "augment": "trivialaugment", "random_erasing": 0.5}
+        values |= {"mixup": 1.0, "cutmix": 1.0}
         seed_everything(1)
         alone = list(of_training(split, workers=0, **values))
         for workers in (1, 4):
@@ -161,7 +159,7 @@ class TestTrainLoader:
         alone = of_training(split, mixup=1.0)
         cached = of_training(split, mixup=1.0, cache=cache, cache_dir=str(tmp_path))
         method = "spawn" if cache == "none" else CONTEXT.get_start_method()
-        loader = make_loader(cached.dataset, cached.batch_sampler, 2, CPU)
+        loader = make_loader(cached.dataset, cached.batch_sampler, 1, CPU)
         loader.multiprocessing_context = method
         assert equal(list(alone), list(loader))
 

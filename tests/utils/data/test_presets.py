@@ -96,10 +96,3 @@ class TestSizes:
             assert 0.25 * resized.height * resized.width >= img_size**2
         else:
             assert resized == size
-
-    def test_only_strong_does_more_than_geometry(self):
-        assert {name: tuple(preset.augmentation) for name, preset in PRESETS.items()} == {
-            "transfg": ("none", 0, 0, 0),
-            "vit": ("none", 0, 0, 0),
-            "strong": ("trivialaugment", 0.25, 0.2, 1.0),  # as the README has it
-        }

@@ -162,14 +162,6 @@ class TestRead:
         assert listing.paths[0] == "val/oak leaf/IMG_0014.JPG"
         assert listing.labels[0] == 0
 
-    def test_keeps_endings_where_ids_would_be_equal(self, root):
-        rose = root / "train" / "rose"
-        for name in ("a.jpg", "a.png", "a.jpg.png", "b.webp"):
-            (rose / name).touch()
-        ids = folder.read(root, "train").ids.tolist()
-        short = {f"train/rose/{name}" for name in ("a.jpg", "a.png", "a.jpg.png", "b")}
-        assert short <= set(ids)
-
     @settings(deadline=None)
     @given(paths=st.lists(st.from_regex(r"[ab](\.(jpg|png)){0,3}", fullmatch=True), unique=True))
     def test_gives_different_paths_different_ids(self, paths):

@@ -16,17 +16,6 @@ def root(tmp_path):
     return write_food101(tmp_path / "food-101", photos=False)
 
 
-def test_gives_the_split_in_the_order_of_its_list(root):
-    train, test = food101.read(root, "train"), food101.read(root, "test")
-    assert train.classes == test.classes == NAMES
-    assert train.parents == test.parents == ()
-    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert test.labels.tolist() == [0] * 2 + [1] * 2 + [2] * 2
-    assert train.ids.tolist() == (root / "meta" / "train.txt").read_text().split()
-    assert train.ids[0] == "apple_pie/1005649"
-    assert train.paths[0] == "images/apple_pie/1005649.jpg"
-
-
 def test_takes_the_order_of_classes_from_classes_txt(root):
     for name in ("classes.txt", "labels.txt"):
         edit_lines(root / "meta" / name, lambda lines: lines[::-1])

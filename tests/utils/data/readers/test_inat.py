@@ -90,13 +90,14 @@ del listing
 json.loads((Path(sys.argv[1]) / "train2017.json").read_bytes())
 print(json.dumps([peak, read, *counts, time.process_time() - read]))
 """
+IMPORTED_BYTES = 50e6  # of Python itself and NumPy
 # Linux counts the peak of the process that starts another as that one's own; pytest's may be large.
 BETWEEN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
 
 
-def test_full_size_stays_within_ten_seconds_and_a_gigabyte(tmp_path):
-    """579,184 images of 5,089 classes, as the train file has, with several hundred bytes each."""
-    num_images, num_classes = 579184, 5089
+def test_a_tenth_stays_within_a_tenth_of_ten_seconds_and_a_gigabyte(tmp_path):
+    """The train file has 579,184 images of 5,089 classes, with several hundred bytes each."""
+    num_images, num_classes = 57918, 5089
     path = tmp_path / "train2017.json"
     with path.open("w", encoding="utf-8") as file:
         file.write('{"info": {}, "licenses": [], "images": [')
@@ -123,12 +124,12 @@ def test_full_size_stays_within_ten_seconds_and_a_gigabyte(tmp_path):
         file.write(f'], "categories": {json.dumps(categories)}}}')
     command = [sys.executable, "-c", BETWEEN, "-c", MEASURE, str(tmp_path)]
     ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    path.unlink()  # 300 MB that pytest would keep
+    path.unlink()  # 30 MB that pytest would keep
     assert ended.returncode == 0, ended.stderr
     peak, seconds, images, classes, parsing = json.loads(ended.stdout)
     assert (images, classes) == (num_images, num_classes)
-    assert peak < 1e9
-    assert seconds < max(10, 4 * parsing)  # 10 s where we develop; some machines are slower
+    assert peak < 1e8 + IMPORTED_BYTES
+    assert seconds < max(1, 4 * parsing)  # 1 s where we develop; some machines are slower
 
 
 def _set(section: str, number: int, **values: object) -> Callable[[dict], object]:
