@@ -109,14 +109,6 @@ def test_is_found_below_a_parent_of_all_data_sets(tmp_path, dataset):
         assert spec.find_root(spec, given_root) == nested
 
 
-def test_folders_are_found_where_their_archive_brought_a_folder_along(tmp_path):
-    root = write_folder(tmp_path / "flowers" / "flowers")
-    (root.parent / "__MACOSX").mkdir()
-    for given_root in (root.parent, root):
-        split = open_split(get_spec("folder"), given_root, "val")
-        assert (len(split), split.root) == (6, root)
-
-
 class TestHeldOutVal:
     """A val split held out of train."""
 
@@ -214,23 +206,13 @@ class TestBadInput:
         assert "cannot be read (Operation not permitted)" in error
         assert str(folder) in error
 
-    @pytest.mark.parametrize("listed", [2, 4])
-    def test_splits_whose_lists_name_other_classes(self, tmp_path, refused, listed):
+    def test_splits_whose_lists_name_other_classes(self, tmp_path, refused):
         """Their labels would not be those of one another."""
         root = write_inat(tmp_path / "data")
-        path = root / "val2017.json"
-        document = read_json(path)
-        first, second, *more = document["categories"]
-        document["categories"] = [first, *more][:listed]
-        if listed > 2:
-            document["categories"] += [second, {**second, "id": 77, "name": "Another"}]
-        else:
-            lost = second["id"]
-            kept = [each for each in document["annotations"] if each["category_id"] != lost]
-            document["annotations"] = kept
-            ids = {each["image_id"] for each in kept}
-            document["images"] = [each for each in document["images"] if each["id"] in ids]
-        write_json(path, document)
+        document = read_json(root / "val2017.json")
+        second = document["categories"][1]
+        document["categories"].append({**second, "id": 77, "name": "Another"})
+        write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
         assert "train and val list other classes: class " in error
 

@@ -351,13 +351,6 @@ class TestBadImage:
         assert process.exitcode == 1
         assert f"error: image {bad} cannot be decoded (" in (tmp_path / "output.txt").read_text()
 
-    def test_ends_the_building_of_a_cache(self, fails, spoiled, tmp_path):
-        root, bad = spoiled
-        error = fails(train, f"--name run {TRAIN} --data_root {root} --cache disk --num_workers 2")
-        assert error.startswith(f"image {bad} cannot be decoded (")
-        assert "; after step 0, last good checkpoint: none" in error
-        assert caches_in(tmp_path / "out" / ".cache") == []
-
 
 class TestSkipBadImages:
     def test_leaves_one_out_and_says_so(self, spoiled, tmp_path, capsys):
@@ -378,13 +371,6 @@ class TestSkipBadImages:
             assert read_json(paths.env_stamp)["config"]["skip_bad_images"] == 1
             made.append(paths)
         assert_equal_runs(*made)
-
-    def test_of_none_is_a_run_like_any_other(self, trained, photos, tmp_path, capsys):
-        paths = run(tmp_path, photos, "--skip_bad_images 3")
-        assert re.search(r"^  skipped_images +0$", capsys.readouterr().out, re.MULTILINE)
-        assert digest_of(paths) == digest_of(trained("vit"))
-        skipped = read_json(paths.env_stamp)["skipped_images"]
-        assert skipped == {"allowed": 3, "count": 0, "ids": []}
 
     def test_of_fewer_than_there_are_ends_the_run(self, fails, data, tmp_path):
         """Both are met: one in step 1, and the second, which is one too many, in step 4."""

@@ -109,12 +109,6 @@ class TestRun:
         assert len(everywhere) > 3
 
 
-def test_rows_of_a_plain_model_have_no_parts(finished_run):
-    rows = rows_of(finished_run)
-    assert rows
-    assert not any("parts" in row for row in rows)
-
-
 def test_the_tiny_part_model_learns_the_drawings(drawn, tmp_path):
     """Far above the 10 % of chance on held-out drawings."""
     code = train(
@@ -233,14 +227,3 @@ def test_what_is_frozen_stays_to_the_last_bit(drawn, tmp_path, finished_run):
     frozen = ("cls_token", "pos_embed", "patch_embed", "blocks.0.")
     assert same == {key for key in end if key.startswith(frozen)}
     assert 0 < len(same) < len(end)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--split overlap --slide_step 17", "--slide_step 17 is over the patch, 16"),
-        ("--head parts --freeze 4", "--freeze 4: testing has 3 blocks"),
-    ],
-)
-def test_a_value_that_contradicts_the_model_is_refused(refused, drawn, flags, said):
-    assert said in refused(train, f"--name a {BASE} {flags}", "--data_root", drawn)

@@ -212,14 +212,6 @@ def test_positions_are_resampled_and_that_is_said(old, new, words, mode):
     assert torch.equal(model.pos_embed[:, 0], weights.tensors["pos_embed"][:, 0])
 
 
-@pytest.mark.parametrize("mode", POS_RESAMPLE)
-def test_positions_of_the_same_grid_are_taken_bit_by_bit(mode):
-    model, weights = model_of(img_size=64), weights_of(img_size=64)
-    report = load_pretrained(model, weights, pos_resample=mode)
-    assert report.resized == {}
-    assert torch.equal(model.pos_embed.data, weights.tensors["pos_embed"])
-
-
 # --- Refused on the way into a model --------------------------------------------------------------
 
 

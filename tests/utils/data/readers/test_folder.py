@@ -50,10 +50,6 @@ class TestSplits:
         (root / "val").rename(root / "test")
         assert folder.splits(root) == ("train", "test")
 
-    def test_of_a_heap_are_train_alone(self, tmp_path):
-        root = write_folder(tmp_path, split_folders=False, photos=False)
-        assert folder.splits(root) == ("train",)
-
 
 class TestRead:
     @pytest.mark.parametrize("split", ["train", "val"])
@@ -76,13 +72,10 @@ class TestRead:
         assert listing.ids[0] == "val/oak_leaf/IMG_0014"
         assert listing.labels.dtype == np.int64
 
-    def test_tells_files_of_one_name_in_two_splits_apart(self, root):
-        for split in ("train", "val"):
-            (root / split / "rose" / "1.jpg").touch()
-        assert not set(folder.read(root, "train").ids) & set(folder.read(root, "val").ids)
-
-    def test_of_a_heap(self, tmp_path):
-        listing = folder.read(write_folder(tmp_path, split_folders=False, photos=False), "train")
+    def test_of_a_heap_is_all_train(self, tmp_path):
+        root = write_folder(tmp_path, split_folders=False, photos=False)
+        assert folder.splits(root) == ("train",)
+        listing = folder.read(root, "train")
         assert len(listing.ids) == 18
         assert listing.paths[0] == "oak_leaf/IMG_0004.JPG"
 

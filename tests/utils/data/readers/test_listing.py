@@ -161,7 +161,3 @@ class TestMakeListing:
     def test_refuses(self, ids, paths, labels, message):
         with pytest.raises(InputError, match=f"^list.txt:? .*{message}"):
             make_listing(Path("list.txt"), ["x", "y"], ids, paths, labels)
-
-    def test_refuses_two_classes_of_one_name(self):
-        with pytest.raises(InputError, match="has the class name 'x' more than once"):
-            make_listing(Path("list.txt"), ["x", "x"], ["a"], ["a"], [0])
