@@ -1,11 +1,9 @@
 """Bad input: exit 2, one line on stderr that says what to do, nothing written (contracts, 6)."""
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,12 +53,6 @@ class TestFlags:
         flags = f"{TRAIN} --device {absent}"
         error = refused(train, flags, "--data_root", drawn)
         assert f"--device {absent} is not available here" in error
-
-    def test_name_that_differs_only_in_case(self, drawn, tmp_path, capsys):
-        (tmp_path / "Run").mkdir()
-        flags = f"{TRAIN} {TINY}"
-        assert train(flags, "--data_root", drawn, "--output_dir", tmp_path) == 2
-        assert "differs only in case from the run Run" in capsys.readouterr().err
 
     def test_output_folder_without_permission(self, refused, drawn, monkeypatch):
         monkeypatch.setattr("utils.data_utils.os.access", lambda *_: False)  # root has it anyway
@@ -125,16 +117,11 @@ class TestCheckpoint:
         assert f"checkpoint {path} " in error
         assert ("does not exist" if damage == "absent" else "damaged") in error
 
-    @pytest.mark.parametrize("disguise", ["pickle", "torch archive", "sealed torch archive"])
-    def test_a_pickle_that_would_run_code(self, refused, drawn, tmp_path, disguise):
+    def test_a_pickle_that_would_run_code(self, refused, drawn, tmp_path):
+        """In a torch archive that is sealed as ours are; test_checkpoint.py has other disguises."""
         target, path = tmp_path / "was_here", tmp_path / "evil.bin"
-        if disguise == "pickle":
-            path.write_bytes(pickle.dumps(Bomb(target)))
-        else:
-            torch.save({"state_dict": Bomb(target)}, path)
-        if disguise.startswith("sealed"):
-            path.write_bytes(sealed(path.read_bytes()))
-            assert zipfile.is_zipfile(path)
+        torch.save({"state_dict": Bomb(target)}, path)
+        path.write_bytes(sealed(path.read_bytes()))
         error = refused(evaluate, self.FLAGS, "--checkpoint", path, "--data_root", drawn)
         assert not target.exists()
         assert str(path) in error

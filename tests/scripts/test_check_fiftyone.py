@@ -262,8 +262,6 @@ BAD_ROWS = [
     ((TRUTH, "_cls"), DROPPED, "ground_truth loads as dict"),
     ((TOP5,), [], "predictions_top5 loads as list"),
     ((*SECOND, "label"), "", "predictions_top5[1] has no label text: ''"),
-    ((*SECOND, "confidence"), -0.5, "predictions_top5[1]: confidence is -0.5"),
-    ((TRUTH, "label"), None, "ground_truth has no label text: None"),
     ((PREDICTED, "_cls"), "Nonsense", "FiftyOne does not load it"),
     ((PREDICTED, "confidence"), NAN, "confidence is nan"),
     ((PREDICTED, "confidence"), DROPPED, "confidence is None"),
@@ -278,7 +276,6 @@ BAD_ROWS = [
     (("parts", "keypoints"), DROPPED, "parts has no keypoints"),
     ((*PART, "label"), "", "parts.keypoints[1] has no label text: ''"),
     ((*PART, "points"), [], "parts.keypoints[1] has no points"),
-    ((*PART, "points"), [[NAN, 0.5]], "parts.keypoints[1]: [nan, 0.5] is not x and y"),
     ((*PART, "points"), [[0.5, 0.5], [0.5, 1.01]], "[0.5, 1.01] is not x and y as floats in 0..1"),
     ((*PART, "points"), [[1, 0]], "parts.keypoints[1]: [1, 0] is not x and y as floats in 0..1"),
 ]

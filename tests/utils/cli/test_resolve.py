@@ -3,12 +3,10 @@
 import contextlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import CHOICES, REPO, files_below
+from helpers import CHOICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
@@ -60,46 +58,6 @@ class TestFlags:
         flags = eval_flags(tmp_path / "ckpt.bin")
         assert (flags.dataset, flags.model_type, flags.img_size) == (None, None, None)
         assert flags.skip_bad_images == 0
-
-    def test_come_from_argv_without_torch_and_without_a_write(self, tmp_path, monkeypatch):
-        code = (
-            "import sys, utils.cli.resolve, utils.run.folder, utils.dataset, models.configs\n"
-            "heavy = {'torch', 'torchvision', 'scipy', 'tensorboard', 'fiftyone'}\n"
-            "print(sorted(heavy & sys.modules.keys()))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
-        )
-        assert done.stdout == "[]\n"
-        monkeypatch.chdir(tmp_path)
-        train_flags("--cache", "disk")
-        assert files_below(tmp_path) == set()
-
-    def test_of_the_task_lists_commands(self, tmp_path, monkeypatch):
-        """Letter for letter, but for the place of the data."""
-        monkeypatch.chdir(tmp_path)
-        common = "--dataset flower102 --data_root flower102 --output_dir output --prefer_mps"
-        flags = parse_train(
-            f"--name flower_mps {common} --model_type testing --img_size 64 "
-            "--num_steps 10 --eval_every 5 --train_batch_size 4 --eval_batch_size 2 "
-            "--tiny_train_subset flower102_tiny --tiny_infer_subset flower102_tiny".split(),
-            CHOICES,
-        )
-        assert (flags.tiny_train_subset, flags.eval_every) == ("flower102_tiny", 5)
-        flags = parse_train(
-            f"--name meta_test {common} --img_size 64 --num_steps 2 "
-            "--eval_every 2 --train_batch_size 2 --eval_batch_size 2 "
-            "--tiny_train_subset flower102_tiny --tiny_infer_subset flower102_tiny".split(),
-            CHOICES,
-        )
-        assert flags.model_type == "ViT-B_16"
-        (tmp_path / "ckpt.bin").touch()
-        flags = parse_eval(
-            f"--name flower_eval {common} --img_size 64 --eval_batch_size 2 "
-            "--checkpoint ckpt.bin --tiny_infer_subset flower102_tiny".split(),
-            CHOICES,
-        )
-        assert (flags.model_type, flags.img_size) == (None, 64)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ class TestEvalLoader:
 
 
 class TestCaches:
-    @pytest.mark.parametrize(("preset", "workers"), [("vit", 0), ("transfg", 2), ("strong", 2)])
+    @pytest.mark.parametrize(("preset", "workers"), [("transfg", 0), ("strong", 2)])
     def test_change_no_byte(self, tmp_path, make_split, preset, workers):
         # Larger than the resized images, so that there is something to keep.
         split = make_split(tmp_path, [0, 1, 2, 0, 1], size=(130, 110))

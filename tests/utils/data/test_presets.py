@@ -53,16 +53,6 @@ class TestCropToImage:
         (portrait,) = crop_to_image(corners, np.array([(375, 500)]), 224, VIT)
         assert portrait.tolist() == [[16 / 256, 58 / 341], [240 / 256, 282 / 341]]
 
-    def test_keeps_samples_and_heads_apart(self):
-        generator = np.random.default_rng(0)
-        points = generator.uniform(0, 1, (5, 3, 2)).astype(np.float32)
-        sizes = generator.integers(20, 300, (5, 2))
-        together = crop_to_image(points, sizes, 64, VIT)
-        for i in range(5):
-            for h in range(3):
-                alone = crop_to_image(points[i : i + 1, h : h + 1], sizes[i : i + 1], 64, VIT)
-                assert np.array_equal(alone[0, 0], together[i, h])
-
 
 class TestSizes:
     @pytest.mark.parametrize(

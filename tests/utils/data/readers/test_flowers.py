@@ -62,14 +62,6 @@ class TestReadLayout:
         assert splits["val"].tolist() == order[one:two]
         assert splits["test"].tolist() == order[two:]
 
-    def test_takes_column_vectors(self, tmp_path):
-        columns = {name: np.array(values)[:, None] for name, values in SPLITS.items()}
-        labels, splits = read_layout(
-            write_layout(tmp_path, np.array(LABELS)[:, None], **columns), num_classes=3
-        )
-        assert labels.tolist() == [0, 1, 2, 0, 1, 2]
-        assert splits["train"].tolist() == [5, 1]
-
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
