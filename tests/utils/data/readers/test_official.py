@@ -175,24 +175,29 @@ class TestRefusals:
         assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize(
-        ("name", "lists", "split", "other"),
+        ("name", "split", "source", "other"),
         [
-            ("aircraft", "data/images_variant_{}.txt", "train", "val"),
-            ("aircraft", "data/images_variant_{}.txt", "val", "test"),
-            ("aircraft", "data/images_variant_{}.txt", "trainval", "test"),
-            ("aircraft", "data/images_variant_{}.txt", "test", "trainval"),
-            ("food101", "meta/{}.txt", "train", "test"),
-            ("food101", "meta/{}.txt", "test", "train"),
-            ("pet", "annotations/{}.txt", "trainval", "test"),
+            *(
+                ("aircraft", split, *(f"data/images_variant_{s}.txt" for s in (split, other)))
+                for split, others in (
+                    ("train", ("val", "test")),
+                    ("val", ("train", "test")),
+                    ("trainval", ("test",)),
+                    ("test", ("trainval",)),
+                )
+                for other in others
+            ),
+            ("food101", "train", "meta/train.txt", "meta/test.txt"),
+            ("food101", "test", "meta/test.txt", "meta/train.txt"),
+            ("pet", "train", "annotations/trainval.txt", "annotations/test.txt"),
         ],
     )
-    def test_of_an_image_that_another_split_has(self, spec, name, root, lists, split, other):
-        source, other = lists.format(split), lists.format(other)
+    def test_of_an_image_that_another_split_has(self, spec, root, split, source, other):
         shared = (root / source).read_text().splitlines()[0]
         edit_lines(root / other, lambda lines: [*lines, shared])
         message = rf"{source} has the image '{shared.split()[0]}', and so has .*{other}$"
         with pytest.raises(InputError, match=message):
-            spec.read(root, "train" if name == "pet" else split)
+            spec.read(root, split)
 
     @pytest.mark.parametrize("folder", [DOG_FOLDERS[0], DOG_FOLDERS[2]])
     @pytest.mark.parametrize("name", ["dog"])
