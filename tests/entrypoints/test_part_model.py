@@ -112,8 +112,8 @@ class TestRun:
 def test_the_tiny_part_model_learns_the_drawings(drawn, tmp_path):
     """Far above the 10 % of chance on held-out drawings."""
     code = train(
-        "--name learn --dataset synthetic --model_type testing --img_size 32 --num_steps 80 "
-        "--eval_every 80 --train_batch_size 32 --eval_batch_size 50 --learning_rate 2e-3 "
+        "--name learn --dataset synthetic --model_type testing --img_size 32 --num_steps 40 "
+        "--eval_every 40 --train_batch_size 32 --eval_batch_size 50 --learning_rate 2e-3 "
         "--optimizer adamw --weight_decay 0.05 --num_workers 0 --device cpu --head parts",
         "--data_root",
         drawn,

@@ -29,7 +29,8 @@ class TestKills:
     def test_a_killed_run_ends_with_the_results_of_an_undisturbed_one(
         self, drawn, capsys, monkeypatch
     ):
-        monkeypatch.setattr(kills, "STEPS_A_KILL", 10)  # the seed's first kill comes in step 4
+        monkeypatch.setattr(kills, "STEPS_A_KILL", 10)
+        monkeypatch.setattr(kills, "MAX_EXTRA_STEPS", 0)  # killed as soon as step 3 is reported
         assert soak.main(["kills", "--kills", "1", "--data_root", str(drawn)]) == 0
         assert "kills: nothing was lost" in capsys.readouterr().out
 
