@@ -21,16 +21,19 @@ class Layout(NamedTuple):
     write: Callable[..., Path]
     eval_split: str  # by default
     classes: tuple[str, ...]  # official names in index order
+    files: tuple[str, ...]  # what its reader reads for the train split
 
 
 LAYOUTS: dict[str, Layout] = {}  # by the name of the dataset
 
 
-def layout(dataset: str, eval_split: str, classes: tuple[str, ...]) -> Callable:
+def layout(
+    dataset: str, eval_split: str, classes: tuple[str, ...], files: tuple[str, ...] = ()
+) -> Callable:
     """Return a decorator that enters the writer of a dataset in LAYOUTS."""
 
     def enter(write: Callable[..., Path]) -> Callable[..., Path]:
-        LAYOUTS[dataset] = Layout(write, eval_split, classes)
+        LAYOUTS[dataset] = Layout(write, eval_split, classes, files)
         return write
 
     return enter

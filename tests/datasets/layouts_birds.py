@@ -32,7 +32,12 @@ LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classe
 REAL_CUB, REAL_NABIRDS = official_lists("cub_200_2011"), official_lists("nabirds")
 
 
-@layout("CUB_200_2011", "test", ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"))
+@layout(
+    "CUB_200_2011",
+    "test",
+    ("Red crested Finch", "Blue winged Finch", "Green tailed Finch"),
+    files=LISTS,
+)
 def write_cub(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
     planned = plan(**counts)
@@ -47,7 +52,12 @@ def write_cub(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
-@layout("nabirds", "test", ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"))
+@layout(
+    "nabirds",
+    "test",
+    ("Stone Finch (Male)", "Stone Finch (Female/juvenile)", "Ring Gull"),
+    files=(*LISTS, "hierarchy.txt"),
+)
 def write_nabirds(root: Path, photos: bool = True, **counts: Any) -> Path:
     images, labels, splits = {}, {}, {}
     planned = plan(**counts)

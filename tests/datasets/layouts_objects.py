@@ -24,7 +24,10 @@ REAL_CARS = official_lists("stanford_cars")
 
 
 @layout(
-    "car", "test", ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012")
+    "car",
+    "test",
+    ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van 2012"),
+    files=("devkit/cars_meta.mat", "devkit/cars_train_annos.mat"),
 )
 def write_cars(root: Path, photos: bool = True, labelled: bool = True, **counts: Any) -> Path:
     """Without labels of the test split unless `labelled`, as the devkit is."""
@@ -63,7 +66,12 @@ def without_field(structs: np.ndarray, field: str) -> np.ndarray:
     return kept
 
 
-@layout("dog", "test", ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"))
+@layout(
+    "dog",
+    "test",
+    ("Chihuahua", "black-and-tan coonhound", "Mexican hairless"),
+    files=("train_list.mat", "test_list.mat"),
+)
 def write_dogs(root: Path, photos: bool = True, lists_folder: str = "", **counts: Any) -> Path:
     """With the lists in the folder `lists_folder` of `root`."""
     (root / "Images").mkdir(parents=True, exist_ok=True)
@@ -91,7 +99,12 @@ def write_dog_list(path: Path, files: Sequence[object], labels: Sequence[object]
     )
 
 
-@layout("pet", "test", ("Abyssinian", "american bulldog", "British Shorthair"))
+@layout(
+    "pet",
+    "test",
+    ("Abyssinian", "american bulldog", "British Shorthair"),
+    files=("annotations/trainval.txt", "annotations/test.txt"),
+)
 def write_pet(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     seed = 0

@@ -24,16 +24,24 @@ CIFAR100_COARSE = ("fish", "fruit_and_vegetables", "people")
 CIFAR100_COARSE_OF = (1, 0, 2)  # of each fine class
 
 
-@layout("aircraft", "val", ("707-320", "F-16A/B", "Hawk T1"))
+@layout(
+    "aircraft",
+    "val",
+    ("707-320", "F-16A/B", "Hawk T1"),
+    files=(
+        "data/variants.txt",
+        *(f"data/images_variant_{split}.txt" for split in ("train", "val", "test")),
+    ),
+)
 def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
-    """With a val split of two images of each class."""
+    """With a val split that is planned as the test split."""
     data = root / "data"
     (data / "images").mkdir(parents=True, exist_ok=True)
     write_lines(data / "variants.txt", AIRCRAFT_VARIANTS)
     planned = plan(**counts)
     rows: dict[str, list[tuple[str, int]]] = {}
     seed = 0
-    for split, labels in (planned | {"val": plan()["test"]}).items():
+    for split, labels in (planned | {"val": planned["test"]}).items():
         rows[split] = []
         for label in labels:
             number = f"{(7919 * seed + 34309) % 99991:07d}"  # no order, and zeros in front
@@ -48,7 +56,12 @@ def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
-@layout("food101", "test", ("Apple pie", "Creme brulee", "Ramen"))
+@layout(
+    "food101",
+    "test",
+    ("Apple pie", "Creme brulee", "Ramen"),
+    files=tuple(f"meta/{name}.txt" for name in ("classes", "labels", "train", "test")),
+)
 def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
     write_lines(root / "meta" / "classes.txt", FOOD101_CLASSES)
@@ -66,7 +79,9 @@ def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
-@layout("INat2017", "val", ("Acris crepitans", "Ardea alba", "Abies alba"))
+@layout(
+    "INat2017", "val", ("Acris crepitans", "Ardea alba", "Abies alba"), files=("train2017.json",)
+)
 def write_inat(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "train_val_images").mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(2017)
@@ -97,7 +112,12 @@ def write_inat(root: Path, photos: bool = True, **counts: Any) -> Path:
     return root
 
 
-@layout("cifar10", "test", ("airplane", "automobile", "bird"))
+@layout(
+    "cifar10",
+    "test",
+    ("airplane", "automobile", "bird"),
+    files=("batches.meta", "data_batch_1", "data_batch_5"),
+)
 def write_cifar10(root: Path, **counts: Any) -> Path:
     """With the training images spread over the five batches."""
     train, test = _cifar_images(counts)
@@ -114,7 +134,7 @@ def write_cifar10(root: Path, **counts: Any) -> Path:
     return root
 
 
-@layout("cifar100", "test", ("apple", "aquarium fish", "baby"))
+@layout("cifar100", "test", ("apple", "aquarium fish", "baby"), files=("meta", "train"))
 def write_cifar100(root: Path, **counts: Any) -> Path:
     names = {"fine_label_names": CIFAR100_CLASSES, "coarse_label_names": CIFAR100_COARSE}
     write_pickle(root / "meta", {key: list(values) for key, values in names.items()})

@@ -1,53 +1,24 @@
 """What the readers of all official datasets have in common."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import layouts_birds  # noqa: F401 - enters its writers in LAYOUTS
+import layouts_web  # noqa: F401
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import edit_lines
-from layouts_birds import LISTS, write_cub, write_nabirds
-from layouts_objects import DOG_FOLDERS, write_cars, write_dog_list, write_dogs, write_pet
-from layouts_web import write_aircraft, write_cifar10, write_cifar100, write_food101, write_inat
+from layouts import LAYOUTS, edit_lines
+from layouts_objects import DOG_FOLDERS, write_dog_list
 from PIL import Image
 
 from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.readers.listing import Listing
 from utils.errors import InputError
 
-
-class Official(NamedTuple):
-    """A dataset: its writer, what its reader reads for the train split, its second split."""
-
-    write: Callable[..., Path]
-    files: tuple[str, ...]
-    other: str = "test"
-
-
-OFFICIAL = {
-    "CUB_200_2011": Official(write_cub, LISTS),
-    "nabirds": Official(write_nabirds, (*LISTS, "hierarchy.txt")),
-    "car": Official(write_cars, ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat")),
-    "dog": Official(write_dogs, ("train_list.mat", "test_list.mat")),
-    "pet": Official(write_pet, ("annotations/trainval.txt", "annotations/test.txt")),
-    "aircraft": Official(
-        write_aircraft,
-        tuple(
-            f"data/{name}.txt"
-            for name in ("variants", *(f"images_variant_{s}" for s in ("train", "val", "test")))
-        ),
-    ),
-    "food101": Official(
-        write_food101, tuple(f"meta/{name}.txt" for name in ("classes", "labels", "train", "test"))
-    ),
-    "INat2017": Official(write_inat, ("train2017.json",), "val"),
-    "cifar10": Official(write_cifar10, ("batches.meta", "data_batch_1", "data_batch_5")),
-    "cifar100": Official(write_cifar100, ("meta", "train")),
-}
+# Those that have an official format, written by the modules above.
+OFFICIAL = {name: layout for name, layout in LAYOUTS.items() if get_spec(name).entries}
 of_every_dataset = pytest.mark.parametrize("name", OFFICIAL)
 of_every_file = pytest.mark.parametrize(
     ("name", "file"), [(name, file) for name, kind in OFFICIAL.items() for file in kind.files]
@@ -71,7 +42,7 @@ def root(name, tmp_path) -> Path:
 
 
 def read_both(spec: DatasetSpec, root: Path) -> list[Listing]:
-    return [spec.read(root, split) for split in ("train", OFFICIAL[spec.name].other)]
+    return [spec.read(root, split) for split in ("train", OFFICIAL[spec.name].eval_split)]
 
 
 class TestRead:
