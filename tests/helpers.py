@@ -17,8 +17,10 @@ import train as train_entrypoint
 from models.build import build_model
 from models.configs import get_config, model_names
 from models.vit import Backbone
+from utils.cli.flags import FLAGS
 from utils.data.batches import Batch, BatchShare
 from utils.data.catalog import dataset_names
+from utils.data.presets import PRESETS
 from utils.data.readers.flowers import is_layout
 from utils.data_utils import RunPaths
 from utils.run.checkpoint import Checkpoint, save_checkpoint
@@ -53,26 +55,18 @@ def _real_flowers() -> Path | None:
 REAL_FLOWERS = _real_flowers()
 
 
-def loader_config(**values: object) -> FrozenConfigDict:
-    """Return what loaders read of a run's config: 4 steps of 4 images at 32 px, unless told."""
-    defaults = {
-        "preset": "vit",
-        "augment": "none",
-        "random_erasing": 0.0,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "img_size": 32,
-        "num_steps": 4,
-        "train_batch_size": 4,
-        "eval_batch_size": 4,
-        "seed": 42,
-        "num_workers": 0,
-        "cache": "none",
-        "cache_dir": None,
-        "skip_bad_images": 0,
-    }
+def train_config(**values: object) -> FrozenConfigDict:
+    """Return a value for every flag of train.py: its default, unless told."""
+    defaults = {flag.name: flag.default for flag in FLAGS.values() if "train" in flag.programs}
     assert values.keys() <= defaults.keys()
     return FrozenConfigDict({**defaults, **values})
+
+
+def loader_config(**values: object) -> FrozenConfigDict:
+    """Return a config for loaders: 4 steps of 4 images at 32 px without workers, unless told."""
+    sizes = {"img_size": 32, "num_steps": 4, "train_batch_size": 4, "eval_batch_size": 4}
+    augmentation = PRESETS["vit"].augmentation._asdict()
+    return train_config(**{**sizes, **augmentation, "num_workers": 0, **values})
 
 
 def train(flags: str, *more: str) -> int:

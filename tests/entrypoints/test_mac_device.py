@@ -14,8 +14,16 @@ import pytest
 import torch
 import torchgen
 import yaml
-from helpers import TINY_TRAIN, evaluate, loader_config, meter_of, read_json, step_of, train
-from ml_collections import FrozenConfigDict
+from helpers import (
+    TINY_TRAIN,
+    evaluate,
+    loader_config,
+    meter_of,
+    read_json,
+    step_of,
+    train,
+    train_config,
+)
 from pretended_mps import CPU, MPS, MpsTensor, PretendedMps, attention_as_on_mps, pretended_mps
 
 from models import activation_checkpointing
@@ -107,10 +115,7 @@ class Trained:
             "layer_decay": kind.layer_decay,
         }
         self.optimizer = build_optimizer(
-            self.model,
-            FrozenConfigDict(flags),
-            self.model.no_weight_decay(),
-            self.model.layer_of,
+            self.model, flags, self.model.no_weight_decay(), self.model.layer_of
         )
         weights = torch.linspace(0.5, 1.5, len(split.classes)).to(device)
         self.objective = Objective(

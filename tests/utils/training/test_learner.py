@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import train_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
@@ -33,20 +34,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def config(**changes: object) -> FrozenConfigDict:
-    values = {
-        "optimizer": "sgd",
-        "learning_rate": 0.05,
-        "momentum": 0.9,
-        "weight_decay": 0.05,
-        "decay_type": "cosine",
-        "warmup_steps": 2,
-        "num_steps": 10,
-        "layer_decay": None,
-        "ema_decay": None,
-        "contrastive_scope": "micro",
-    }
-    assert changes.keys() <= values.keys()
-    return FrozenConfigDict({**values, **changes})
+    length = {"warmup_steps": 2, "num_steps": 10}
+    return train_config(**{"learning_rate": 0.05, "weight_decay": 0.05, **length, **changes})
 
 
 def small_model(seed: int) -> Backbone:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import train_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import FrozenConfigDict
@@ -16,17 +17,8 @@ DECAYS = ["cosine", "linear"]
 
 
 def config(**changes) -> FrozenConfigDict:
-    values = {
-        "optimizer": "sgd",
-        "learning_rate": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.05,
-        "decay_type": "cosine",
-        "warmup_steps": 2,
-        "num_steps": 10,
-        "layer_decay": None,
-    }
-    return FrozenConfigDict({**values, **changes})
+    length = {"warmup_steps": 2, "num_steps": 10}
+    return train_config(**{"learning_rate": 0.1, "weight_decay": 0.05, **length, **changes})
 
 
 @pytest.fixture(scope="module")
