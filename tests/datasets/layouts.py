@@ -8,6 +8,7 @@ instead. Without photos the folder of images is empty, which is all a reader nee
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +23,23 @@ class Layout(NamedTuple):
     eval_split: str  # by default
     classes: tuple[str, ...]  # official names in index order
     files: tuple[str, ...]  # what its reader reads for the train split
+    lists: Mapping[str, str]  # text files by split, a line for each image, that must share none
 
 
 LAYOUTS: dict[str, Layout] = {}  # by the name of the dataset
 
 
 def layout(
-    dataset: str, eval_split: str, classes: tuple[str, ...], files: tuple[str, ...] = ()
+    dataset: str,
+    eval_split: str,
+    classes: tuple[str, ...],
+    files: tuple[str, ...] = (),
+    lists: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable:
     """Return a decorator that enters the writer of a dataset in LAYOUTS."""
 
     def enter(write: Callable[..., Path]) -> Callable[..., Path]:
-        LAYOUTS[dataset] = Layout(write, eval_split, classes, files)
+        LAYOUTS[dataset] = Layout(write, eval_split, classes, files, lists)
         return write
 
     return enter

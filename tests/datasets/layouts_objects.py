@@ -104,6 +104,7 @@ def write_dog_list(path: Path, files: Sequence[object], labels: Sequence[object]
     "test",
     ("Abyssinian", "american bulldog", "British Shorthair"),
     files=("annotations/trainval.txt", "annotations/test.txt"),
+    lists={"train": "annotations/trainval.txt", "test": "annotations/test.txt"},
 )
 def write_pet(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)

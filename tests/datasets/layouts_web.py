@@ -12,6 +12,7 @@ from PIL import Image
 
 # Class names as the official files have them, in class order.
 AIRCRAFT_VARIANTS = ("707-320", "F-16A/B", "Hawk T1")
+AIRCRAFT_LISTS = {split: f"data/images_variant_{split}.txt" for split in ("train", "val")}
 FOOD101_CLASSES = {"apple_pie": "Apple pie", "creme_brulee": "Creme brulee", "ramen": "Ramen"}
 INAT_CATEGORIES = (
     ("Acris crepitans", "Amphibia"),
@@ -28,10 +29,8 @@ CIFAR100_COARSE_OF = (1, 0, 2)  # of each fine class
     "aircraft",
     "val",
     ("707-320", "F-16A/B", "Hawk T1"),
-    files=(
-        "data/variants.txt",
-        *(f"data/images_variant_{split}.txt" for split in ("train", "val", "test")),
-    ),
+    files=("data/variants.txt", *AIRCRAFT_LISTS.values(), "data/images_variant_test.txt"),
+    lists=AIRCRAFT_LISTS,
 )
 def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     """With a val split that is planned as the test split."""
@@ -60,7 +59,8 @@ def write_aircraft(root: Path, photos: bool = True, **counts: Any) -> Path:
     "food101",
     "test",
     ("Apple pie", "Creme brulee", "Ramen"),
-    files=tuple(f"meta/{name}.txt" for name in ("classes", "labels", "train", "test")),
+    files=("meta/classes.txt", "meta/labels.txt", "meta/train.txt", "meta/test.txt"),
+    lists={"train": "meta/train.txt", "test": "meta/test.txt"},
 )
 def write_food101(root: Path, photos: bool = True, **counts: Any) -> Path:
     (root / "images").mkdir(parents=True, exist_ok=True)
