@@ -385,7 +385,9 @@ def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
     for key, value in config.to_dict().items():
         flag = FLAGS.get(key)
         hashed = "value" if flag is None else flag.hashed
-        if hashed == "never" or (hashed == "if_not_default" and value == flag.default):
+        if hashed == "never":
+            continue
+        if hashed == "if_not_default" and value in (flag.default, flag.unmet):
             continue
         if hashed == "content" and value is not None:
             # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
