@@ -107,13 +107,12 @@ class Trained:
         freeze(self.model, kind.frozen)
         self.model.to(device).train()
         torch.manual_seed(1)  # what is drawn from here on, is drawn on the device
-        flags = {
-            "optimizer": kind.optimizer,
-            "learning_rate": 0.05,
-            "momentum": 0.9,
-            "weight_decay": 0.1,
-            "layer_decay": kind.layer_decay,
-        }
+        flags = train_config(
+            optimizer=kind.optimizer,
+            learning_rate=0.05,
+            weight_decay=0.1,
+            layer_decay=kind.layer_decay,
+        )
         self.optimizer = build_optimizer(
             self.model, flags, self.model.no_weight_decay(), self.model.layer_of
         )
