@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.pretrained.formats import WeightsError
+from models.pretrained.profiles import GOOGLE, IMAGENET, Profile
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -34,6 +35,7 @@ class Layout(NamedTuple):
     in_block: Mapping[str, str]
     outside: Mapping[str, str]  # the same outside of the blocks
     strict: tuple[str, ...]  # starts of names: an unknown name that starts so is not of our ViTs
+    profile: Profile  # what is assumed if no file beside the weights says it
     prefix: str = ""  # regex of what may stand before every name
     separator: str = "."  # between module and leaf
     leaves: Mapping[str, str] = _same("weight", "bias")
@@ -94,6 +96,7 @@ _GOOGLE = Layout(
         "head/": "head.",
     },
     strict=("Transformer/encoderblock",),
+    profile=GOOGLE,
     prefix="opt/target/",
     separator="/",
     leaves={"kernel": "weight", "scale": "weight", "bias": "bias"},
@@ -116,6 +119,7 @@ _TIMM = Layout(
         "register_tokens": "reg_token",  # facebookresearch/dinov2
     },
     strict=("blocks.", "part_block.", "attn_pool."),
+    profile=IMAGENET,
 )
 
 _JEONSWORLD = Layout(
@@ -138,6 +142,7 @@ _JEONSWORLD = Layout(
         "head.": "head.",
     },
     strict=("transformer.encoder.layer.",),
+    profile=GOOGLE,
 )
 _TRANSFG = _JEONSWORLD._replace(
     name="transfg",
@@ -148,6 +153,7 @@ _TRANSFG = _JEONSWORLD._replace(
         "part_head.": "head.",
     },
     strict=("transformer.encoder.layer.", "transformer.encoder.part_layer."),
+    profile=IMAGENET,
 )
 
 _HF_VIT = Layout(
@@ -171,6 +177,7 @@ _HF_VIT = Layout(
         "classifier.": "head.",
     },
     strict=("encoder.layer.",),
+    profile=GOOGLE._replace(layer_norm_eps=1e-12),  # as ViTConfig and ViTImageProcessor
     prefix=r"vit\.|dinov2\.|dinov2_with_registers\.",
 )
 _HF_DINOV2 = _HF_VIT._replace(
@@ -183,6 +190,7 @@ _HF_DINOV2 = _HF_VIT._replace(
         "attention.output.dense.": "attn.proj.",
         **_apart("attention.attention.{}."),
     },
+    profile=IMAGENET,
 )
 
 _TORCHVISION = Layout(
@@ -208,6 +216,7 @@ _TORCHVISION = Layout(
         "heads.head.": "head.",
     },
     strict=("encoder.layers.",),
+    profile=IMAGENET,
 )
 
 # The first whose marker is among the names counts: TransFG's names are jeonsworld's and more.
@@ -218,6 +227,7 @@ class Named(NamedTuple):
     """The tensors of a file under our names."""
 
     layout: str
+    profile: Profile  # usual for the layout
     tensors: dict[str, Tensor]  # shapes as in our models, types as in the file
     unused: tuple[str, ...]  # names in the file that have no place in our models
     num_heads: int | None  # None: the layout does not say it
@@ -266,4 +276,4 @@ def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
     # Only flax keeps the heads apart: (H, D/H).
     biases = [t for name, t in tensors.items() if name.endswith(f"{_GOOGLE_ATTENTION}/query/bias")]
     num_heads = biases[0].shape[0] if biases and biases[0].ndim == 2 else None
-    return Named(layout.name, ours, tuple(sorted(unused)), num_heads)
+    return Named(layout.name, layout.profile, ours, tuple(sorted(unused)), num_heads)

@@ -54,25 +54,23 @@ PROFILES = {
 }
 AUTO = "auto"
 
-# What "auto" assumes for a layout if no file beside the weights says it.
-_LAYOUT_DEFAULTS = {
-    "google": GOOGLE,
-    "jeonsworld": GOOGLE,
-    "transfg": IMAGENET,
-    "timm": IMAGENET,
-    "torchvision": IMAGENET,
-    "hf-vit": GOOGLE._replace(layer_norm_eps=1e-12),  # as ViTConfig and ViTImageProcessor
-    "hf-dinov2": IMAGENET,
-}
 
+def default_profile(
+    layout: str, usual: Profile, has_pre_norm: bool, has_attention_pool: bool
+) -> Profile:
+    """Return the profile to assume for a file of which only the tensors are known.
 
-def default_profile(layout: str, has_pre_norm: bool, has_attention_pool: bool) -> Profile:
-    """Return the profile to assume for a file of which only the tensors are known."""
+    Args:
+        layout: name of the file's layout.
+        usual: profile that is usual for the layout.
+        has_pre_norm: whether a norm stands before the blocks.
+        has_attention_pool: whether the head reads a pool of all patches.
+    """
     if layout == "timm" and has_attention_pool:
         return SIGLIP
     if layout == "timm" and has_pre_norm:
         return CLIP
-    return _LAYOUT_DEFAULTS[layout]
+    return usual
 
 
 class Sidecar(NamedTuple):

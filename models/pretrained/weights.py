@@ -151,7 +151,7 @@ def _profile_of(
     sizes.update(said.sizes)
     is_map = architecture["pool"] == "map"
     profile, assumed = complete(
-        said, default_profile(named.layout, architecture["pre_norm"], is_map)
+        said, default_profile(named.layout, named.profile, architecture["pre_norm"], is_map)
     )
     if not assumed:
         return profile, ""

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from small_models import random_model, small_config
 
 from models.layers import ACTIVATIONS
+from models.pretrained.layouts import LAYOUTS
 from models.pretrained.profiles import (
     AUTO,
     CLIP,
@@ -102,7 +103,8 @@ def test_a_profile_in_words_and_as_normalization():
     ],
 )
 def test_the_default_of_a_layout(layout, pre_norm, attention_pool, profile):
-    assert default_profile(layout, pre_norm, attention_pool) == profile
+    usual = {each.name: each.profile for each in LAYOUTS}[layout]
+    assert default_profile(layout, usual, pre_norm, attention_pool) == profile
 
 
 def test_profiles_cost_no_torch():
