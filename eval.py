@@ -20,7 +20,7 @@ from models.configs import model_names
 from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
 from utils.data_utils import RunPaths
-from utils.dataset import dataset_names, labelmap, open_eval_data, prepare_images
+from utils.dataset import dataset_names, open_eval_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
@@ -109,8 +109,7 @@ def evaluate(plan: Plan) -> None:
 
     config, split, step = plan.config, plan.split, plan.checkpoint.step
     paths = RunPaths(Path(config.output_dir), config.name)
-    classes = labelmap(split.dataset, split.classes, split.parents)
-    writer = RunWriter(paths, plan.stamp, split, classes, EventLog())
+    writer = RunWriter(paths, plan.stamp, split, EventLog())
     with locked_run(paths):
         with failing_together():
             writer.begin()

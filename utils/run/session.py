@@ -16,7 +16,7 @@ from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.loaders import eval_loader, train_loader
 from utils.data_utils import RunPaths, derive_seed
-from utils.dataset import Data, labelmap
+from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_main, rank, world_size
@@ -189,9 +189,7 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
         forget_lost_best(progress, plan.paths, is_other)
     learner = build_learner(plan.model.to(plan.device), plan.config)
     snapshots = SnapshotStore(plan.paths, plan.config.keep)
-    split = plan.data.eval
-    classes = labelmap(split.dataset, split.classes, split.parents)
-    writer = RunWriter(plan.paths, plan.stamp, split, classes, plan.start.events)
+    writer = RunWriter(plan.paths, plan.stamp, plan.data.eval, plan.start.events)
     with locked_run(plan.paths):
         with failing_together():
             # Before the scalars after it are forgotten.

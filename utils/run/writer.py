@@ -6,6 +6,7 @@ from typing import Any
 from utils.console import log, log_table
 from utils.data.splits import Split
 from utils.data_utils import RunPaths, checkpoint_paths
+from utils.dataset import labelmap
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import remove_unfinished, write_json
@@ -21,12 +22,7 @@ class RunWriter:
     """
 
     def __init__(
-        self,
-        paths: RunPaths,
-        stamp: Mapping[str, Any],
-        split: Split,
-        labelmap: Mapping[str, Any],
-        events: EventLog,
+        self, paths: RunPaths, stamp: Mapping[str, Any], split: Split, events: EventLog
     ) -> None:
         """Describe the run; writes nothing.
 
@@ -34,12 +30,10 @@ class RunWriter:
             paths: paths of the run.
             stamp: what `build_env_stamp` returns.
             split: the split that is evaluated.
-            labelmap: what `utils.dataset.labelmap` returns.
             events: its scalars, not yet open.
         """
         self.paths = paths
         self.split = split
-        self.labelmap = labelmap
         self.stamp = dict(stamp)
         self.events = events
 
@@ -61,7 +55,8 @@ class RunWriter:
                 log.info("kept the previous run %s as %s", self.paths.name, kept.run)
             self.stamp["predictions_digest"] = "none"
         self.write_stamp(status="unfinished")
-        write_json(self.paths.labelmap, self.labelmap)
+        classes = labelmap(self.split.dataset, self.split.classes, self.split.parents)
+        write_json(self.paths.labelmap, classes)
         write_retention(self.paths, has_checkpoint="checkpoint" not in self.stamp)
         self.events.open(self.paths.tensorboard, step, is_resumed)
 
