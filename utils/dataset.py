@@ -68,6 +68,7 @@ class Source:
             listing.paths,
             listing.labels,
             listing.parents,
+            notes=listing.notes,
         )
 
 

@@ -35,6 +35,7 @@ def test_pins_are_those_checked_for_the_mac():
         "tensorboard": "2.21.0",
         "tqdm": "4.70.1",
         "pillow": "13.0.0",
+        "pi-heif": "1.4.0",
         "safetensors": "0.8.0",
         "pytest": "9.2.0",
     }

@@ -33,6 +33,8 @@ class Split:
     parents: tuple[tuple[str, ...], ...] = field(default=())
     # What the env stamp says of the samples chosen from a whole split; "none": all of them.
     subset: dict[str, Any] | str = "none"
+    # Lines for people: what was passed over, how a list was understood.
+    notes: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.ids)

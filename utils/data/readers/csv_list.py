@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.data.readers.folder import SPLITS, short_ids
-from utils.data.readers.listing import CONTROL, Listing, clean_name, make_listing, read_text
+from utils.data.readers.listing import (
+    CONTROL,
+    Listing,
+    clean_name,
+    make_listing,
+    read_text,
+    sorted_classes,
+)
 from utils.errors import InputError, printable
 
 NEEDED, OPTIONAL = ("path", "label"), ("split",)
@@ -86,10 +93,7 @@ def _classes(path: Path, table: _Table) -> list[str]:
     for label, split in sorted(used):
         if label not in trained:
             raise InputError(f"{path}: the class {label!r} of split {split} has no train row")
-    if all(re.fullmatch(r"[0-9]+", label) for label in trained):
-        # By value, without int(), which refuses more than 4300 digits.
-        return sorted(trained, key=lambda label: (len(label.lstrip("0")), label.lstrip("0"), label))
-    return sorted(trained)
+    return sorted_classes(trained)
 
 
 def _read_table(path: Path) -> _Table:

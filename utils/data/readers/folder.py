@@ -10,25 +10,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from utils.data.readers.listing import CONTROL, Listing, clean_name, make_listing, without_ending
+from utils.data.formats import IMAGE_ENDINGS
+from utils.data.readers.listing import (
+    CONTROL,
+    Listing,
+    clean_name,
+    make_listing,
+    sorted_classes,
+    without_ending,
+)
 from utils.errors import InputError, printable
 
 SPLITS = ("train", "val", "test")
 # What others call their splits. Read as classes they would make a model of two classes.
 MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
-# Pillow's, and torchvision's IMG_EXTENSIONS with GIF.
-IMAGE_ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-)
 # Of the Finder's archives, of a NAS (thumbnails), of disks. Names that start with a dot are hidden.
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -64,7 +59,7 @@ def read(root: Path, split: str) -> Listing:
     """
     folders = _split_folders(root)
     names = _class_names(folders)
-    classes = sorted(names["train"].values())
+    classes = sorted_classes(names["train"].values())
     index = {name: number for number, name in enumerate(classes)}
     prefix = "" if folders[split] == root else f"{split}/"
     paths, labels = [], []

@@ -53,6 +53,8 @@ class Listing:
     labels: np.ndarray  # (S,) int64, from 0
     # For each class the names above it in the dataset's own hierarchy, nearest first; empty: none.
     parents: tuple[tuple[str, ...], ...] = ()
+    # Lines for people: what was passed over, how a list was understood.
+    notes: tuple[str, ...] = ()
 
 
 def make_listing(
@@ -112,6 +114,19 @@ def _check_no_repeats(source: Path, what: str, values: Sequence[str]) -> None:
 
 
 # --- Names ----------------------------------------------------------------------------------------
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Return class names in index order: as numbers if all are digits, else as text.
+
+    Every reader of the user's own data orders classes so: a folder and a CSV of the same images
+    give the same labels.
+    """
+    unique = set(names)
+    if all(re.fullmatch(r"[0-9]+", name) for name in unique):
+        # By value, without int(), which refuses more than 4300 digits.
+        return sorted(unique, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))
+    return sorted(unique)
 
 
 def clean_name(raw: str) -> str:
