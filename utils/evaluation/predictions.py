@@ -60,7 +60,7 @@ def prediction_rows(
         ]
         yield {
             "filepath": str(split.root / split.paths[i]),
-            "tags": [split.name],
+            "tags": [split.tag_of(i)],
             "sample_id": str(split.ids[i]),
             "ground_truth": _classification(classes[evaluation.labels[i]]),
             "predictions": {**top[0], **logits},
