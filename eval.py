@@ -74,7 +74,7 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         data = open_eval_data(flags, checkpoint._asdict())
         device = open_device(flags)
         model = load_model(checkpoint, flags.checkpoint).to(device)
-    (digests,) = prepare_images(data)
+    (digests,) = prepare_images(data, {**flags, **told})
     with failing_together():
         data, trained_on = choose_images(data, digests, checkpoint.known_images)
         trained_on = say_what_is_known(flags, checkpoint, trained_on, len(data.eval))

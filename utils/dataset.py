@@ -3,6 +3,7 @@
 No torch here: a wrong path or a damaged list is refused before torch is imported.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from utils.data.classes import match_classes, say_classes
 from utils.data.digests import Digests
 from utils.data.image_checks import check_images
 from utils.data.known_images import KnownImages, choose_of_heap, count_trained, tag_heap
+from utils.data.presets import PRESETS
 from utils.data.source import Source, check_two_classes, find_source, resolve_data_root
 from utils.data.source import open_split as open_split
 from utils.data.splits import HeldOut, Split
@@ -98,7 +100,7 @@ def open_data(flags: FrozenConfigDict) -> Data:
     )
     say_classes(_labelmap_of(flags), full_train, full_eval)
     train, evaluated = (
-        _subset_of(split, flags, decided, phase)
+        subset_of(split, flags, decided, phase)
         for split, phase in ((full_train, "train"), (full_eval, "eval"))
     )
     return Data(source, decided, full_eval, evaluated, "", full_train, train)
@@ -132,7 +134,7 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     # A heap is read undivided: the checkpoint knows its val by content.
     (full_eval,) = _read(replace(source, held_out=None) if heap else source, decided["eval_split"])
     say_classes(_labelmap_of(flags), full_eval)
-    evaluated = _subset_of(full_eval, flags, decided, "eval")
+    evaluated = subset_of(full_eval, flags, decided, "eval")
     return EvalData(source, decided, full_eval, evaluated, heap)
 
 
@@ -194,9 +196,10 @@ def _labelmap_of(flags: FrozenConfigDict) -> str:
     return str(RunPaths(Path(flags.output_dir), flags.name).labelmap)
 
 
-def _subset_of(
+def subset_of(
     split: Split, flags: FrozenConfigDict, decided: Mapping[str, Any], phase: str
 ) -> Split:
+    """Return what a run uses of a whole split in a phase."""
     subset = SUBSET_FLAGS[phase]
     return select_subset(split, decided[subset], flags[f"{phase}_batch_size"], f"--{subset}")
 
@@ -217,14 +220,14 @@ def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | N
 # --- The images of a run --------------------------------------------------------------------------
 
 
-def prepare_images(data: EvalData, may_be_damaged: int = 0) -> list[Digests]:
+def prepare_images(data: EvalData, config: Mapping[str, Any]) -> list[Digests]:
     """Make the images of a dataset that has none yet, then check the images of a run.
 
     All processes call it together; the main process makes them first, and alone checks.
 
     Args:
         data: data of the run.
-        may_be_damaged: number of damaged training images that are let through.
+        config: flags of the run, with preset, image size and the bad images that it may have.
 
     Returns:
         The digests of the whole splits: of that to evaluate; in training, of train and of that.
@@ -235,10 +238,13 @@ def prepare_images(data: EvalData, may_be_damaged: int = 0) -> list[Digests]:
     with failing_together(), main_first():
         if data.source.spec.prepare is not None:
             data.source.spec.prepare(data.source.root)
+    preset, img_size = PRESETS[config["preset"]], config["img_size"]
     splits, used = (data.full_eval,), (data.eval,)
+    sizes_of = (functools.partial(preset.eval_size, img_size),)
     if isinstance(data, Data):
         splits, used = (data.full_train, *splits), (data.train, *used)
-    return on_main(check_images, splits, used, may_be_damaged)
+        sizes_of = (functools.partial(preset.train_size, img_size), *sizes_of)
+    return on_main(check_images, splits, used, config["skip_bad_images"], sizes_of)
 
 
 def choose_images(data: EvalData, digests: Digests, known: KnownImages) -> tuple[EvalData, int]:

@@ -48,6 +48,10 @@ class Source:
             read["train"], read["val"] = hold_out(read["train"], self.held_out)
         return {name: read[name] for name in splits}
 
+    def read_heap(self) -> Split:
+        """Read the train split undivided, of which a val is held out."""
+        return replace(self, held_out=None).read(["train"])["train"]
+
     def read_all(self) -> Split:
         """Read every sample that there is, as the split `all`; its tags name the splits."""
         return united(list(self.read(self.offered).values()), "all")
