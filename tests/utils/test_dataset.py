@@ -201,7 +201,13 @@ class TestListedSubset:
 def flags_for(root: Path | None, **changes) -> FrozenConfigDict:
     """What `open_data` reads of a run's flags."""
     values = {
+        "name": "run",
         "dataset": "synthetic",
+        "class_depth": None,
+        "unknown_classes": "refuse",
+        "preset": "vit",
+        "img_size": 32,
+        "skip_bad_images": 0,
         "data_root": None if root is None else str(root),
         "output_dir": "out",
         "train_split": "train",
@@ -232,6 +238,7 @@ class TestOpenData:
         assert data.decided == {
             "dataset": "synthetic",
             "data_root": str(drawn),
+            "class_depth": None,
             "train_split": "train",
             "eval_split": "val",
             "val_fraction": None,

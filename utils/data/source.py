@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.data.catalog import DatasetSpec, os_errors_are_input_errors
-from utils.data.classes import match_classes
-from utils.data.splits import HeldOut, Split, hold_out, united
+from utils.data.splits import HeldOut, Split, hold_out, match_classes, united
 from utils.data_utils import SYNTHETIC_FOLDER
 from utils.errors import InputError, check_utf8
 
