@@ -260,7 +260,7 @@ class TestSameData:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"dataset": {**DATA["dataset"], "checksum": "2" * 64}}, r"dataset\.checksum 0+ -> 2+"),
+            ({"dataset": {**DATA["dataset"], "name": "csv"}}, r"dataset\.name synthetic -> csv; b"),
             ({"carving": None}, r"carving\.fraction 0\.25 -> None, carving\.seed 42 -> None"),
             ({"carving": {"fraction": 0.25, "seed": 1}}, r"carving\.seed 42 -> 1"),
             ({"tiny_train_subset": {"count": 4}}, r"tiny_train_subset none -> None, tiny_train_"),
@@ -275,6 +275,15 @@ class TestSameData:
         for flags in ((), ("--allow_change", ",".join(CHANGEABLE)), ("--seed", "7")):
             with pytest.raises(InputError, match=message):
                 check(*flags, data={**DATA, **changes})
+
+    def test_may_have_other_images_if_that_is_allowed(self, check):
+        data = {**DATA, "dataset": {**DATA["dataset"], "samples": 199, "checksum": "2" * 64}}
+        message = (
+            r"checksum 0+ -> 2+; bring them back, or resume with these by --allow_change data$"
+        )
+        with pytest.raises(InputError, match=message):
+            check(data=data)
+        assert check("--allow_change", "data", data=data) == {}
 
 
 class TestOpenResumePoint:
