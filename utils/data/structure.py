@@ -156,11 +156,13 @@ _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Tell whether every component has all its coefficients, to their last bit."""
+    """Tell whether all components have all their coefficients, to the last bit, and no end."""
     left: dict[int, list[int]] = {}  # by component, the bits that each coefficient lacks
     at, is_progressive = 2, False
     while found := _MARKER.search(data, at):
         marker, at = found[1][0], found.start()
+        if marker == JPEG_END[1]:
+            return False  # it is not the end that lacks
         segment = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
         at += 4 + len(segment)
         if marker in FRAMES and len(segment) >= 6:
@@ -196,9 +198,7 @@ def read_png(content: Content) -> tuple[int, int]:
     while b"IEND" not in kinds:
         start = content.at(at, 8)
         if len(start) < 8:
-            raise Damaged(
-                f"is cut: a PNG that ends after {content.size:,} bytes, before its end", "cut"
-            )
+            raise Damaged(f"is cut: a PNG that ends after {content.size:,} bytes", "cut")
         length, kind = struct.unpack(">I4s", start)
         if not kind.isalpha() or (kind[:1].isupper() and kind not in PNG_CHUNKS):
             raise Damaged(f"is a PNG with the unknown chunk {kind!r}")
@@ -227,9 +227,7 @@ def _check_png(header: bytes, kinds: set[bytes]) -> tuple[int, int]:
 
 # --- The other formats ----------------------------------------------------------------------------
 
-_SPACE = rb"(?:\s|#[^\n]*\n)+"
-_NUMBER = _SPACE + rb"(\d+)"
-_PNM = re.compile(rb"P(?:4%b%b|([56])%b%b%b)\s" % ((_NUMBER,) * 5))
+_PNM = re.compile(rb"P([56])%b%b%b\s" % ((rb"(?:\s|#[^\n]*\n)+(\d+)",) * 3))
 # Tags of a TIFF (TIFF 6.0): compression; where pixels lie and their bytes, of strips and of tiles.
 COMPRESSION, PLACES = 259, ((273, 279), (324, 325))
 
@@ -256,26 +254,21 @@ def read_other(content: Content) -> Other:
         return Other(_has_all_samples(found, size), is_raw=True)
     if head[:4] in (b"II*\0", b"MM\0*"):
         return _read_tiff(content)
-    is_text = head[:1] == b"P" and head[1:2] in b"123"  # PNM in decimal numbers
-    return Other(False, is_raw=is_text)
+    return Other(False, is_raw=head[:2] in (b"P1", b"P2", b"P3", b"P4"))
 
 
 def _has_all_samples(header: re.Match, size: int) -> bool:
-    """Tell whether a PNM in bytes (P4, P5, P6) has all its samples."""
-    *bitmap, kind, width, height, largest = header.groups()
-    if kind is None:
-        width, height = map(int, bitmap)
-        return header.end() + (width + 7) // 8 * height <= size
-    sample = (3 if kind == b"6" else 1) * (2 if int(largest) > 255 else 1)
-    return header.end() + int(width) * int(height) * sample <= size
+    """Tell whether a PNM in bytes has all its samples."""
+    width, height, largest = map(int, header.groups()[1:])
+    sample = (3 if header[1] == b"6" else 1) * (2 if largest > 255 else 1)
+    return header.end() + width * height * sample <= size
 
 
 def _has_all_rows(head: bytes, size: int) -> bool:
     """Tell whether a BMP has all its rows; not of one that is compressed."""
-    (start,) = struct.unpack_from("<I", head, 10)
-    width, height, _, bits, compression = struct.unpack_from("<iiHHI", head, 18)
+    start, header, width, height, _, bits, packed = struct.unpack_from("<IIiiHHI", head, 10)
     row = (abs(width) * bits + 31) // 32 * 4
-    return compression in (0, 3) and start + row * abs(height) <= size
+    return header >= 40 and packed in (0, 3) and start + row * abs(height) <= size
 
 
 def _has_all_boxes(content: Content) -> bool:
