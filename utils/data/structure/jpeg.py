@@ -17,6 +17,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Markers (ITU T.81, table B.1): frame headers without DHT, JPG and DAC; those without a length.
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+MAX_SIDE = 65_500  # pixels; libjpeg refuses more
 HUFFMAN_TABLES, QUANTIZATION_TABLES, START_OF_SCAN = 0xC4, 0xDB, 0xDA
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 # Sampling factors, horizontal and vertical in a byte each: what cameras and encoders write.
@@ -64,7 +65,7 @@ def _jpeg(frame: bytes | None, tables: set[int], scan: int) -> Jpeg | None:
     is_usual = (
         frame[1] in (BASELINE, EXTENDED, PROGRESSIVE)
         and bits == 8
-        and width * height > 0
+        and 0 < min(width, height) <= max(width, height) <= MAX_SIDE
         and components in (1, 3)
         and frame[11 : 11 + 3 * components : 3] in SAMPLING
         and len(tables) == 2
