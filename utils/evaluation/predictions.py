@@ -60,7 +60,7 @@ def prediction_rows(
         ]
         yield {
             "filepath": str(split.root / split.paths[at]),
-            "tags": [split.name],
+            "tags": [split.tag_of(at)],
             "sample_id": str(split.ids[at]),
             "ground_truth": _classification(classes[evaluation.labels[i]]),
             "predictions": {**top[0], **logits},
