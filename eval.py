@@ -127,6 +127,7 @@ def evaluate(plan: Plan) -> None:
     from utils.run.lock import locked_run
     from utils.run.scalars import EventLog
     from utils.run.writer import RunWriter
+    from utils.training.step_loader import BadImages
 
     config, split, step = plan.config, plan.split, plan.checkpoint.step
     paths = RunPaths(Path(config.output_dir), config.name)
@@ -137,7 +138,8 @@ def evaluate(plan: Plan) -> None:
         with failing_together():
             loader = eval_loader(config, split, plan.device)
         normalize = Normalizer(plan.checkpoint.normalization, plan.device)
-        evaluator = Evaluator(config, loader, normalize)
+        bad_images = BadImages(config.skip_bad_images)
+        evaluator = Evaluator(config, loader, normalize, bad_images.note)
         evaluation, metrics = evaluator.evaluate(
             plan.model, step, plan.checkpoint.metrics.get("split")
         )
@@ -148,6 +150,7 @@ def evaluate(plan: Plan) -> None:
         with failing_together():
             writer.log_evaluation(metrics)
             writer.write_evaluation(evaluation, metrics, config.export_logits)
+            writer.write_stamp(skipped_images=bad_images.facts())
             writer.finish({"": metrics})
 
 

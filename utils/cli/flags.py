@@ -41,7 +41,6 @@ class Flag(NamedTuple):
     first: Callable[[str], str] | None = None  # sees the text before the choices are checked
     bare: str | None = None  # value of the flag with nothing after it, if that may be
     checkpoint_decides: bool = False  # no default in eval.py, where it may not contradict
-    fixed_in: str = ""  # program that has the default in its config, but no such flag
     needs: Mapping[str, tuple[str, ...]] = {}  # other flags, and the values that do (empty: any)
     unmet: Any = None  # value in the config where a need is not met
     # How it enters the config hash: by its value; so, unless it is the default (for a flag that is
@@ -193,8 +192,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
-        Flag("skip_bad_images", types.count, 0, fixed_in="eval", changeable=True).help(
-            "leave out up to N training images that cannot be decoded, instead of ending"
+        Flag("skip_bad_images", types.count, 0, BOTH, changeable=True).help(
+            "leave out up to N images that cannot be decoded, those of training and evaluation "
+            "together, instead of ending"
         ),
         Flag("tta", ("none", "flip"), "none", BOTH, changeable=True).help(
             "flip: evaluate each image and its mirror image, and take the mean of the logits"

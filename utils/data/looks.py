@@ -22,40 +22,14 @@ from utils.data.image_files import (
     decode_rgb,
     describe,
 )
-from utils.data.structure import (
-    JPEG_START,
-    PNG_START,
-    Content,
-    Damaged,
-    Jpeg,
-    completed_jpeg,
-    has_jpeg_end,
-    read_jpeg,
-    read_other,
-    read_png,
-)
+from utils.data.structure.content import CUT, DAMAGED, Content, Damaged
+from utils.data.structure.jpeg import JPEG_START, Jpeg, completed_jpeg, has_jpeg_end, read_jpeg
+from utils.data.structure.others import PNG_START, read_other, read_png
 from utils.data.threads import in_threads
 from utils.errors import RunError
 
 THREADS = 8  # waiting for the disk, mostly
 
-# What people have in place of an image, by how it begins in capitals or not.
-FOREIGN = (
-    (b"<!doctype html", "a web page"),
-    (b"<html", "a web page"),
-    (b"<", "XML or SVG"),
-    (b"{", "JSON"),
-    (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` fetches the image)"),
-    (b"%pdf", "a PDF"),
-    (b"%!ps", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript"),
-    (b"8bps", "a Photoshop document"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x1ae\xdf\xa3", "a video"),
-    (b"\x00\x05\x16\x07", "what macOS notes of a file"),
-)
-VIDEOS = (b"qt  ", b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"M4V ", b"3gp4", b"3gp5")
 SPECIAL = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
@@ -66,16 +40,19 @@ class Trouble(NamedTuple):
     text: str  # to follow the path
 
 
-# Kinds of trouble that a message has another remedy for than for damage.
-MISSING, UNREADABLE, TOO_LARGE, FOREIGN_FILE = "missing", "not readable", "too large", "no image"
+# Kinds of trouble, with CUT and DAMAGED.
+MISSING, UNREADABLE, TOO_LARGE = "missing", "not readable", "too large"
+EMPTY, NOT_READ = "empty", "of a kind that is not read"
 
 
-def trouble_of(path: str | Path, read: Callable[[str | Path], object]) -> Trouble | None:
+def trouble_of(
+    path: str | Path, read: Callable[[str | Path], object], kind: str = DAMAGED
+) -> Trouble | None:
     """Call `read` on a path, and return what it says of an image that it cannot read."""
     try:
         read(path)
     except RunError as error:
-        kind = TOO_LARGE if isinstance(error, TooLarge) else "damaged"
+        kind = TOO_LARGE if isinstance(error, TooLarge) else kind
         return Trouble(kind, str(error).removeprefix(f"image {path} "))
     return None
 
@@ -83,20 +60,6 @@ def trouble_of(path: str | Path, read: Callable[[str | Path], object]) -> Troubl
 def _raise(trouble: Trouble | None) -> None:
     if trouble is not None:
         raise Damaged(trouble.text, trouble.kind)
-
-
-def _foreign(head: bytes) -> str:
-    """Say what a file is, if it begins as what people often have in place of an image."""
-    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for start, what in FOREIGN:
-        if begin[: len(start)].lower() == start:
-            return f"is {what}, not an image"
-    if head[4:8] == b"ftyp" and head[8:12] in VIDEOS:
-        return "is a video, not an image"
-    if not head.strip(b"\0"):
-        return "holds zeros, not an image"
-    is_text = head.isascii() and all(chr(byte).isprintable() or byte in b"\t\r\n" for byte in head)
-    return "is text, not an image" if is_text and head[:1] != b"P" else ""
 
 
 class Looks:
@@ -137,9 +100,9 @@ class Looks:
             raise
         if not stat.S_ISREG(about.st_mode):
             kind = SPECIAL.get(stat.S_IFMT(about.st_mode), "device")
-            raise Damaged(f"is a {kind}, not an image", FOREIGN_FILE)
+            raise Damaged(f"is a {kind}, not an image", NOT_READ)
         if not about.st_size:
-            raise Damaged("is empty", "empty")
+            raise Damaged("is empty", EMPTY)
         # Not waited for, if it became a FIFO meanwhile.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -162,8 +125,6 @@ class Looks:
                 self._describe(index)
             self.sizes[index] = jpeg.height, jpeg.width
         else:
-            if foreign := _foreign(content.head):
-                raise Damaged(foreign, FOREIGN_FILE)
             must_decode = self._describe(index)
             is_whole, is_raw = read_other(content)
             must_decode |= not is_whole
@@ -178,15 +139,16 @@ class Looks:
         if has_jpeg_end(content, jpeg):
             return
         if completed_jpeg(content.all()) is None:
-            raise Damaged("is cut: a JPEG whose pixels end early", "cut")
+            raise Damaged("is cut: a JPEG whose pixels end early", CUT)
         self.unended.append(index)
 
     def _describe(self, index: int) -> bool:
         """Take the size from the header that Pillow reads; tell whether pixels decide as well."""
         found: list[Description] = []
-        _raise(trouble_of(self.paths[index], lambda path: found.append(describe(path))))
+        path = self.paths[index]
+        _raise(trouble_of(path, lambda path: found.append(describe(path)), NOT_READ))
         self.sizes[index] = found[0].height, found[0].width
-        return getattr(found[0], "needs_decoding", False)
+        return found[0].needs_decoding
 
     def read_twins(self) -> None:
         """Read files whole that have one short digest."""

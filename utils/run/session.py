@@ -282,12 +282,13 @@ def _build_run(
     if resume is not None:
         resume.restore(late)
     every = plan.start.parts | late
-    evaluator = Evaluator(config, eval_batches, normalize)
+    bad_images = plan.start.bad_images
+    evaluator = Evaluator(config, eval_batches, normalize, bad_images.note)
     return TrainingRun(
         plan,
         writer,
         learner,
-        StepLoader(train_batches, plan.micro_batches, plan.start.bad_images),
+        StepLoader(train_batches, plan.micro_batches, bad_images),
         normalize,
         meter,
         BestKeeper(evaluator, writer, learner.variants(), plan.about, plan.trained_on),
