@@ -231,6 +231,7 @@ SPECS = (
         name="folder",
         splits=folder.splits,
         read=folder.read,
+        absent={"train": "put what is to be trained on into train/<class>/"},
         find_root=os_errors_are_input_errors()(
             lambda spec, data_root: folder.find(_existing(spec, data_root))
         ),
