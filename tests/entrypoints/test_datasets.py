@@ -148,6 +148,20 @@ class TestHeldOutVal:
         assert read_json(again.env_stamp)["carving"] == "none"
 
 
+@pytest.mark.parametrize("output", ["output", ".", "rose/of mine"])
+def test_runs_among_the_photographs_are_no_classes(tmp_path, monkeypatch, output):
+    root = write_folder(tmp_path / "photos", split_folders=False)
+    monkeypatch.chdir(root)
+    first = run("folder", Path(), Path(output))
+    listing = open_split(get_spec("folder"), Path(), "train")
+    assert listing.classes == LAYOUTS["folder"].classes
+    assert len(listing) == 18
+    assert len(listing.notes) == 1
+    assert f"{output}/" in listing.notes[0] or "run/, tb/ (our own programs" in listing.notes[0]
+    again = run("folder", Path(), Path(output), name="again")
+    assert again.metrics.read_bytes() == first.metrics.read_bytes()
+
+
 def test_cars_without_test_labels_train_on_a_val_split_held_out(tmp_path, refused, capsys):
     root = write_cars(tmp_path / "data", labelled=False)
     flags = f"--name a --dataset car {TWO_STEPS} --eval_split test"
