@@ -23,7 +23,7 @@ from utils.data.digests import (
 )
 from utils.data.image_checks import check_images
 from utils.data.presets import PRESETS
-from utils.data.source import Source, check_two_classes, find_source, resolve_data_root
+from utils.data.source import Source, find_source, resolve_data_root
 from utils.data.source import open_split as open_split
 from utils.data.splits import HeldOut, Split, match_classes, say_classes
 from utils.data.splits import labelmap as labelmap
@@ -108,7 +108,6 @@ def open_data(flags: FrozenConfigDict) -> Data:
         source = replace(source, held_out=held_out)
     decided = _decide(source, flags, "train", "eval")
     full_train, full_eval = _read(source, decided["train_split"], decided["eval_split"])
-    check_two_classes(full_train)
     full_eval = match_classes(
         full_eval, full_train.classes, f"split {full_train.name}", "train them, or take them out"
     )

@@ -220,15 +220,15 @@ class TestBadInput:
         assert "cannot be read (Operation not permitted)" in error
         assert str(folder) in error
 
-    def test_splits_whose_lists_name_other_classes(self, tmp_path, refused):
-        """Their labels would not be those of one another."""
+    def test_an_image_to_evaluate_of_a_class_that_is_not_trained(self, tmp_path, refused):
         root = write_inat(tmp_path / "data")
         document = read_json(root / "val2017.json")
         second = document["categories"][1]
         document["categories"].append({**second, "id": 77, "name": "Another"})
+        document["annotations"][0]["category_id"] = 77
         write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
-        assert "train and val list other classes: class " in error
+        assert "1 of 4 images of split val are of classes that split train does not have (1): 'Ano" in error
 
     def test_a_root_that_is_not_utf8(self, tmp_path, refused, monkeypatch):
         """Stamps and predictions could not quote it. However it is given."""

@@ -77,7 +77,7 @@ def test_rows_are_json_that_any_reader_takes(run_eval, check):
         (("--model_type", "ViT-B_16"), ("--model_type ViT-B_16", "has testing")),
         (
             ("--dataset", "flower102"),
-            ("all 100 images of split val are of 10 classes", "10 classes: "),
+            ("all 100 images of split val are of classes that", "(10): ", "10 classes: "),
         ),
     ],
 )

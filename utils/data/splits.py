@@ -170,7 +170,8 @@ def match_classes(
         counts = np.bincount(split.labels[is_unknown], minlength=len(split.classes))
         unknown = {split.classes[n]: int(counts[n]) for n in np.flatnonzero(counts)}
         counted = f"{int(is_unknown.sum())} of {len(split)} images of split {split.name}"
-        of = f"of {len(unknown)} classes that {whose} does not have: {_named(unknown, classes)}"
+        named = _named(unknown, classes)
+        of = f"of classes that {whose} does not have ({len(unknown)}): {named}"
         if is_unknown.all():
             raise InputError(
                 f"{split.root}: all {len(split)} images of split {split.name} are {of}; the "
@@ -192,7 +193,7 @@ def match_classes(
 def _named(unknown: dict[str, int], known: Sequence[str]) -> str:
     """Return some of the classes with their counts, and what was perhaps meant."""
     named = [
-        f"{name!r} ({count} images{near_miss(name, known)})"
+        f"{name!r} ({count}{near_miss(name, known)})"
         for name, count in list(unknown.items())[:MOST_UNKNOWN]
     ]
     rest = len(unknown) - len(named)
