@@ -133,8 +133,9 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     source = _source_of(flags, flags.dataset or checkpoint["dataset"], checkpoint["class_depth"])
     skips = flags.unknown_classes == "skip"
     source = replace(source, classes=tuple(checkpoint["classes"]), skip_unknown=skips)
-    is_same = source.spec.name == checkpoint["dataset"] and "val" not in source.official
-    if checkpoint["carving"] and is_same:
+    is_same = source.spec.name == checkpoint["dataset"]
+    can_hold_out = "train" in source.official and "val" not in source.official
+    if checkpoint["carving"] and is_same and can_hold_out:
         source = replace(source, held_out=HeldOut(**checkpoint["carving"]))
     heap = ""
     if source.is_heap and len(checkpoint["trained_images"]):
