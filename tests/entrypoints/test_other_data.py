@@ -325,7 +325,8 @@ def test_other_images_are_other_data_unless_that_is_allowed(run, copied, resume,
     assert "bring them back, or resume with these by --allow_change data" in said
     code, said, paths = resume(allow="num_steps,data")
     assert code == 0
-    now = [row["sample_id"] for row in rows_of(paths)]
+    newest = load_newest(paths)
+    now = newest.parts["images"]["eval_ids"].numpy().tobytes().decode().split("\n")
     expected = {
         replace: set(val),
         remove: set(val[1:]),
@@ -334,7 +335,7 @@ def test_other_images_are_other_data_unless_that_is_allowed(run, copied, resume,
     assert set(now) == expected
     listed = read_json(paths.env_stamp)["sessions"][-1]["data_changes"]
     assert {kind: sorted(listed[kind]["ids"]) for kind in listed} == changes
-    assert load_newest(paths).header.step == 6
+    assert newest.header.step == 6
     # From here on these are the data of the run.
     code, said, _ = resume()
     assert code == 0, said
