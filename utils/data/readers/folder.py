@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from utils.data.formats import IMAGE_ENDINGS
+from utils.data.readers.list_files import CONTROL
 from utils.data.readers.listing import (
-    CONTROL,
     Listing,
     clean_name,
     make_listing,
