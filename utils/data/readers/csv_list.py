@@ -11,7 +11,6 @@ from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.readers.folder import SPLITS, short_ids
 from utils.data.readers.listing import (
     CONTROL,
     Listing,
@@ -20,6 +19,7 @@ from utils.data.readers.listing import (
     read_text,
     sorted_classes,
 )
+from utils.data.readers.own import SPLITS, short_ids
 from utils.errors import InputError, printable
 
 NEEDED, OPTIONAL = ("path", "label"), ("split",)
