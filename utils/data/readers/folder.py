@@ -19,13 +19,10 @@ from utils.data.readers.listing import (
     make_listing,
     sorted_classes,
 )
-from utils.data.readers.own import SPLITS, short_ids
+from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
 from utils.data.readers.pairs import check_no_masks
 from utils.data.readers.walk import PassedOver, composed, images_below, some_of, walk
 from utils.errors import InputError, printable
-
-# What others call their splits. Read as classes they would make a model of two classes.
-MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
 
 
 def find(root: Path) -> Path:
@@ -38,7 +35,7 @@ def find(root: Path) -> Path:
     """
     passed = PassedOver()
     folders, images = _inside(root, passed)
-    if len(folders) != 1 or folders[0].lower() in MISNAMED or not _inside(root / folders[0])[0]:
+    if len(folders) != 1 or folders[0].lower() in SPELLINGS or not _inside(root / folders[0])[0]:
         return root
     if images:
         raise InputError(
@@ -124,9 +121,10 @@ def _split_folders(root: Path, passed: PassedOver) -> dict[str, Path]:
     passed.loose += images
     found = [split for split in SPLITS if split in folders]
     for name in folders:
-        if name not in SPLITS and name.lower() in MISNAMED:
+        meant = SPELLINGS.get(name.lower(), name)
+        if meant != name:
             raise InputError(
-                f"{root} has {name}/: splits are called train, val and test; rename it"
+                f"{root} has {name}/: splits are called train, val and test; rename it to {meant}/"
             )
     if not found:
         return {"train": root}

@@ -6,6 +6,14 @@ from collections.abc import Sequence
 from utils.data.readers.listing import without_ending
 
 SPLITS = ("train", "val", "test")
+# What others call them, in lower case. As classes they would make a model of two classes.
+SPELLINGS = {
+    **{split: split for split in SPLITS},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 
 
 def short_ids(paths: Sequence[str]) -> list[str]:

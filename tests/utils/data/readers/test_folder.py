@@ -405,8 +405,8 @@ class TestRefusals:
         [
             (["train/a", "daisy"], r"has train/ and daisy/: put either splits or classes into it"),
             *(
-                (["rose", name], rf"has {name}/: splits are called train, val and test; rename it")
-                for name in ("Train", "VAL", "valid", "validation", "Testing")
+                (["rose", name], rf"has {name}/: splits are called .*; rename it to {meant}/$")
+                for name, meant in (("Train", "train"), ("valid", "val"), ("Testing", "test"))
             ),
             (["train"], r"train has no class folder: put images into .*/train/<class>/"),
             (["train/rose"], r"train/rose has no image: put images \(\.jpg"),
