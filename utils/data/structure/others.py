@@ -61,8 +61,10 @@ def _check_png(header: bytes, kinds: set[bytes]) -> tuple[int, int]:
 # --- The other formats ----------------------------------------------------------------------------
 
 _PNM = re.compile(rb"P([56])%b%b%b\s" % ((rb"(?:\s|#[^\n]*\n)+(\d+)",) * 3))
-# Tags of a TIFF (TIFF 6.0): compression; where pixels lie and their bytes, of strips and of tiles.
-COMPRESSION, PLACES = 259, ((273, 279), (324, 325))
+# Tags of a TIFF (TIFF 6.0): bits of each sample; compression; where pixels lie and how many bytes
+# they have, of strips and of tiles. And compressions: none, LZW, deflate (twice), PackBits.
+BITS, COMPRESSION, PLACES = 258, 259, ((273, 279), (324, 325))
+RAW, COMPRESSIONS = 1, (1, 5, 8, 32946, 32773)
 
 
 class Other(NamedTuple):
@@ -127,8 +129,12 @@ def _read_tiff(content: Content) -> Other:
             with Image.open(file, formats=("TIFF",)) as image:
                 tags = image.tag_v2
                 places = [(tags[at], tags[count]) for at, count in PLACES if at in tags]
-                is_raw = tags.get(COMPRESSION, 1) == 1
+                compression = tags.get(COMPRESSION, RAW)
+                size = image.width * image.height * sum(tags.get(BITS, (1,))) // 8
         except ODDITIES:
             return Other(False)
     ends = [at + n for of, counts in places for at, n in zip(of, counts, strict=False)]
-    return Other(bool(ends) and max(ends) <= content.size, is_raw)
+    is_whole = bool(ends) and max(ends) <= content.size and compression in COMPRESSIONS
+    if compression == RAW:
+        is_whole &= sum(n for _, counts in places for n in counts) >= size
+    return Other(is_whole, compression == RAW)
