@@ -11,8 +11,9 @@ from torch import Tensor
 
 from utils.cli.flags import DATA, may_change
 from utils.console import log
-from utils.data.digests import NONE, Digests, digest_set, is_same, keep_val, whole_digest
+from utils.data.digests import NONE, Digests, digest_set, is_same, whole_digest
 from utils.data.splits import Split
+from utils.data.subsets import keep_val
 from utils.errors import InputError
 from utils.run.checkpoint import from_tensor, is_digests, to_tensor
 from utils.schema import is_text, list_of
