@@ -25,6 +25,7 @@ from utils.data.headers import (
 )
 from utils.data.openers import Opened, open_image
 from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
@@ -170,7 +171,13 @@ def decode_stored(
             image.draft(None, (header.width // scale, header.height // scale))
         opened = Opened(image, header.orientation, header.profile)
         size = header.width, header.height
-    image.load()
+    try:
+        image.load()
+    except OSError:
+        completed = None if header is None else completed_jpeg(data)
+        if completed is None:
+            raise
+        return decode_stored(path, completed, header, scale)
     profile = read_profile(opened.profile, _profile_mode(image.mode))
     rgb = to_rgb(image, profile, opened.range_bits, opened.is_white_zero)
     if image.mode in ("CMYK", "LAB"):
