@@ -12,6 +12,7 @@ from raw_images import chunk, display_p3, write_png, write_tiff
 
 from utils.data.decode import decode
 from utils.data.formats import MANY_HEIC, heic_note
+from utils.data.image_checks import check_images
 from utils.data.image_files import decode_rgb, describe
 from utils.errors import RunError
 
@@ -195,6 +196,17 @@ class TestProfiles:
         photo.save(path, format_, icc_profile=profile)
         assert np.abs(np.asarray(decode_rgb(path)).astype(int) - (200, 100, 50)).max() <= 2
         assert describe(path).has_damaged_profile
+
+    def test_damaged_ones_are_counted_in_one_line_before_a_run(self, tmp_path, make_split, caplog):
+        split = make_split(tmp_path, [0, 1, 0, 1, 0])
+        for number, (format_, profile) in enumerate(
+            (("JPEG", b"odd"), ("PNG", b"odd"), ("TIFF", b"odd"), ("JPEG", display_p3()))
+        ):
+            path = split.path_of(number)
+            Image.effect_noise((24, 20), 50).convert("RGB").save(path, format_, icc_profile=profile)
+        check_images([split], [])
+        line = "images whose color profile is damaged, and counts as sRGB: 3 (first: {})"
+        assert caplog.text.count(line.format(split.path_of(0))) == 1
 
     def test_one_for_other_pixels_counts_as_damaged(self, tmp_path):
         Image.new("CMYK", (16, 16)).save(tmp_path / "cmyk.jpg", icc_profile=display_p3())
