@@ -25,6 +25,7 @@ from utils.data.headers import (
 )
 from utils.data.openers import Opened, open_image
 from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.presets import Size
 from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
 
@@ -81,6 +82,20 @@ def check_image_size(path: str | Path, width: int, height: int, limit: int | Non
         raise TooLarge(
             f"image {path} is {width}x{height} pixels, over the limit of {limit}: scale it "
             "down or leave it out"
+        )
+
+
+def check_resized_size(path: str | Path, size: Size, resized: Size) -> None:
+    """Raise an error for an image that is too large once it is resized: a line one pixel high.
+
+    Raises:
+        TooLarge: names the image, both sizes and the limit.
+    """
+    if resized.width * resized.height > MAX_PIXELS:
+        raise TooLarge(
+            f"image {path} is {size.width}x{size.height} pixels: resized for this run it would be "
+            f"{resized.width}x{resized.height}, over the limit of {MAX_PIXELS}; crop it or leave "
+            "it out"
         )
 
 

@@ -121,11 +121,11 @@ class Looks:
                 _raise(trouble_of(path, lambda path: check_image_size(path, width, height)))
             self.sizes[index] = height, width
         elif content.head.startswith(JPEG_START) and (jpeg := read_jpeg(content)) is not None:
-            self._look_at_end(index, content, jpeg)
             must_decode = not jpeg.is_usual
             is_known = jpeg.is_usual and jpeg.width * jpeg.height <= MAX_PIXELS
             if not is_known or jpeg.has_profile:
                 self._describe(index)
+            self._look_at_end(index, content, jpeg)  # decodes those without end: not too large ones
             self.sizes[index] = jpeg.height, jpeg.width
         else:
             must_decode = self._describe(index)
