@@ -229,7 +229,7 @@ class TestBadInput:
         write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
         assert (
-            "1 of 4 images of split val are of classes that split train does not have (1): 'Ano"
+            "1 of 6 images of split val are of classes that split train does not have (1): 'Ano"
             in error
         )
 

@@ -86,12 +86,12 @@ def check_images(
     for indices, size_of in zip(where, sizes_of, strict=False):
         _add_those_that_grow(looks, indices, size_of)
     _check_damaged(splits, looks, where, may_be_damaged)
-    if looks.unended:
-        log.warning(
-            "warning: JPEG files that lack only their end marker, and are used: %d (first: %s)",
-            len(looks.unended),
-            looks.paths[min(looks.unended)],
-        )
+    for said, found in (
+        ("JPEG files that lack only their end marker, and are used", looks.unended),
+        ("images whose color profile is damaged, and counts as sRGB", looks.odd_profiles),
+    ):
+        if found:
+            log.warning("warning: %s: %d (first: %s)", said, len(found), looks.paths[min(found)])
     for index in looks.troubles:
         looks.short[index] = looks.whole[index] = NONE
     return [Digests(looks.short[indices], looks.whole[indices]) for indices in where]

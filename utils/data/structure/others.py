@@ -21,8 +21,8 @@ PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8,
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}  # those that a decoder must know
 
 
-def read_png(content: Content) -> tuple[int, int]:
-    """Return width and height of a PNG whose chunks follow each other to the end.
+def read_png(content: Content) -> tuple[int, int, bool]:
+    """Return width and height of a PNG that has all its chunks, and whether it has an ICC profile.
 
     Raises:
         Damaged: a chunk is missing, or the file ends before it should.
@@ -44,7 +44,7 @@ def read_png(content: Content) -> tuple[int, int]:
         at += 12 + length
     if at > content.size:
         raise Damaged("is cut: a PNG that lacks its last bytes", CUT)
-    return _check_png(header, kinds)
+    return *_check_png(header, kinds), b"iCCP" in kinds
 
 
 def _check_png(header: bytes, kinds: set[bytes]) -> tuple[int, int]:
