@@ -24,7 +24,7 @@ from utils.cli.parser import Parser
 from utils.cli.types import positive_int
 from utils.console import log
 from utils.data.catalog import dataset_names, get_spec
-from utils.data.splits import check_same_classes
+from utils.data.splits import match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
@@ -58,6 +58,12 @@ def main(argv: Sequence[str]) -> None:
     add("dataset", choices=dataset_names(), metavar="DATASET", help="name of a dataset")
     add("data_root", type=Path, metavar="ROOT", help="folder of the data, train.py's --data_root")
     add(
+        "--class_depth",
+        type=positive_int,
+        metavar="N",
+        help="with folder: the folders that make a class name; 2: genus/species",
+    )
+    add(
         "--output",
         type=Path,
         metavar="PATH",
@@ -75,9 +81,9 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or Path("output") / f"check_{spec.name}"
     check_writable(output, "--output")
     root = spec.find_root(spec, args.data_root)
-    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
-    for split in splits[1:]:
-        check_same_classes(splits[0], split)
+    splits = [open_split(spec, root, name, args.class_depth) for name in spec.official_splits(root)]
+    first, remedy = splits[0], "train them, or take them out"
+    splits = [match_classes(each, first.classes, f"split {first.name}", remedy) for each in splits]
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:

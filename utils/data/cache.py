@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.console import log, progress_bar
-from utils.data.image_files import check_image_size, describe
+from utils.data.image_files import check_resized_size, describe
 from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
@@ -39,7 +39,7 @@ from utils.data.threads import in_threads
 from utils.errors import RunError
 from utils.files import canonical_json, sha256_text, write_json
 
-FORMAT = 4  # raise it when the bytes or their layout change
+FORMAT = 5  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
 # What reading a folder raises that is absent, emptied or overwritten; RuntimeError comes from
 # flipped bits in the flags of a zip archive.
@@ -81,7 +81,8 @@ def cache_key(split: Split, geometry: dict[str, Any]) -> str:
         RunError: an image is missing.
     """
     made_by = {
-        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "pillow", "pi-heif")
     }
     parts = {
         "format": FORMAT,
@@ -104,16 +105,17 @@ def _plan(files: FileImages, may_be_bad: bool) -> Index:
     def measure(position: int) -> None:
         path = files.split.path_of(position)
         try:
-            _, width, height, _ = describe(path)
-            size = files.size_of(Size(height, width))
-            check_image_size(path, size.width, size.height)
+            described = describe(path)
+            original = Size(described.height, described.width)
+            size = files.size_of(original)
+            check_resized_size(path, original, size)
         except RunError as error:
             if not may_be_bad:
                 raise
             bad[position] = str(error)
             return
         sizes[position] = size
-        originals[position] = width, height
+        originals[position] = original[::-1]
 
     with progress_bar(count, "cache: sizes", "img") as bar:
         in_threads(measure, count, bar)

@@ -1,10 +1,9 @@
-"""Hold the samples of a split, tell their identity, and hold a val split out of train.
+"""Hold the samples of a split, tell their identity, match classes, hold val out of train.
 
 No torch here.
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
-from utils.files import canonical_json
+from utils.console import log
+from utils.errors import InputError, near_miss
+from utils.files import canonical_json, sha256_text
 
 PAIRS_AT_ONCE = 4096  # in a checksum: one by one takes eight times as long
+MOST_SHOWN = 12  # classes that a line names, if there are no more
+FIRST_AND_LAST = 3  # classes that it names otherwise, at both ends
+MOST_UNKNOWN = 5  # classes that an error names
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Split:
     subset: dict[str, Any] | str = "none"
     # Lines for people: what was passed over, how a list was understood.
     notes: tuple[str, ...] = field(default=())
+    # (S,) text, the split of each sample, where they are of several; None: of this one.
+    tags: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,10 +48,25 @@ class Split:
         """Return where the image of the sample at `position` lies."""
         return f"{self.root}/{self.paths[position]}"
 
+    def tag_of(self, position: int) -> str:
+        """Return the name of the split that the sample at `position` is of."""
+        return self.name if self.tags is None else str(self.tags[position])
+
     def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
         """Return the samples at `positions`, in split order whatever the order of `positions`."""
         keep = np.sort(np.asarray(positions, dtype=np.int64))
-        return replace(self, ids=self.ids[keep], paths=self.paths[keep], labels=self.labels[keep])
+        return replace(
+            self,
+            ids=self.ids[keep],
+            paths=self.paths[keep],
+            labels=self.labels[keep],
+            tags=None if self.tags is None else self.tags[keep],
+        )
+
+    def positions_of(self, part: "Split") -> np.ndarray:
+        """Return where the samples of `part`, chosen from this split, are in it."""
+        position = {sample_id: number for number, sample_id in enumerate(self.ids.tolist())}
+        return np.array([position[sample_id] for sample_id in part.ids.tolist()], dtype=np.int64)
 
     def checksum(self) -> str:
         """Return the SHA-256 of the canonical JSON of the list of pairs of id and label."""
@@ -69,22 +89,134 @@ class Split:
         }
 
 
-def check_same_classes(split: Split, other: Split) -> None:
-    """Raise an error if the lists of two splits name other classes: labels would not match.
+def united(splits: Sequence[Split], name: str) -> Split:
+    """Return the samples of several splits of the same classes as one, each image once.
 
     Raises:
-        InputError: names the first class that differs.
+        InputError: two images have one id.
     """
-    if split.classes == other.classes:
-        return
-    pairs = itertools.zip_longest(split.classes, other.classes, fillvalue="none")
-    index, (name, other_name) = next(
-        (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
+    first = splits[0]
+    tags = np.repeat([split.name for split in splits], [len(split) for split in splits])
+    columns = zip(*((split.ids, split.paths, split.labels) for split in splits), strict=True)
+    ids, paths, labels = (np.concatenate(column) for column in columns)
+    _, once = np.unique(paths, return_index=True)  # some lists are in others, as trainval
+    notes = tuple(dict.fromkeys(note for split in splits for note in split.notes))
+    all_samples = replace(
+        first, name=name, ids=ids, paths=paths, labels=labels, tags=tags, notes=notes
+    ).select(once)
+    if len(set(all_samples.ids.tolist())) < len(all_samples):
+        raise InputError(
+            f"{first.root}: images of several splits have the same id; name one as --eval_split"
+        )
+    return all_samples
+
+
+# --- Classes --------------------------------------------------------------------------------------
+
+
+def class_line(classes: Sequence[str], labelmap: str) -> str:
+    """Return the line that says which classes a run has.
+
+    Args:
+        classes: names in index order.
+        labelmap: where all names are found, for classes that do not fit the line.
+    """
+    names = [repr(name) if "," in name else name for name in classes]
+    if len(names) <= MOST_SHOWN:
+        return f"{len(names)} classes: {', '.join(names)}"
+    shown = [*names[:FIRST_AND_LAST], "...", *names[-FIRST_AND_LAST:]]
+    return f"{len(names)} classes: {', '.join(shown)} (all are in {labelmap})"
+
+
+def say_classes(labelmap: str, *splits: Split) -> None:
+    """Log which classes a run has, how many the split to evaluate lacks, and the readers' notes.
+
+    Args:
+        labelmap: where the run writes all names.
+        splits: splits of the run, all of the same classes; that to evaluate is the last.
+    """
+    evaluated = splits[-1]
+    log.info("%s", class_line(evaluated.classes, labelmap))
+    empty = len(evaluated.classes) - len(np.unique(evaluated.labels))
+    if empty:
+        log.info("%d of the classes have no image in split %s", empty, evaluated.name)
+    for note in dict.fromkeys(note for split in splits for note in split.notes):
+        log.info("%s", note)
+
+
+def match_classes(
+    split: Split, classes: Sequence[str], whose: str, remedy: str, skip_unknown: bool = False
+) -> Split:
+    """Return a split with these classes, in this order; its labels follow by name.
+
+    A class that the split lacks has no sample. What it has more must have none either.
+
+    Args:
+        split: samples under the classes that their reader found.
+        classes: names in index order.
+        whose: what has these classes, for messages.
+        remedy: what to do about images of other classes.
+        skip_unknown: whether images of other classes are left out, and counted in a line.
+
+    Raises:
+        InputError: there are images of other classes: names these and counts the images.
+    """
+    if split.classes == tuple(classes):
+        return split
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index.get(name, -1) for name in split.classes])[split.labels]
+    is_unknown = labels < 0
+    if is_unknown.any():
+        counts = np.bincount(split.labels[is_unknown], minlength=len(split.classes))
+        unknown = {split.classes[n]: int(counts[n]) for n in np.flatnonzero(counts)}
+        counted = f"{int(is_unknown.sum())} of {len(split)} images of split {split.name}"
+        named = _named(unknown, classes)
+        of = f"of classes that {whose} does not have ({len(unknown)}): {named}"
+        if is_unknown.all():
+            raise InputError(
+                f"{split.root}: all {len(split)} images of split {split.name} are {of}; the "
+                f"classes there are {class_line(classes, 'the labelmap')}"
+            )
+        if not skip_unknown:
+            raise InputError(f"{split.root}: {counted} are {of}; {remedy}")
+        log.warning("warning: left out %s, which are %s", counted, of)
+    above = dict(zip(split.classes, split.parents, strict=False))
+    matched = replace(
+        split,
+        classes=tuple(classes),
+        labels=labels,
+        parents=tuple(above.get(name, ()) for name in classes) if above else (),
     )
-    raise InputError(
-        f"{split.root}: {split.name} and {other.name} list other classes: class {index} is {name} "
-        f"in {split.name} and {other_name} in {other.name}"
-    )
+    return matched.select(np.flatnonzero(~is_unknown)) if is_unknown.any() else matched
+
+
+def _named(unknown: dict[str, int], known: Sequence[str]) -> str:
+    """Return some of the classes with their counts, and what was perhaps meant."""
+    named = [
+        f"{name!r} ({count}{near_miss(name, known)})"
+        for name, count in list(unknown.items())[:MOST_UNKNOWN]
+    ]
+    rest = len(unknown) - len(named)
+    return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+
+def labelmap(
+    dataset: str, classes: Sequence[str], parents: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
+    """Return the labelmap: class names in index order, the SHA-256 of their compact UTF-8 JSON.
+
+    Where the dataset has a hierarchy, `parents` names for each class what is above it.
+    """
+    return {
+        "dataset": dataset,
+        "num_classes": len(classes),
+        "classes": list(classes),
+        "checksum": sha256_text(canonical_json(list(classes))),
+        **({"parents": [list(names) for names in parents]} if parents else {}),
+    }
+
+
+# --- A val split held out of train ----------------------------------------------------------------
 
 
 def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:
