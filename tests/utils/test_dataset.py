@@ -200,7 +200,7 @@ class TestListedSubset:
             ("photo_001\n photo_001", r"ids.txt lists photo_001 more than once"),
             (
                 "photo_001\nphoto_009\nx\n",
-                r"2 of 3 ids are not in split val of toy \(first: 'photo_009', did you mean 'photo",
+                r"2 of 3 ids are not in split val of toy \(first: 'photo_009'\)",
             ),
             (
                 "photo_001.png",
@@ -231,6 +231,7 @@ def flags_for(root: Path | None, **changes) -> FrozenConfigDict:
         "preset": "vit",
         "img_size": 32,
         "skip_bad_images": 0,
+        "cache": "none",
         "data_root": None if root is None else str(root),
         "output_dir": "out",
         "train_split": "train",
