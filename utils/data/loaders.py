@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
+from utils.data.image_checks import USERS_OWN
+from utils.data.image_files import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
@@ -76,9 +78,9 @@ class ImageDataset(Dataset):
             sample_id = str(self.split.ids[position])
             try:
                 resized = self.images.load(position)
-            except RunError as error:
+            except BadImage as error:
                 if not self.leaves_out_bad:
-                    raise
+                    raise _with_remedy(error, self.split) from error
                 bad.append((sample_id, str(error)))
                 continue
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
@@ -117,6 +119,12 @@ class ImageDataset(Dataset):
             if len(before.labels):
                 return before
         return None
+
+
+def _with_remedy(error: BadImage, split: Split) -> RunError:
+    """Return an error that says what to do about a bad image."""
+    replace = "replace or remove it" if split.dataset in USERS_OWN else "replace it"
+    return RunError(f"{error}; {replace}, or leave it out by --skip_bad_images 1")
 
 
 # --- Loaders --------------------------------------------------------------------------------------
@@ -172,7 +180,10 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     if config.cache == "disk":
         side = preset.train_side if phase == "train" else preset.eval_side
         geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
-        return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        try:
+            return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        except BadImage as error:
+            raise _with_remedy(error, split) from error
     return files
 
 
