@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.image_checks import USERS_OWN
+from utils.data.image_files import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
@@ -78,7 +79,7 @@ class ImageDataset(Dataset):
             sample_id = str(self.split.ids[position])
             try:
                 resized = self.images.load(position)
-            except RunError as error:
+            except BadImage as error:
                 if not self.leaves_out_bad:
                     raise RunError(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
@@ -174,7 +175,10 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     if config.cache == "disk":
         side = preset.train_side if phase == "train" else preset.eval_side
         geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
-        return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        try:
+            return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        except BadImage as error:
+            raise RunError(f"{error}; {_remedy(config)}") from error
     return files
 
 

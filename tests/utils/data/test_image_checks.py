@@ -189,7 +189,7 @@ class TestStructure:
         preset = PRESETS["vit"]
         said = refusal(strip, sizes_of=[lambda size: preset.eval_size(224, size)])
         assert f"is {size[0]}x{size[1]} pixels: resized for this run it would be" in said
-        assert "; scale them down or leave them out" in said
+        assert "; shrink or crop them; --skip_bad_images 1 leaves them out" in said
         check_images([split], [], sizes_of=[lambda size: preset.train_size(224, size)])
         check_images([split], [], sizes_of=[lambda size: Size(256, 256)])
 
