@@ -14,20 +14,20 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
-from utils.data.digests import (
-    Digests,
-    KnownImages,
-    choose_of_heap,
-    count_trained,
-    tag_heap,
-)
+from utils.data.digests import Digests
 from utils.data.image_checks import check_images
 from utils.data.presets import PRESETS
 from utils.data.source import Source, find_source, resolve_data_root
 from utils.data.source import open_split as open_split
 from utils.data.splits import HeldOut, Split, match_classes, say_classes
 from utils.data.splits import labelmap as labelmap
-from utils.data.subsets import select_subset
+from utils.data.subsets import (
+    KnownImages,
+    choose_of_heap,
+    count_trained,
+    select_subset,
+    tag_heap,
+)
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, RunPaths
 from utils.errors import InputError, unusable_paths_are_input_errors
 from utils.processes import failing_together, main_first, on_main
@@ -133,8 +133,9 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     source = _source_of(flags, flags.dataset or checkpoint["dataset"], checkpoint["class_depth"])
     skips = flags.unknown_classes == "skip"
     source = replace(source, classes=tuple(checkpoint["classes"]), skip_unknown=skips)
-    is_same = source.spec.name == checkpoint["dataset"] and "val" not in source.official
-    if checkpoint["carving"] and is_same:
+    is_same = source.spec.name == checkpoint["dataset"]
+    can_hold_out = "train" in source.official and "val" not in source.official
+    if checkpoint["carving"] and is_same and can_hold_out:
         source = replace(source, held_out=HeldOut(**checkpoint["carving"]))
     heap = ""
     if source.is_heap and len(checkpoint["trained_images"]):

@@ -228,7 +228,10 @@ class TestBadInput:
         document["annotations"][0]["category_id"] = 77
         write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
-        assert "1 of 4 images of split val are of classes that split train does not have (1): 'Ano" in error
+        assert (
+            "1 of 6 images of split val are of classes that split train does not have (1): 'Ano"
+            in error
+        )
 
     def test_a_root_that_is_not_utf8(self, tmp_path, refused, monkeypatch):
         """Stamps and predictions could not quote it. However it is given."""

@@ -93,6 +93,9 @@ def troubled(tmp_path_factory) -> Path:
     exif = Image.Exif()
     exif[274] = 6
     save(train / "rose" / "turned.jpg", photo(32), exif=exif)
+    # Not read.
+    (train / "rose" / "clip.MOV").touch()
+    (root / "cover.jpg").touch()
     return root
 
 
@@ -132,6 +135,15 @@ class TestFindings:
             f"leave them out, {found.output / 'report.json'} names all\n"
         )
         assert "exact duplicates across splits: 2" in found.stdout
+
+    def test_of_what_is_not_read(self, found, troubled):
+        notes = [
+            f"passed over in {troubled}: images in no class folder: 1 (cover.jpg)",
+            f"passed over in {troubled / 'train'}: files that are not images by their ending: "
+            ".mov 1",
+        ]
+        assert found.report["notes"] == notes
+        assert found.stdout.splitlines()[1:3] == notes
 
     def test_of_damage(self, found):
         report = found.report
@@ -250,6 +262,15 @@ def test_of_many_findings_the_text_names_the_first(tmp_path, monkeypatch):
     assert "near duplicates: 7" in lines
     assert "  and 6 more; see report.json" in lines
     assert "  train b/0.jpg = 3 more" in lines
+
+
+def test_a_jpeg_that_lacks_only_its_end_marker_is_named(tmp_path, capsys):
+    for i, name in enumerate(("a", "b", "b")):
+        path = save(tmp_path / "data" / name / f"{i}.jpg", photo(i))
+    path.write_bytes(path.read_bytes()[:-2])
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 0
+    assert f"{image_scan.NO_END}: 1\n  train b/2.jpg\n" in capsys.readouterr().out
+    assert read_json(tmp_path / "report" / "report.json")["decoded_with_a_warning"] == []
 
 
 def test_nothing_that_decodes_is_reported_too(tmp_path, capsys):

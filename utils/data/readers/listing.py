@@ -1,4 +1,4 @@
-"""Define what every reader returns, and read list files and class names.
+"""Define what every reader returns, and clean class names.
 
 A reader is a module with `read(root, split)`: it parses the official list files of one dataset and
 opens no image. Whatever is wrong with them is an `InputError` that names the file.
@@ -14,33 +14,16 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from utils.data.readers.file_names import find_files
+from utils.data.readers.list_files import check_not_shared
 from utils.errors import InputError
 
 # UTF-8 of any length in one block of memory: 85 bytes a path of iNaturalist where `<U` takes 340,
 # and no Python objects whose reference counts would copy a forked worker's memory.
 TEXT = np.dtypes.StringDType()
-# What no name may have: it would break lines in two, or end a path.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-FETCH = "fetch the whole dataset"
-# What the parsers of scipy and pickle raise for files that are empty, cut, damaged or foreign.
-PARSER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SystemError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +47,7 @@ def make_listing(
     paths: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     parents: Sequence[Sequence[str]] = (),
+    root: Path | None = None,
 ) -> Listing:
     """Check what a reader found, and return it as a listing.
 
@@ -74,10 +58,12 @@ def make_listing(
         paths: paths relative to the data root, below which they must stay.
         labels: class indices, from 0.
         parents: names above each class, or nothing.
+        root: data root in which files may be called a little otherwise than in the list; None:
+            paths are those of files, or of files that are still to be made.
 
     Raises:
-        InputError: there is no sample, an id or a class name is repeated, a label has no class, or
-            a path leads out of the data root.
+        InputError: there is no sample, an id or a class name is repeated, a label has no class, a
+            path leads out of the data root, or two paths mean one file.
     """
     if not len(ids):
         raise InputError(f"{source} lists no image")
@@ -94,12 +80,19 @@ def make_listing(
     for path in paths:
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
             raise InputError(f"{source}: {path!r} is not a path below the data root")
+    notes: tuple[str, ...] = ()
+    if root is not None:
+        found = find_files(root, paths)
+        notes, paths = found.notes(source, paths), found.paths
+        if found.other:
+            _check_no_repeats(source, "file", paths)
     return Listing(
         tuple(classes),
-        np.array(ids, dtype=TEXT),
-        np.array(paths, dtype=TEXT),
+        np.asarray(ids, dtype=TEXT),
+        np.asarray(paths, dtype=TEXT),
         numbers,
         tuple(tuple(names) for names in parents),
+        notes,
     )
 
 
@@ -146,12 +139,14 @@ def clean_names(path: Path, names: Mapping[object, str], what: str = "class") ->
         what: what the keys are.
 
     Raises:
-        InputError: a name is empty, or two classes have the same.
+        InputError: a name is empty or has what cannot be seen, or two classes have the same.
     """
     clean = {f"{what} {key}": clean_name(name) for key, name in names.items()}
     for key, name in clean.items():
         if not name:
             raise InputError(f"{path} gives {key} no name")
+        if not name.isprintable():
+            raise InputError(f"{path} gives {key} the name {name!r}, with what cannot be seen")
     check_not_shared(path, "class name", clean)
     return list(clean.values())
 
@@ -170,125 +165,3 @@ def without_ending(path: str) -> str:
     folder, slash, name = path.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return folder + slash + (stem if dot and stem else name)
-
-
-# --- List files -----------------------------------------------------------------------------------
-
-
-def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
-    """Return the bytes of a list file.
-
-    Args:
-        path: the file.
-        remedy: what to do if it is missing or damaged, the end of the error message.
-
-    Raises:
-        InputError: the file is missing or a folder.
-        OSError: it may not be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; {remedy}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder, not a file; {remedy}") from error
-
-
-def read_text(path: Path, remedy: str = FETCH) -> str:
-    """Return the UTF-8 text of a list file, with `\\n` for every line ending.
-
-    Raises:
-        InputError: as `read_bytes`, or the file is not UTF-8.
-    """
-    try:
-        text = read_bytes(path, remedy).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return number, from 1, and stripped text of each line of a list file that is not empty.
-
-    Raises:
-        InputError: as `read_text`, or there is no line, or one has control characters.
-    """
-    stripped = (line.strip() for line in read_text(path).split("\n"))
-    lines = [(number, line) for number, line in enumerate(stripped, start=1) if line]
-    if not lines:
-        raise InputError(f"{path} is empty")
-    for number, line in lines:
-        if not line.isprintable() and CONTROL.search(line):
-            raise InputError(f"{path} line {number}: {line!r:.100} has control characters")
-    return lines
-
-
-def read_table(path: Path) -> dict[str, str]:
-    """Return the `key value` lines of a list file in its order; a value may hold spaces.
-
-    Raises:
-        InputError: as `read_lines`, or a line has no value, or a key comes twice.
-    """
-    table: dict[str, str] = {}
-    for number, line in read_lines(path):
-        key, _, value = line.partition(" ")
-        if not value:
-            raise InputError(f"{path} line {number}: {line!r:.100} is not a key and a value")
-        if key in table:
-            raise InputError(f"{path} has the key {key} more than once")
-        table[key] = value.strip()
-    return table
-
-
-def to_int(path: Path, what: str, text: str) -> int:
-    """Return the whole number that stands in a list file.
-
-    Raises:
-        InputError: `text` is not a whole number; names the file and `what`.
-    """
-    if not re.fullmatch(r"[0-9]{1,18}", text):  # int() would take 1_0 and other scripts' digits
-        raise InputError(f"{path}: {what} is {text!r}, not a whole number")
-    return int(text)
-
-
-def check_same_keys(
-    path: Path | str, table: Mapping[Any, object], other: Path | str, keys: Mapping[Any, object]
-) -> None:
-    """Raise an error unless two lists speak of the same samples.
-
-    Raises:
-        InputError: `table` in `path` lacks one of the `keys` in `other`, or has one more.
-    """
-    for key in keys:
-        if key not in table:
-            raise InputError(f"{path} lacks {key}, which {other} has")
-    for key in table:
-        if key not in keys:
-            raise InputError(f"{path} has {key}, which {other} lacks")
-
-
-def check_not_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
-    """Raise an error if a list file gives one value to two keys.
-
-    Raises:
-        InputError: names `path`, both keys, and `what` they share.
-    """
-    if len(set(table.values())) == len(table):
-        return
-    owners: dict[str, str] = {}
-    for key, value in table.items():
-        if value in owners:
-            raise InputError(f"{path} gives {owners[value]} and {key} the same {what} {value!r}")
-        owners[value] = key
-
-
-def check_apart(path: Path, ids: Iterable[str], other: Path, other_ids: Iterable[str]) -> None:
-    """Raise an error if two splits share an image: what is trained on must not be tested on.
-
-    Raises:
-        InputError: names the image and both list files.
-    """
-    known = set(ids)
-    for sample_id in other_ids:
-        if sample_id in known:
-            raise InputError(f"{path} has the image {sample_id!r}, and so has {other}")

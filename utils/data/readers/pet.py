@@ -8,7 +8,8 @@ the species. Only the names of the photos name the breeds.
 import re
 from pathlib import Path
 
-from utils.data.readers.listing import Listing, make_listing, read_lines, unpacked
+from utils.data.readers.list_files import read_lines
+from utils.data.readers.listing import Listing, make_listing, unpacked
 from utils.data.readers.named import Sample, name_classes
 from utils.errors import InputError
 
@@ -30,6 +31,7 @@ def read(root: Path, split: str) -> Listing:
         [sample.id for sample in of_source[source]],
         [f"{folder}/{sample.id}.jpg" for sample in of_source[source]],
         [sample.class_id - 1 for sample in of_source[source]],
+        root=root,
     )
 
 
