@@ -1,5 +1,6 @@
 """Define the two ways in which a run fails, and recognise other errors that become one of them."""
 
+import difflib
 import errno
 import os
 import re
@@ -45,6 +46,28 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
     )
+
+
+def _spelling(name: str) -> str:
+    """Return `name` without case, hyphens, underscores and spaces, which are easily confused."""
+    return re.sub(r"[-_\s]", "", name.casefold())
+
+
+def near_miss(name: str, choices: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for at most two choices that `name` nearly spells, or "".
+
+    A choice is also meant by what begins with it ("validation" for val), or by its beginning.
+    """
+    spelled = {_spelling(choice): choice for choice in choices}
+    key = _spelling(name)
+    close = [key] if key in spelled else difflib.get_close_matches(key, spelled, n=2, cutoff=0.7)
+    if not close and len(key) > 2:
+        close = [
+            other
+            for other in spelled
+            if len(other) > 2 and (other.startswith(key) or key.startswith(other))
+        ][:2]
+    return f", did you mean {' or '.join(repr(spelled[key]) for key in close)}?" if close else ""
 
 
 def check_utf8(text: str) -> None:

@@ -12,7 +12,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from utils.entrypoint import named_failures
-from utils.errors import Alone, InputError, RunError, Terminated, one_line
+from utils.errors import Alone, InputError, RunError, Terminated, near_miss, one_line
 
 
 def raised_in_a_worker(error: Exception) -> BaseException:
@@ -33,6 +33,26 @@ class KillsItsProcess(Dataset):
 
     def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TestNearMiss:
+    @pytest.mark.parametrize(
+        ("name", "choices", "meant"),
+        [
+            ("vit_b16", ["ViT-B_16", "ViT-B_32"], "'ViT-B_16'"),
+            ("--learnig-rate", ["--learning_rate", "--layer_decay"], "'--learning_rate'"),
+            ("validation", ["train", "val", "test"], "'val'"),
+            ("tset", ["train", "val", "test"], "'test'"),
+            ("batch_size", ["train_batch_size", "eval_batch_size"], "'eval_batch_size' or "),
+            ("Gänseblumchen", ["Gänseblümchen", "Rose"], "'Gänseblümchen'"),
+        ],
+    )
+    def test_names_what_is_meant(self, name, choices, meant):
+        assert near_miss(name, choices).startswith(f", did you mean {meant}")
+
+    @pytest.mark.parametrize("name", ["", "x", "resnet50"])
+    def test_is_nothing_where_nothing_is_near(self, name):
+        assert near_miss(name, ["val", "flower102", "ViT-B_16"]) == ""
 
 
 class TestOneLine:
