@@ -21,7 +21,7 @@ from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
 from scripts.data_check.scan import Files, Look, collect, scan
 from utils.cli.parser import Parser
-from utils.cli.types import positive_int
+from utils.cli.types import path, positive_int
 from utils.console import log
 from utils.data.catalog import dataset_names, get_spec
 from utils.data.splits import check_same_classes
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("dataset", choices=dataset_names(), metavar="DATASET", help="name of a dataset")
-    add("data_root", type=Path, metavar="ROOT", help="folder of the data, train.py's --data_root")
+    add("data_root", type=path, metavar="ROOT", help="folder of the data, train.py's --data_root")
     add(
         "--output",
-        type=Path,
+        type=path,
         metavar="PATH",
         help="folder for the report (default: output/check_<dataset>)",
     )

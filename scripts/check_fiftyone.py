@@ -34,6 +34,7 @@ import utils.environment  # isort: split
 from scripts.shared.fiftyone_rows import CheckFailed, check_rows, load_errors
 from scripts.shared.fiftyone_services import private_environment, start_database, try_app
 from utils.cli.parser import Parser
+from utils.cli.types import path
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 
@@ -187,9 +188,9 @@ def main(argv: Sequence[str]) -> None:
         "Prints a JSON report. Exit code: 0 ready, 1 rows are bad, 2 not ready or no such file."
     )
     add = parser.add_argument
-    add("--predictions", type=Path, metavar="JSONL", help="output/<run>/fiftyone/predictions.jsonl")
+    add("--predictions", type=path, metavar="JSONL", help="output/<run>/fiftyone/predictions.jsonl")
     add("--timeout", type=float, default=180.0, metavar="SECONDS", help="limit of the whole check")
-    add("--inside", type=Path, help=argparse.SUPPRESS)  # the second process
+    add("--inside", type=path, help=argparse.SUPPRESS)  # the second process
     options = parser.parse_args(argv)
     if options.inside is not None:
         return _inside(options.inside, options.predictions)

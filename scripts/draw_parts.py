@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from scripts.data_check.contact_sheet import paste_tiles, save_picture
 from utils.cli.parser import Parser
-from utils.cli.types import positive_int
+from utils.cli.types import path, positive_int
 from utils.console import log
 from utils.data.image_files import decode_rgb
 from utils.entrypoint import entrypoint
@@ -85,8 +85,8 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--predictions", type=Path, required=True, help="predictions.jsonl of a run")
-    add("--out", type=Path, required=True, help="file for the picture, .png or .jpg")
+    add("--predictions", type=path, required=True, help="predictions.jsonl of a run")
+    add("--out", type=path, required=True, help="file for the picture, .png or .jpg")
     add("--count", type=positive_int, default=12, help="number of images to draw")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():

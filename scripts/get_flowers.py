@@ -26,6 +26,7 @@ import utils.environment  # isort: split
 
 from scripts.shared.download import Official, fetch, file_md5, file_size, part_path
 from utils.cli.parser import Parser
+from utils.cli.types import path
 from utils.console import log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
@@ -44,13 +45,6 @@ IMAGE_COUNT = 8189  # jpg/image_00001.jpg to jpg/image_08189.jpg
 
 # JPEGs hardly shrink in a .tgz: the images need as much again, and a little for whole blocks.
 UNPACKED_PER_ARCHIVE_BYTE = 1.1
-
-
-def _folder(text: str) -> Path:
-    """Return the folder to fill."""
-    if not text:
-        raise InputError("DEST is empty: name the folder to fill")
-    return Path(text)
 
 
 def _url(text: str) -> str:
@@ -72,7 +66,7 @@ def _parser() -> Parser:
         description="Fetch and verify the official Oxford Flowers-102 images and labels."
     )
     add = parser.add_argument
-    add("dest", type=_folder, metavar="DEST", help="folder to fill, train.py's --data_root")
+    add("dest", type=path, metavar="DEST", help="folder to fill, train.py's --data_root")
     add("--base_url", type=_url, default=BASE_URL, help="folder on the web that holds the files")
     add(
         "--keep_archive",

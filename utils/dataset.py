@@ -17,7 +17,7 @@ from utils.data.catalog import dataset_names as dataset_names
 from utils.data.image_checks import check_images
 from utils.data.splits import HeldOut, Split, check_same_classes, hold_out
 from utils.data.subsets import select_subset
-from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
+from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER, with_home
 from utils.errors import InputError, check_utf8, unusable_paths_are_input_errors
 from utils.files import canonical_json, sha256_text
 
@@ -107,7 +107,7 @@ def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> s
         return str(Path(output_dir) / SYNTHETIC_FOLDER)
     from_environment = os.environ.get("DATA_ROOT", "")
     if from_environment:
-        return from_environment
+        return with_home(from_environment)
     raise InputError(
         f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
         "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"

@@ -2,10 +2,11 @@
 
 import difflib
 import errno
-import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -40,11 +41,30 @@ def one_line(error: BaseException) -> str:
     return message if separator and " " not in prefix else lines[-1]
 
 
+# Format characters that are spelling in Persian and Indic names (zero width non-joiner and joiner).
+JOINERS = "\u200c\u200d"
+
+
+def _is_shown(character: str) -> bool:
+    is_space = unicodedata.category(character) == "Zs"  # of a Mac's screenshots, of Chinese names
+    return character.isprintable() or is_space or character in JOINERS
+
+
 def printable(text: str) -> str:
-    """Return `text` with control characters and bytes that are not UTF-8 written as escapes."""
+    """Return `text` with all that could change how a terminal shows it written as escapes.
+
+    That is control characters, invisible ones, those that turn the direction of text around, and
+    bytes that are not UTF-8.
+    """
+    if text.isprintable():  # nearly all, and quick
+        return text
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # a file name's bytes
+    except UnicodeEncodeError:  # halves of characters, from a JSON text
+        data = text.encode("utf-8", "backslashreplace")
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
+        character if _is_shown(character) else character.encode("unicode_escape").decode()
+        for character in data.decode("utf-8", "backslashreplace")
     )
 
 
@@ -74,12 +94,16 @@ def check_utf8(text: str) -> None:
     """Check that stamps, reports and predictions can quote an argument or a path.
 
     Raises:
-        InputError: `text` holds bytes that are not UTF-8.
+        InputError: `text` holds bytes that are not UTF-8, or Python did not read them as UTF-8.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{printable(text)} is not UTF-8; rename it") from error
+        trouble = "is not UTF-8; rename it"
+        with suppress(UnicodeError):
+            text.encode("utf-8", "surrogateescape").decode()  # its bytes are UTF-8 after all
+            trouble = f"is read as {sys.getfilesystemencoding()}; set PYTHONUTF8=1"
+        raise InputError(f"{printable(text)} {trouble}") from error
 
 
 @contextmanager

@@ -314,7 +314,7 @@ def test_no_server(run, tmp_path):
         (["dest", "--base_url", "https:///flowers"], "must start with https://HOST"),
         (["dest", "--base_url", "http://host:port/flowers"], "Port could not be cast"),
         (["dest", "--base_url", "http://host/two words"], "as %XX"),
-        ([""], "DEST is empty: name the folder to fill"),
+        ([""], "argument DEST: '' is not a path"),
         (["file"], "file is not a folder"),
     ],
 )
