@@ -141,21 +141,26 @@ def check_file(path: Path, flag: str) -> None:
         raise InputError(f"{flag} {path} {state}; name a file")
 
 
-def with_home(text: str) -> str:
+def with_home(text: str, blamed: str = "") -> str:
     """Return a path with `~` or `~user` at its start expanded; a folder called `~` is `./~`.
 
     Shells leave it as it is in `--flag=~/x`, in quotes, and in a variable that was set in quotes.
+
+    Args:
+        text: path.
+        blamed: what to name at the start of the error message.
 
     Raises:
         InputError: `text` is empty, as a variable that was never set, or there is no such user.
     """
     if not text:
-        raise InputError("'' is not a path")
+        raise InputError(f"{blamed}'' is not a path")
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path takes `./~` for `~`
     if text.startswith("~") and expanded == text:
         name = text.partition("/")[0]
         raise InputError(
-            f"{text!r}: there is no user {name[1:]}; a file or folder of that name is ./{name}"
+            f"{blamed}{text!r}: there is no user {name[1:]}; a file or folder of that name is "
+            f"./{name}"
         )
     return expanded
 

@@ -12,13 +12,13 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.console import log
-from utils.data.catalog import DatasetSpec, get_spec, os_errors_are_input_errors
+from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
 from utils.data.image_checks import check_images
 from utils.data.splits import HeldOut, Split, check_same_classes, hold_out
 from utils.data.subsets import select_subset
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER, with_home
-from utils.errors import InputError, check_utf8, unusable_paths_are_input_errors
+from utils.errors import InputError, check_utf8, os_errors_are_input_errors
 from utils.files import canonical_json, sha256_text
 
 SUBSET_FLAGS = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}
@@ -107,7 +107,7 @@ def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> s
         return str(Path(output_dir) / SYNTHETIC_FOLDER)
     from_environment = os.environ.get("DATA_ROOT", "")
     if from_environment:
-        return with_home(from_environment)
+        return with_home(from_environment, "$DATA_ROOT: ")
     raise InputError(
         f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
         "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"
@@ -244,7 +244,7 @@ def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | N
     tiny = f"{spec.name}_tiny"
     if wanted in {f"{name}_tiny" for name in spec.names}:
         return tiny
-    with unusable_paths_are_input_errors({flag: wanted}):
+    with os_errors_are_input_errors({flag: wanted}):
         if Path(wanted).is_file():
             return str(Path(wanted).resolve())
     raise InputError(f"{flag} {wanted} is neither {tiny} nor a file with one sample id a line")

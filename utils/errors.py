@@ -107,26 +107,32 @@ def check_utf8(text: str) -> None:
 
 
 @contextmanager
-def unusable_paths_are_input_errors(paths: Mapping[str, Any]) -> Iterator[None]:
+def os_errors_are_input_errors(
+    paths: Mapping[str, Any] | None = None, otherwise: str = "--data_root"
+) -> Iterator[None]:
     """Turn the system's refusal of a path (too long, not to be entered) into an `InputError`.
 
     Args:
         paths: paths in use, by the flag that named them.
+        otherwise: what to blame where the path lies in none of them.
 
     Raises:
-        InputError: names the flag and the path.
+        InputError: names the flag, the path and the reason.
     """
     try:
         yield
     except OSError as error:
         named = [
             (len(str(path)), flag)
-            for flag, path in paths.items()
+            for flag, path in (paths or {}).items()
             if str(path) in str(error.filename or "")
         ]
         # The longest: one folder may lie in another, as the cache does in the output folder.
-        flag = max(named)[1] if named else "a path"
-        raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
+        flag = max(named)[1] if named else otherwise
+        # macOS keeps programs out of Documents and external disks until the user lets them in.
+        is_private = error.errno == errno.EPERM
+        hint = "; let the terminal in: System Settings, Privacy & Security" if is_private else ""
+        raise InputError(f"{flag} {error.filename}: {error.strerror}{hint}") from error
 
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. Both arrive as

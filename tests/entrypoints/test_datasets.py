@@ -203,7 +203,7 @@ class TestBadInput:
         monkeypatch.setattr(os, "stat", refusing(stat))
         monkeypatch.setattr(os, "scandir", refusing(scandir))
         error = refused_run(refused, dataset, root)
-        assert "cannot be read (Operation not permitted)" in error
+        assert ": Operation not permitted; let the terminal in: System Settings" in error
         assert str(folder) in error
 
     def test_splits_whose_lists_name_other_classes(self, tmp_path, refused):

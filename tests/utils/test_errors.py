@@ -12,7 +12,15 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from utils.entrypoint import named_failures
-from utils.errors import Alone, InputError, RunError, Terminated, near_miss, one_line
+from utils.errors import (
+    Alone,
+    InputError,
+    RunError,
+    Terminated,
+    near_miss,
+    one_line,
+    printable,
+)
 
 
 def raised_in_a_worker(error: Exception) -> BaseException:
@@ -53,6 +61,36 @@ class TestNearMiss:
     @pytest.mark.parametrize("name", ["", "x", "resnet50"])
     def test_is_nothing_where_nothing_is_near(self, name):
         assert near_miss(name, ["val", "flower102", "ViT-B_16"]) == ""
+
+
+class TestPrintable:
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("\x1b[2J\r\x07\x9b", r"\x1b[2J\r\x07\x9b"),  # erases the screen, rings, begins again
+            ("photo\u202egpj.exe", r"photo\u202egpj.exe"),  # shown as photoexe.jpg
+            ("a\u2066b\u2069\u200e\u061c", r"a\u2066b\u2069\u200e\u061c"),
+            ("ro\u200bse\ufeff\xad", r"ro\u200bse\ufeff\xad"),
+            ("caf\udce9 \udcc3\udca9 \ud83d", r"caf\udce9 \udcc3\udca9 \ud83d"),
+            ("caf\udce9 \udcc3\udca9", r"caf\xe9 é"),
+            ("a\u2028b\x85", r"a\u2028b\x85"),
+        ],
+    )
+    def test_writes_as_escapes_what_a_terminal_would_obey_or_not_show(self, text, shown):
+        assert printable(text) == shown
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Gänseblümchen",
+            "می\u200cگویم",
+            "क्\u200dष",
+            "\U0001f468\u200d\U0001f469",
+            "at 3.14\u202fPM\u3000猫",
+        ],
+    )
+    def test_keeps_spelling_and_spaces(self, text):
+        assert printable(text) == text
 
 
 class TestOneLine:

@@ -10,7 +10,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
 from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
-from utils.errors import InputError, unusable_paths_are_input_errors
+from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import write_text
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
@@ -35,7 +35,7 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
     if not is_main():
         return
     paths = RunPaths(Path(flags.output_dir), flags.name)
-    with unusable_paths_are_input_errors(paths_in(flags)):
+    with os_errors_are_input_errors(paths_in(flags)):
         check_run_name(paths)
         check_not_locked(paths.lock)
         if "checkpoint" in flags:
