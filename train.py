@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, model_names, num_tokens
@@ -24,7 +25,7 @@ from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
-from utils.processes import failing_together, joined_processes, main_first
+from utils.processes import failing_together, joined_processes
 from utils.run.folder import check_run_can_start, where_it_failed
 from utils.training.progress import Progress
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from utils.run.session import Plan, TrainingRun
 
 
-def read_weights(path: Path, profile: str) -> "Pretrained":
-    """Read the weights of `--pretrained`.
+def read_weights(path: Path, profile: str) -> "tuple[Pretrained, np.ndarray]":
+    """Read the weights of `--pretrained`, and which images they were trained on.
 
     Raises:
         InputError: the file is damaged, or contradicts another flag.
@@ -47,14 +48,17 @@ def read_weights(path: Path, profile: str) -> "Pretrained":
     from utils.run.checkpoint import is_checkpoint, load_checkpoint
 
     if not is_checkpoint(path):
-        return open_pretrained(path, profile)
+        return open_pretrained(path, profile), np.empty(0, np.uint64)
     if profile != "auto":
         raise InputError(
             f"--pretrained_profile {profile}: {path} says itself how it was trained; use "
             "--pretrained_profile auto"
         )
     own = load_checkpoint(path)
-    return own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
+    if own.older_rules:
+        log.warning("warning: %s %s", path, own.older_rules)
+    weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
+    return weights, own.known_images.trained
 
 
 @contextmanager
@@ -81,23 +85,26 @@ def check_weights(path: Path, profile: str, model_type: str) -> None:
     from models.pretrained.weights import adapt_config
 
     with blaming(path):
-        adapt_config(get_config(model_type), read_weights(path, profile))
+        adapt_config(get_config(model_type), read_weights(path, profile)[0])
 
 
 def build_planned_model(
     config: FrozenConfigDict, classes: Sequence[str]
-) -> "tuple[ModelPlan, Backbone]":
+) -> "tuple[ModelPlan, Backbone, np.ndarray]":
     """Plan the model that flags and weights ask for, and build it on the CPU.
+
+    Returns:
+        Plan, model, and the set of the images that its weights were trained on.
 
     Raises:
         InputError: the weights cannot be used.
     """
     from models.build import plan_model
 
-    weights = None
+    weights, trained = None, np.empty(0, np.uint64)
     with blaming(config.pretrained):
         if config.pretrained is not None:
-            weights = read_weights(Path(config.pretrained), config.pretrained_profile)
+            weights, trained = read_weights(Path(config.pretrained), config.pretrained_profile)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
         elif config.resume is None:
@@ -107,25 +114,33 @@ def build_planned_model(
     if report is not None:
         title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
         log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
-    return plan, model
+    return plan, model, trained
 
 
 def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: str) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
-    from utils.run.session import begin_plan, complete_plan
+    from utils.run.run_images import resume_data
+    from utils.run.session import begin_plan, complete_plan, with_images
 
     start, device = begin_plan(flags, progress)
-    earlier = None if start.resume is None else start.resume.header.config
-    length = resolve_length(flags, len(data.train), earlier)
+    earlier, digests, changes = None, None, {}
+    samples = len(data.train)
+    if start.resume is not None:
+        # First, since what changed decides what is trained on.
+        data, digests, changes = resume_data(flags, data, start.images)
+        earlier = start.resume.header.config
+        # The run is as long as it was, and its warm-up too, with some images more or less.
+        samples = round(earlier["num_steps"] * earlier["train_batch_size"] / earlier["epochs"])
+    length = resolve_length(flags, samples, earlier)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
         length["num_steps"],
         length["epochs"],
-        len(data.train),
+        samples,
         flags.train_batch_size,
     )
     with failing_together():
-        model_plan, model = build_planned_model(flags, data.train.classes)
+        model_plan, model, trained = build_planned_model(flags, data.train.classes)
         of_model = {
             "model": model_plan.config.to_dict(),
             "normalization": model_plan.normalization,
@@ -133,9 +148,10 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
         config = resolve_config(flags, data.decided, length, of_model)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
-    with failing_together(), main_first():
-        prepare_images(data, flags.skip_bad_images)
-    return plan
+    if digests is None:
+        digests = prepare_images(data, flags)
+    with failing_together():
+        return with_images(plan, digests, trained, changes)
 
 
 def train(plan: "Plan", run: "TrainingRun") -> None:

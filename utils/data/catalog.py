@@ -95,6 +95,8 @@ class DatasetSpec:
     absent: Mapping[str, str] = field(default_factory=dict)  # why a split may be missing
     find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries
     prepare: Callable[[Path], None] | None = None  # makes images that are not there yet
+    # What `read` takes besides: `class_depth`, and whether the split is only evaluated.
+    options: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -220,6 +222,7 @@ SPECS = (
         name="folder",
         splits=folder.splits,
         read=folder.read,
+        options=("class_depth", "for_evaluation"),
         find_root=os_errors_are_input_errors()(
             lambda spec, data_root: folder.find(_existing(spec, data_root))
         ),
