@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.data_utils import SYNTHETIC_FOLDER, TENSORBOARD_FOLDER
@@ -38,6 +41,30 @@ def make_folder(folder: Path) -> None:
         new = [folder]
     for path in new:
         mark(path)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a marked folder, to be filled and renamed; what is left of it is removed in the end.
+
+    It replaces one that a killed process of ours left.
+
+    Raises:
+        OSError: something else is there, which stays; or the folder cannot be made.
+    """
+    remove_ours(folder)
+    folder.mkdir(parents=True)
+    try:
+        mark(folder)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_ours(folder: Path) -> None:
+    """Remove a folder that is ours; anything else stays."""
+    if not folder.is_symlink() and is_ours(folder):
+        shutil.rmtree(folder)
 
 
 def mark(folder: Path) -> None:

@@ -37,7 +37,15 @@ from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import RunError
-from utils.files import canonical_json, sha256_text, write_json
+from utils.files import (
+    canonical_json,
+    kind_of,
+    open_regular,
+    read_regular,
+    sha256_text,
+    write_json,
+)
+from utils.ownership import make_folder, new_folder, remove_ours
 
 FORMAT = 4  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
@@ -159,8 +167,10 @@ def _locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: the file system has no locks, as some network drives.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    make_folder(path.parent)
+    if (kind := kind_of(path, follow=False)) not in (None, "file"):
+        raise RunError(f"{path} is a {kind}, not a lock; move it away or use another --cache_dir")
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -177,9 +187,12 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
     """Open the cache of `files` in `folder`, or return None if it is absent or damaged."""
     shape = (len(files.split), 2)
     try:
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        about = json.loads(read_regular(folder / ABOUT_FILE))
         bad = {int(position): message for position, message in about["bad"].items()}
-        with np.load(folder / INDEX_FILE, allow_pickle=False) as arrays:
+        with (
+            open_regular(folder / INDEX_FILE) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             sizes, originals = arrays["sizes"], arrays["originals"]
         if not all(a.shape == shape and a.dtype == np.int64 for a in (sizes, originals)):
             return None
@@ -193,9 +206,7 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
 
 def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool) -> None:
     beside = folder.with_name(f"{folder.name}.tmp")
-    # A damaged cache, and what a killed builder left: the lock is ours, so nobody is at work there.
-    for left in (folder, beside):
-        shutil.rmtree(left, ignore_errors=True)
+    remove_ours(folder)  # a damaged cache
     index = _plan(files, may_be_bad)
     total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
     if total > free:
@@ -206,8 +217,8 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
         )
     if not total:
         raise RunError(f"no image of split {files.split.name} can be decoded")
-    beside.mkdir()
-    try:
+    # The lock is ours, so nobody is at work there.
+    with new_folder(beside):
         with (beside / PIXELS_FILE).open("wb") as file:
             _fill(file, index, files, may_be_bad)
             file.truncate(total)  # the last image may be a bad one
@@ -218,8 +229,6 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     log.info("cache: %d images, %.2f GB in %s", len(files.split), total / 1e9, folder)
 
 
