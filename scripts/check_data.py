@@ -12,10 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils.environment  # isort: split
+
+from PIL.Image import Image
 
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
@@ -47,6 +50,24 @@ REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
 LESS_MEMORY = "fewer --num_workers need less"
 
 
+def check_report_folder(output: Path) -> None:
+    """Raise if the report cannot be written, or would replace something that is not ours."""
+    check_writable(output, "--output")
+    for name in (REPORT, TEXT, SHEET):
+        check_output_file(output / name, "--output")
+
+
+def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
+    """Write the report into a folder: as JSON, as text, and a contact sheet."""
+    make_folder(output)
+    write_json(output / REPORT, {"about": SIGNATURE, **report})
+    write_text(output / TEXT, "\n".join([SIGNATURE, "", *full_lines(report)]) + "\n")
+    save_picture(sheet, output / SHEET)
+    for line in summary_lines(report):
+        log.info("%s", line)
+    log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
+
+
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Read the lists, decode the images, write and print the report.
@@ -75,9 +96,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
     output = args.output or Path("output") / f"check_{spec.name}"
-    check_writable(output, "--output")
-    for name in (REPORT, TEXT, SHEET):
-        check_output_file(output / name, "--output")
+    check_report_folder(output)
     root = spec.find_root(spec, args.data_root)
     splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
     for split in splits[1:]:
@@ -90,14 +109,8 @@ def main(argv: Sequence[str]) -> None:
         looks = scan(files, args.num_workers)
         report = make_report(files, looks, splits)
     with named_failures(lambda: f"while writing to {output}", lambda: LESS_MEMORY):
-        make_folder(output)
-        write_json(output / REPORT, {"about": SIGNATURE, **report})
-        write_text(output / TEXT, "\n".join([SIGNATURE, "", *full_lines(report)]) + "\n")
         sheet = contact_sheet(splits[0].classes, example_of_each_class(files, looks))
-        save_picture(sheet, output / SHEET)
-    for line in summary_lines(report):
-        log.info("%s", line)
-    log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
+        write_report(output, report, sheet)
 
     if not any(split["is_at_hand"] for split in report["splits"].values()):
         raise RunError(f"{splits[0].root} holds no image of {spec.name}; is it the right folder?")

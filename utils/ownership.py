@@ -21,6 +21,7 @@ MARKER_TEXT = (
 SIGNATURE = "written by fine-vit"
 FIRST_BYTES = 4096
 STAMP = "env_stamp.json"
+FILES_OF_A_CACHE = {"pixels.bin", "index.npz", "about.json"}
 EVENTS = "events.out.tfevents."
 ARCHIVE = re.compile(rb"PK.{1,4000}fine-vit (checkpoint|state)", re.DOTALL)
 FOLDERS_OF_A_RUN = ("checkpoints", "fiftyone")
@@ -52,19 +53,14 @@ def new_folder(folder: Path) -> Iterator[None]:
     Raises:
         OSError: something else is there, which stays; or the folder cannot be made.
     """
-    remove_ours(folder)
+    if not folder.is_symlink() and is_ours(folder):
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
         mark(folder)
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_ours(folder: Path) -> None:
-    """Remove a folder that is ours; anything else stays."""
-    if not folder.is_symlink() and is_ours(folder):
-        shutil.rmtree(folder)
 
 
 def mark(folder: Path) -> None:
@@ -80,11 +76,11 @@ def mark(folder: Path) -> None:
 def is_ours(folder: Path) -> bool:
     """Return whether our programs wrote `folder`, so that it is no data of the user's.
 
-    It holds the marker; or it is a run; or it holds `tb/` beside a run, as output folders do that
-    are older than the marker; or it is such a `tb/` itself, with nothing but events.
+    It holds the marker; or it is a run or a cache; or it holds `tb/` beside a run, as output
+    folders do that are older than the marker; or it is a `tb/` with nothing but events.
     """
     try:
-        if kind_of(folder / MARKER) == "file" or is_run(folder):
+        if kind_of(folder / MARKER) == "file" or is_run(folder) or is_cache(folder):
             return True
         if folder.name == TENSORBOARD_FOLDER:
             return _holds_runs_of_tensorboard(folder)
@@ -105,6 +101,14 @@ def is_run(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         pass
     return any(map(_is_archive, (folder / "checkpoints").glob("*.bin")))
+
+
+def is_cache(folder: Path, is_whole: bool = True) -> bool:
+    """Return whether `folder` is a cache of resized images, or what a killed builder left of it."""
+    if is_whole and kind_of(folder / "pixels.bin") != "file":
+        return False
+    names = {path.name for path in _entries(folder) if not _is_nothing(path)}
+    return not folder.is_symlink() and names <= FILES_OF_A_CACHE
 
 
 def _is_archive(path: Path) -> bool:

@@ -36,7 +36,7 @@ from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
 from utils.data.threads import in_threads
-from utils.errors import RunError
+from utils.errors import InputError, RunError
 from utils.files import (
     canonical_json,
     kind_of,
@@ -45,7 +45,7 @@ from utils.files import (
     sha256_text,
     write_json,
 )
-from utils.ownership import make_folder, new_folder, remove_ours
+from utils.ownership import is_cache, make_folder
 
 FORMAT = 4  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
@@ -206,7 +206,11 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
 
 def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool) -> None:
     beside = folder.with_name(f"{folder.name}.tmp")
-    remove_ours(folder)  # a damaged cache
+    # A damaged cache, and what a killed builder left: the lock is ours, so nobody is at work there.
+    for left in filter(kind_of, (folder, beside)):
+        if not is_cache(left, is_whole=False):
+            raise InputError(f"{left} is not a cache; move it away or use another --cache_dir")
+        shutil.rmtree(left, ignore_errors=True)
     index = _plan(files, may_be_bad)
     total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
     if total > free:
@@ -217,8 +221,8 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
         )
     if not total:
         raise RunError(f"no image of split {files.split.name} can be decoded")
-    # The lock is ours, so nobody is at work there.
-    with new_folder(beside):
+    beside.mkdir()
+    try:
         with (beside / PIXELS_FILE).open("wb") as file:
             _fill(file, index, files, may_be_bad)
             file.truncate(total)  # the last image may be a bad one
@@ -229,6 +233,8 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     log.info("cache: %d images, %.2f GB in %s", len(files.split), total / 1e9, folder)
 
 

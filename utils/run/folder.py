@@ -40,29 +40,30 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
     paths = RunPaths(Path(flags.output_dir), flags.name)
     with unusable_paths_are_input_errors(paths_in(flags)):
         check_run_name(paths)
-        check_only_ours(paths, may_be_link=flags.get("resume") is not None)
-        _check_data_root(flags, paths)
         check_not_locked(paths.lock)
         if "checkpoint" in flags:
             _check_evaluation(paths, Path(flags.checkpoint))
         else:
             _check_training(paths, flags.resume)
+        _check_data_root(flags, paths)
 
 
-def check_only_ours(paths: RunPaths, may_be_link: bool = False) -> None:
+def check_only_ours(paths: RunPaths, is_resumed: bool = False) -> None:
     """Raise if something that no run wrote stands where a run is to be written.
 
     Args:
         paths: paths of the run.
-        may_be_link: whether a symbolic link to a run's folder is let through: it is never moved.
+        is_resumed: whether it goes on: its folder is not moved then, and may be a symbolic link.
 
     Raises:
         InputError: says what stands there.
         OSError: a folder cannot be read.
     """
     for folder, why_not in ((paths.run, why_not_run), (paths.tensorboard, why_not_events)):
+        if is_resumed and folder == paths.run:
+            continue
         why = why_not(folder)
-        if not why and not may_be_link and folder.is_symlink():
+        if not why and not is_resumed and folder.is_symlink():
             why = "is a symbolic link, which is never moved"
         if why:
             raise InputError(
@@ -106,15 +107,16 @@ def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
 
 
 def _check_training(paths: RunPaths, resume: str | None) -> None:
-    if resume is None:
-        if _is_unfinished(paths):
-            raise InputError(
-                f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
-                "another name"
-            )
-    elif resume != LAST:
+    if resume is None and _is_unfinished(paths):
+        raise InputError(
+            f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
+            "another name"
+        )
+    is_own = resume is not None and has_snapshot(paths)  # it proves itself when it is read
+    check_only_ours(paths, is_resumed=is_own)
+    if resume not in (None, LAST):
         check_file(Path(resume), "--resume")
-    elif not has_snapshot(paths):
+    elif resume == LAST and not is_own:
         raise InputError(
             f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
         )
@@ -128,6 +130,7 @@ def _check_evaluation(paths: RunPaths, checkpoint: Path) -> None:
             f"--name {paths.name} is the run that --checkpoint {checkpoint} lies in; choose "
             "another name"
         )
+    check_only_ours(paths)
 
 
 def has_snapshot(paths: RunPaths) -> bool:
@@ -182,11 +185,7 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
 
     Returns:
         Where the previous run is now, or None if there was none.
-
-    Raises:
-        InputError: what stands there is not ours; nothing is moved.
     """
-    check_only_ours(paths)
     if not _is_taken(paths):
         return None
     number = 1
