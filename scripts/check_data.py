@@ -12,10 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils.environment  # isort: split
+
+from PIL.Image import Image
 
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
@@ -30,6 +33,7 @@ from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
 from utils.errors import RunError
 from utils.files import write_json, write_text
+from utils.ownership import SIGNATURE, check_output_file, make_folder
 
 
 def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | None]:
@@ -42,7 +46,26 @@ def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | Non
     return examples
 
 
+REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
 LESS_MEMORY = "fewer --num_workers need less"
+
+
+def check_report_folder(output: Path) -> None:
+    """Raise if the report cannot be written, or would replace something that is not ours."""
+    check_writable(output, "--output")
+    for name in (REPORT, TEXT, SHEET):
+        check_output_file(output / name, "--output")
+
+
+def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
+    """Write the report into a folder: as JSON, as text, and a contact sheet."""
+    make_folder(output)
+    write_json(output / REPORT, {"about": SIGNATURE, **report})
+    write_text(output / TEXT, "\n".join([SIGNATURE, "", *full_lines(report)]) + "\n")
+    save_picture(sheet, output / SHEET)
+    for line in summary_lines(report):
+        log.info("%s", line)
+    log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
 
 
 @entrypoint
@@ -73,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
     output = args.output or Path("output") / f"check_{spec.name}"
-    check_writable(output, "--output")
+    check_report_folder(output)
     root = spec.find_root(spec, args.data_root)
     splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
     for split in splits[1:]:
@@ -86,13 +109,8 @@ def main(argv: Sequence[str]) -> None:
         looks = scan(files, args.num_workers)
         report = make_report(files, looks, splits)
     with named_failures(lambda: f"while writing to {output}", lambda: LESS_MEMORY):
-        write_json(output / "report.json", report)
-        write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
         sheet = contact_sheet(splits[0].classes, example_of_each_class(files, looks))
-        save_picture(sheet, output / "contact_sheet.png")
-    for line in summary_lines(report):
-        log.info("%s", line)
-    log.info("report.json, report.txt and contact_sheet.png are in %s", output)
+        write_report(output, report, sheet)
 
     if not any(split["is_at_hand"] for split in report["splits"].values()):
         raise RunError(f"{splits[0].root} holds no image of {spec.name}; is it the right folder?")
@@ -100,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     if bad:
         raise RunError(
             f"{len(bad)} images are missing or damaged (first: {bad[0]['path']}); replace them or "
-            f"leave them out, {output / 'report.json'} names all"
+            f"leave them out, {output / REPORT} names all"
         )
 
 

@@ -1,15 +1,64 @@
-"""Write files whole or not at all, spell JSON canonically, and take SHA-256 checksums."""
+"""Write files whole or not at all, read without waiting, spell JSON, take SHA-256 checksums."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 UNFINISHED = ".tmp"  # suffix of files that are being written
+TEMPORARY = re.compile(rf"\..+\.\d+{re.escape(UNFINISHED)}")  # their names, with a process id
+
+
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "symbolic link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def kind_of(path: Path, follow: bool = True) -> str | None:
+    """Return what is at `path`: a file, folder, pipe, socket or device; None: nothing.
+
+    Args:
+        path: any path.
+        follow: whether a symbolic link counts as what it leads to.
+    """
+    try:
+        mode = path.stat(follow_symlinks=follow).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "device")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open the file at `path` for reading. A pipe, socket or device is never waited for.
+
+    Raises:
+        OSError: it is not a file, or cannot be read.
+    """
+    kind = kind_of(path)
+    if kind not in ("file", "folder", None):  # the system itself refuses the latter two
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of the file at `path`.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
 
 
 def sync(descriptor: int) -> None:
@@ -65,7 +114,8 @@ def open_atomic(
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writers left below `folder`, in which nobody may be writing."""
     for path in folder.glob(f"**/.*{UNFINISHED}"):
-        path.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(path.name) and kind_of(path, follow=False) == "file":
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,5 +147,5 @@ def sha256_text(text: str) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of the file at `path`, as hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -131,8 +131,7 @@ def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> s
     from_environment = os.environ.get("DATA_ROOT", "")
     if from_environment:
         return with_home(from_environment, "$DATA_ROOT: ")
-    remedy = get_spec(dataset).remedy
-    fetched = f"; {remedy}, your own images are --dataset folder" if remedy else ""
-    raise InputError(
-        f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`{fetched}"
-    )
+    ways = "give --data_root PATH or `export DATA_ROOT=PATH`"
+    if remedy := get_spec(dataset).remedy:  # of the default, which nobody may have meant
+        ways += f"; {remedy}; your own images are --dataset folder, --dataset synthetic needs none"
+    raise InputError(f"no data for {dataset}: {ways}")

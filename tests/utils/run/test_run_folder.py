@@ -34,7 +34,7 @@ def checkpoint(tmp_path) -> Path:
 def leave_a_run(output: Path, status: str, snapshot: str = "last.bin") -> RunPaths:
     """What an earlier run `a` left."""
     paths = RunPaths(output, "a")
-    write_json(paths.env_stamp, {"status": status})
+    write_json(paths.env_stamp, {"run_id": "1", "status": status})
     paths.last.parent.mkdir(parents=True)
     paths.last.with_name(snapshot).touch()
     return paths
@@ -83,7 +83,7 @@ def test_what_is_resumed_must_be_there(tmp_path):
 
 def test_a_checkpoint_of_the_run_itself_is_refused(tmp_path, monkeypatch):
     own = tmp_path / "out" / "a" / "checkpoints" / "ckpt.bin"
-    own.parent.mkdir(parents=True)
+    leave_a_run(tmp_path / "out", "finished")
     own.touch()
     (tmp_path / "link").symlink_to(tmp_path / "out" / "a")
     monkeypatch.chdir(own.parent)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import InputError
+from utils.files import read_regular
 
 # UTF-8 of any length in one block of memory: 85 bytes a path of iNaturalist where `<U` takes 340,
 # and no Python objects whose reference counts would copy a forked worker's memory.
@@ -187,7 +188,7 @@ def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
         OSError: it may not be read.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; {remedy}") from error
     except IsADirectoryError as error:
