@@ -7,14 +7,8 @@ gives each image number a variant (`1025794 707-320`), whose names hold blanks a
 
 from pathlib import Path
 
-from utils.data.readers.listing import (
-    Listing,
-    check_apart,
-    clean_names,
-    make_listing,
-    read_lines,
-    read_table,
-)
+from utils.data.readers.list_checks import check_apart
+from utils.data.readers.listing import Listing, clean_names, make_listing, read_lines, read_table
 from utils.errors import InputError
 
 IMAGE_FOLDER = "data/images"
@@ -53,6 +47,7 @@ def read(root: Path, split: str) -> Listing:
         list(images),
         [f"{IMAGE_FOLDER}/{key}.jpg" for key in images],
         [index[variant] for variant in images.values()],
+        root=root,
     )
 
 

@@ -9,15 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from utils.data.readers.listing import (
-    Listing,
-    check_not_shared,
-    check_same_keys,
-    clean_names,
-    make_listing,
-    read_table,
-    to_int,
-)
+from utils.data.readers.list_checks import check_not_shared, check_same_keys
+from utils.data.readers.listing import Listing, clean_names, make_listing, read_table, to_int
 from utils.errors import InputError
 
 IMAGE_FOLDER = "images"
@@ -76,6 +69,7 @@ class BirdLists:
             [str(PurePosixPath(IMAGE_FOLDER, self.paths[key])) for key in chosen],
             [index[self.labels[key]] for key in chosen],
             parents,
+            root=self.root,
         )
 
 

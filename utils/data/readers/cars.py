@@ -50,6 +50,7 @@ def read(root: Path, split: str) -> Listing:
         [f"{split}_{PurePosixPath(name).stem}" for name in names],
         [f"{folder}/{name}" for name in names],
         [label - 1 for label in labels],
+        root=root,
     )
 
 

@@ -37,6 +37,7 @@ def read(root: Path, split: str) -> Listing:
         [sample.id for sample in samples[split]],
         [f"{folder}/{path}" for path, _ in paths[split]],
         [sample.class_id - 1 for sample in samples[split]],
+        root=root,
     )
 
 

@@ -102,7 +102,11 @@ def read_layout(root: Path, num_classes: int) -> tuple[np.ndarray, dict[str, np.
 
 
 def list_images(
-    source: Path, classes: tuple[str, ...], labels: np.ndarray, numbers: np.ndarray
+    source: Path,
+    classes: tuple[str, ...],
+    labels: np.ndarray,
+    numbers: np.ndarray,
+    root: Path | None = None,
 ) -> Listing:
     """Return the listing of the images with these `numbers`, from the `labels` of all images."""
     return make_listing(
@@ -111,6 +115,7 @@ def list_images(
         ids=[image_id(number) for number in numbers],
         paths=[image_path(number) for number in numbers],
         labels=labels[numbers - 1],
+        root=root,
     )
 
 
@@ -123,4 +128,4 @@ def read(root: Path, split: str, classes: tuple[str, ...] = FLOWER102_CLASSES) -
     labels, splits = read_layout(root, len(classes))
     if not len(splits[split]):
         raise InputError(f"split {split} of {root} has no images")
-    return list_images(root / SPLITS_FILE, classes, labels, splits[split])
+    return list_images(root / SPLITS_FILE, classes, labels, splits[split], root)

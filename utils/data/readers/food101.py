@@ -7,7 +7,8 @@ classes, `meta/labels.txt` in the same order their names for people (`Apple pie`
 
 from pathlib import Path
 
-from utils.data.readers.listing import Listing, check_apart, clean_names, make_listing, read_lines
+from utils.data.readers.list_checks import check_apart
+from utils.data.readers.listing import Listing, clean_names, make_listing, read_lines
 from utils.errors import InputError
 
 ENTRIES = ("images", "meta")
@@ -42,6 +43,5 @@ def read(root: Path, split: str) -> Listing:
         labels.append(index[key])
     check_apart(source, ids, other, [line for _, line in read_lines(other)])
     paths = [f"{IMAGE_FOLDER}/{sample_id}.jpg" for sample_id in ids]
-    return make_listing(
-        source, clean_names(root / LABELS_FILE, dict(names), "line"), ids, paths, labels
-    )
+    classes = clean_names(root / LABELS_FILE, dict(names), "line")
+    return make_listing(source, classes, ids, paths, labels, root=root)

@@ -10,14 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.data.readers.listing import (
-    Listing,
-    check_same_keys,
-    clean_name,
-    make_listing,
-    read_text,
-    without_ending,
-)
+from utils.data.readers.list_checks import check_same_keys
+from utils.data.readers.listing import Listing, clean_name, make_listing, read_text, without_ending
 from utils.errors import InputError
 
 ENTRIES = ("train2017.json", "val2017.json", "train_val_images")
@@ -50,7 +44,7 @@ def read(root: Path, split: str) -> Listing:
     if len(set(ids)) < len(ids):
         ids = [without_ending(name) for name in images.values()]
     chosen = [labels[key] for key in images]
-    return make_listing(path, names, ids, list(images.values()), chosen, parents)
+    return make_listing(path, names, ids, list(images.values()), chosen, parents, root)
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from utils.data.readers.file_names import find_files
+from utils.data.readers.list_checks import check_not_shared
 from utils.errors import InputError
 from utils.files import read_regular
 
@@ -27,6 +28,14 @@ TEXT = np.dtypes.StringDType()
 # What no name may have: it would break lines in two, or end a path.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 FETCH = "fetch the whole dataset"
+# How files begin that are no UTF-8, and what they are.
+UTF16 = b"\xff\xfe"
+FOREIGN = {
+    UTF16: "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PK\x03\x04": "an Excel workbook or another ZIP archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+}
 # What the parsers of scipy and pickle raise for files that are empty, cut, damaged or foreign.
 PARSER_ERRORS = (
     ArithmeticError,
@@ -65,6 +74,7 @@ def make_listing(
     paths: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     parents: Sequence[Sequence[str]] = (),
+    root: Path | None = None,
 ) -> Listing:
     """Check what a reader found, and return it as a listing.
 
@@ -75,10 +85,12 @@ def make_listing(
         paths: paths relative to the data root, below which they must stay.
         labels: class indices, from 0.
         parents: names above each class, or nothing.
+        root: data root in which files may be called a little otherwise than in the list; None:
+            paths are those of files, or of files that are still to be made.
 
     Raises:
-        InputError: there is no sample, an id or a class name is repeated, a label has no class, or
-            a path leads out of the data root.
+        InputError: there is no sample, an id or a class name is repeated, a label has no class, a
+            path leads out of the data root, or two paths mean one file.
     """
     if not len(ids):
         raise InputError(f"{source} lists no image")
@@ -95,12 +107,19 @@ def make_listing(
     for path in paths:
         if path.startswith("/") or "\\" in path or ".." in path.split("/"):
             raise InputError(f"{source}: {path!r} is not a path below the data root")
+    notes: tuple[str, ...] = ()
+    if root is not None:
+        found = find_files(root, paths)
+        notes, paths = found.notes(source, paths), found.paths
+        if found.other:
+            _check_no_repeats(source, "file", paths)
     return Listing(
         tuple(classes),
-        np.array(ids, dtype=TEXT),
-        np.array(paths, dtype=TEXT),
+        np.asarray(ids, dtype=TEXT),
+        np.asarray(paths, dtype=TEXT),
         numbers,
         tuple(tuple(names) for names in parents),
+        notes,
     )
 
 
@@ -201,10 +220,17 @@ def read_text(path: Path, remedy: str = FETCH) -> str:
     Raises:
         InputError: as `read_bytes`, or the file is not UTF-8.
     """
+    data = read_bytes(path, remedy)
+    for start, what in FOREIGN.items():
+        if data.startswith(start) or (start == UTF16 and b"\0" in data[:2]):
+            raise InputError(f"{path} is {what}, not UTF-8; {remedy}")
     try:
-        text = read_bytes(path, remedy).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); {remedy}") from error
+        line = len((data[: error.start] + b".").splitlines())
+        raise InputError(
+            f"{path} is not UTF-8 (line {line}, byte {error.start}); {remedy}"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -250,46 +276,3 @@ def to_int(path: Path, what: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):  # int() would take 1_0 and other scripts' digits
         raise InputError(f"{path}: {what} is {text!r}, not a whole number")
     return int(text)
-
-
-def check_same_keys(
-    path: Path | str, table: Mapping[Any, object], other: Path | str, keys: Mapping[Any, object]
-) -> None:
-    """Raise an error unless two lists speak of the same samples.
-
-    Raises:
-        InputError: `table` in `path` lacks one of the `keys` in `other`, or has one more.
-    """
-    for key in keys:
-        if key not in table:
-            raise InputError(f"{path} lacks {key}, which {other} has")
-    for key in table:
-        if key not in keys:
-            raise InputError(f"{path} has {key}, which {other} lacks")
-
-
-def check_not_shared(path: Path, what: str, table: Mapping[str, str]) -> None:
-    """Raise an error if a list file gives one value to two keys.
-
-    Raises:
-        InputError: names `path`, both keys, and `what` they share.
-    """
-    if len(set(table.values())) == len(table):
-        return
-    owners: dict[str, str] = {}
-    for key, value in table.items():
-        if value in owners:
-            raise InputError(f"{path} gives {owners[value]} and {key} the same {what} {value!r}")
-        owners[value] = key
-
-
-def check_apart(path: Path, ids: Iterable[str], other: Path, other_ids: Iterable[str]) -> None:
-    """Raise an error if two splits share an image: what is trained on must not be tested on.
-
-    Raises:
-        InputError: names the image and both list files.
-    """
-    known = set(ids)
-    for sample_id in other_ids:
-        if sample_id in known:
-            raise InputError(f"{path} has the image {sample_id!r}, and so has {other}")

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.readers.listing import check_apart, clean_names
+from utils.data.readers.list_checks import check_apart
+from utils.data.readers.listing import clean_names
 from utils.errors import InputError
 
 

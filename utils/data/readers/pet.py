@@ -30,6 +30,7 @@ def read(root: Path, split: str) -> Listing:
         [sample.id for sample in of_source[source]],
         [f"{folder}/{sample.id}.jpg" for sample in of_source[source]],
         [sample.class_id - 1 for sample in of_source[source]],
+        root=root,
     )
 
 

@@ -3,10 +3,12 @@ one.
 """
 
 import csv
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import write_lines
 from layouts_own import write_csv
 
 from utils.data.readers import csv_list
@@ -41,6 +43,13 @@ class TestFind:
             (tmp_path / name).touch()
         with pytest.raises(InputError, match=r"holds 2 CSV files \(a.CSV, b.csv\): name one"):
             csv_list.find(tmp_path)
+
+    def test_takes_tabs_and_tells_a_workbook(self, tmp_path):
+        (tmp_path / "birds.xlsx").touch()
+        with pytest.raises(InputError, match=r"\(of 'birds.xlsx': save it as CSV in UTF-8\)$"):
+            csv_list.find(tmp_path)
+        (tmp_path / "birds.tsv").touch()
+        assert csv_list.find(tmp_path) == tmp_path / "birds.tsv"
 
 
 class TestRead:
@@ -82,13 +91,112 @@ class TestRead:
         assert [int(name[:8]) for name in classes[:-1]] == sorted(numbers)[:-1]
 
     def test_cleans_labels(self, write):
-        path = write("path,label", "a.jpg,oak_leaf", "b.jpg, oak  leaf", "c.jpg,E\u0301pine")
+        path = write("path,label", "a.jpg,oak_leaf", "b.jpg, oak_leaf ", "c.jpg,E\u0301pine")
         assert csv_list.read(path, "train").classes == ("oak leaf", "Épine")
 
     def test_gives_one_file_one_path(self, write):
         path = write("path,label", "./a.jpg,x", "b//c.jpg,x", "b/./d:e..f.jpg,x")
         listing = csv_list.read(path, "train")
         assert listing.paths.tolist() == ["a.jpg", "b/c.jpg", "b/d:e..f.jpg"]
+
+    def test_takes_absolute_paths_below_its_folder_whichever_links_lead_there(self, tmp_path):
+        root = tmp_path / "photos"
+        (root / "in").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(root)
+        names = [root / "a.jpg", tmp_path / "link" / "in" / "b.jpg", root / "gone" / "c.jpg"]
+        write_lines(root / "list.csv", ["path,label", *(f"{name},x" for name in names)])
+        for folder in (root, tmp_path / "link"):
+            listing = csv_list.read(folder / "list.csv", "train")
+            assert listing.paths.tolist() == ["a.jpg", "in/b.jpg", "gone/c.jpg"]
+            assert listing.notes[0].startswith("list.csv is read as: 3 absolute paths, which lead")
+
+    def test_takes_backslashes_as_slashes_where_no_file_has_one(self, write, tmp_path):
+        path = write("path,label", "train\\rose\\1.jpg,x", ".\\2.jpg,x", "3.jpg,x")
+        listing = csv_list.read(path, "train")
+        assert listing.paths.tolist() == ["train/rose/1.jpg", "2.jpg", "3.jpg"]
+        assert listing.notes[0].endswith("read as: 2 paths with backslashes, read as slashes")
+        (tmp_path / ".\\2.jpg").touch()
+        os.utime(path, (1, 1))
+        with pytest.raises(InputError, match=r"line 3: the file '.\\\\2.jpg' has backslashes in"):
+            csv_list.read(path, "train")
+
+    def test_says_how_splits_are_spelled(self, write):
+        path = write("path,label,split", "a.jpg,x,Train", "b.jpg,x,validation", "c.jpg,x,TEST")
+        assert csv_list.splits(path) == ("train", "val", "test")
+        assert csv_list.read(path, "val").notes[0] == (
+            "images.csv is read as: split 'Train' is train; split 'validation' is val; "
+            "split 'TEST' is test"
+        )
+
+    def test_gives_the_classes_of_a_split_and_of_train(self, write):
+        lines = ["a.jpg,b,train", "b.jpg,a,train", "c.jpg,c,val", "d.jpg,d,test"]
+        path = write("path,label,split", *lines)
+        assert csv_list.read(path, "train").classes == ("a", "b")
+        assert csv_list.read(path, "val").classes == ("a", "b", "c")
+        path = write("path,label,split", *lines[2:])
+        assert csv_list.splits(path) == ("val", "test")
+        assert csv_list.read(path, "test").classes == ("c", "d")
+
+    def test_is_parsed_again_only_if_it_changes(self, write, monkeypatch):
+        path = write("path,label", "a.jpg,x", "b.jpg,y")
+        read = [csv_list.splits(path), csv_list.read(path, "train")]
+        monkeypatch.setattr(csv_list, "read_text", lambda *_: pytest.fail("is parsed again"))
+        assert [csv_list.splits(path), csv_list.read(path, "train").ids.tolist()] == [
+            read[0],
+            read[1].ids.tolist(),
+        ]
+        monkeypatch.undo()
+        path = write("path,label", "a.jpg,x", "longer.jpg,y")
+        assert csv_list.read(path, "train").ids.tolist() == ["a", "longer"]
+
+
+class TestFiles:
+    @pytest.fixture
+    def photos(self, tmp_path):
+        """Files that a list names a little otherwise, and the path of the list."""
+        for name in ("Rose/IMG_1.JPG", "Rose/cafe\u0301.png", "b.jpg", "c.001.tif", "B/IMG_2.jpg"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        return tmp_path / "images.csv"
+
+    @pytest.mark.parametrize(
+        ("name", "path"),
+        [
+            ("Rose/img_1.jpg", "Rose/IMG_1.JPG"),
+            ("rose/IMG_1.JPG", "Rose/IMG_1.JPG"),
+            ("ROSE/CAF\u00c9", "Rose/cafe\u0301.png"),
+            ("Rose/caf\u00e9.png", "Rose/cafe\u0301.png"),
+            ("c.001", "c.001.tif"),
+            ("b/img_2", "B/IMG_2.jpg"),
+        ],
+    )
+    def test_that_differ_a_little_from_the_list_are_found(self, photos, name, path):
+        write_lines(photos, ["path,label", "b.jpg,x", f"{name},y"])
+        listing = csv_list.read(photos, "train")
+        assert listing.paths.tolist() == ["b.jpg", path]
+        (note,) = listing.notes
+        assert "images.csv: 1 of 2 names differ from their files in case, Unicode form or" in note
+        assert "(first: line 3: " in note
+
+    def test_that_are_missing_are_named_with_line_and_near_miss(self, photos):
+        write_lines(photos, ["path,label", "b.jpg,x", "Rose/IMG_l.JPG,y", "Rsoe/1.jpg,y"])
+        assert csv_list.read(photos, "train").notes == (
+            "images.csv: 2 of 3 names have no file (first: line 3: 'Rose/IMG_l.JPG', did you mean "
+            "'IMG_1.JPG'?)",
+        )
+
+    def test_that_two_rows_of_any_split_mean_are_refused(self, photos):
+        rows = ["Rose/IMG_1.JPG,x,val", "b.jpg,x,train", "rose/img_1,x,train"]
+        write_lines(photos, ["path,label,split", *rows])
+        message = r"images.csv line 4 has Rose/IMG_1.JPG again, after line 2"
+        with pytest.raises(InputError, match=message):
+            csv_list.read(photos, "train")
+
+    @pytest.mark.parametrize("name", ["clip.mp4", "notes.TXT", "b.jpg.part", "x/a.h5"])
+    def test_that_are_no_images_are_refused(self, photos, name):
+        write_lines(photos, ["path,label", "b.jpg,x", f"{name},y"])
+        with pytest.raises(InputError, match=r"line 3: '.*' is not an image by its ending \(but"):
+            csv_list.read(photos, "train")
 
     def test_keeps_endings_where_ids_would_be_equal(self, write):
         path = write("path,label", "a.jpg,x", "a.png,y", "b.jpg,x")
@@ -109,9 +217,7 @@ class TestRead:
             st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="\\/"),
             min_size=1,
         ).filter(lambda value: value.strip(" _\u00a0") and value == value.strip())
-        names = data.draw(
-            st.lists(text.filter(lambda n: n not in (".", "..")), min_size=1, unique=True)
-        )
+        names = data.draw(st.lists(text.map(lambda n: f"{n}.jpg"), min_size=1, unique=True))
         labels = [data.draw(st.sampled_from(["a b", 'q"uote', "c,omma", "é"])) for _ in names]
         path = tmp_path_factory.getbasetemp() / "any.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -128,34 +234,33 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ([b""], r"has no column 'path'"),
-            ([HEADER], r"has no row of split train$"),
-            (["path,split", "a,train"], r"has no column 'label'"),
-            (
-                ["path,label,weight"],
-                r"has the column 'weight'; it may have path, label and perhaps",
-            ),
-            (["path,label,label"], r"has the column 'label' twice"),
+            ([HEADER], r"has no row below its header$"),
             ([HEADER, "a.jpg,x"], r"line 2 has 2 fields, not 3"),
             ([HEADER, "a.jpg,x,train", "", "b.jpg,,train"], r"line 4 has no label"),
             ([HEADER, " ,x,train"], r"line 2 has no path"),
-            ([HEADER, "a.jpg,_,train"], r"line 2 has no label"),
-            (["path;label"], r"has the column 'path;label'; .*, with commas between them$"),
-            ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is not one of train, val, test"),
+            ([HEADER, "a.jpg,_,train"], r"line 2: '_' does not name a class"),
+            ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is not one of train, val, test$"),
+            ([HEADER, "a.jpg,x,tain"], r"line 2: split 'tain' .*, did you mean 'train'\?$"),
+            ([HEADER, "a.jpg,A_1,train", "b.jpg,A 1,val"], r"'A_1' \(line 2\) and 'A 1' \(line 3"),
+            ([HEADER, "a.jpg,x,train", "b.jpg,x\u200b,train"], r"line 3: .* U\+200B \(zero width"),
             ([HEADER, "/a.jpg,x,train"], r"line 2: '/a.jpg' is not a path below"),
             ([HEADER, "b/../../a.jpg,x,train"], r"line 2: 'b/../../a.jpg' is not a path below"),
             ([HEADER, "https://a/b.jpg,x,train"], r"line 2: 'https://a/b.jpg' is not a path below"),
-            ([HEADER, "b\\a.jpg,x,train"], r"is not a path below the CSV's folder, with forward"),
+            ([HEADER, "C:\\b\\a.jpg,x,train"], r"is not a path below the CSV's folder; write"),
+            ([HEADER, "\\\\nas\\a.jpg,x,train"], r"is not a path below the CSV's folder; write"),
+            ([HEADER, "..\\a.jpg,x,train"], r"is not a path below the CSV's folder; write"),
             ([HEADER, "a.jpg,x,train", "a.jpg,y,train"], r"line 3 has a.jpg again, after line 2"),
             ([HEADER, "a.jpg,x,train", "./a.jpg,x,val"], r"line 3 has a.jpg again, after line 2"),
-            ([HEADER, "a.jpg,x,train", "b.jpg,y,val"], r"class 'y' of split val has no train row"),
-            ([HEADER, "a.jpg,x,val"], r"has no row of split train"),
+            ([HEADER, "a.jpg,x,val"], r"has no row of split train, only of val$"),
             ([HEADER, '"a.jpg,x,train', "b.jpg,x,train"], r"is not CSV"),
             ([HEADER, 'a.jpg,"x"y,train'], r"line 2 is not CSV"),
             ([HEADER, "a\0.jpg,x,train"], r"line 2: 'a\\x00.jpg' has control characters"),
             ([HEADER, '"a\nb.jpg",x,train'], r"line 3: 'a\\nb.jpg' has control characters"),
             ([HEADER, "a.jpg," + "x" * 200_000 + ",train"], r"line 2 is not CSV \(field larger"),
-            ([HEADER, b"caf\xe9.jpg,x,train"], r"is not UTF-8 \(byte 20\); save it as CSV"),
+            ([HEADER, b"caf\xe9.jpg,x,train"], r"is not UTF-8 \(line 2, byte 20\); save it as CSV"),
+            ([HEADER.encode("utf-16")], r"images.csv is UTF-16, not UTF-8; save it as CSV in"),
+            ([HEADER.encode("utf-16-le")], r"images.csv is UTF-16, not UTF-8; save it as CSV in"),
+            ([b"PK\x03\x04"], r"images.csv is an Excel workbook or another ZIP archive, not UTF-8"),
         ],
     )
     def test_name_the_line(self, write, lines, message):

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.data.readers.list_checks import check_apart, check_same_keys
 from utils.data.readers.listing import (
-    check_apart,
-    check_same_keys,
     clean_name,
     clean_names,
     make_listing,
@@ -61,7 +60,7 @@ class TestReadLines:
         with pytest.raises(InputError, match=r"is a folder, not a file; fetch it again$"):
             read_bytes(list_file.parent, "fetch it again")
         list_file.write_bytes(b"1 \xff\n")
-        with pytest.raises(InputError, match=r"list.txt is not UTF-8 \(byte 2\); fetch the whole"):
+        with pytest.raises(InputError, match=r"list.txt is not UTF-8 \(line 1, byte 2\); fetch"):
             read_lines(list_file)
 
 
