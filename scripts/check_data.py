@@ -31,7 +31,7 @@ from utils.data.splits import check_same_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
-from utils.errors import RunError
+from utils.errors import RunError, printable
 from utils.files import write_json, write_text
 from utils.ownership import SIGNATURE, check_output_file, make_folder
 
@@ -61,7 +61,9 @@ def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
     """Write the report into a folder: as JSON, as text, and a contact sheet."""
     make_folder(output)
     write_json(output / REPORT, {"about": SIGNATURE, **report})
-    write_text(output / TEXT, "\n".join([SIGNATURE, "", *full_lines(report)]) + "\n")
+    write_text(
+        output / TEXT, "\n".join([SIGNATURE, "", *map(printable, full_lines(report))]) + "\n"
+    )
     save_picture(sheet, output / SHEET)
     for line in summary_lines(report):
         log.info("%s", line)
@@ -113,7 +115,9 @@ def main(argv: Sequence[str]) -> None:
         write_report(output, report, sheet)
 
     if not any(split["is_at_hand"] for split in report["splits"].values()):
-        raise RunError(f"{splits[0].root} holds no image of {spec.name}; is it the right folder?")
+        is_csv = spec.name == "csv"
+        hint = "paths in a CSV begin at its folder" if is_csv else "is it the right folder?"
+        raise RunError(f"{splits[0].root} holds no image of {spec.name}; {hint}")
     bad = [*report["missing"], *report["unreadable"]]
     if bad:
         raise RunError(

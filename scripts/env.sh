@@ -61,5 +61,6 @@ if ! "$PYTHON" scripts/dev/check_pins.py "$REQUIREMENTS"; then
   # the first import had to compile, every process would do so again where PYTHONDONTWRITEBYTECODE
   # is set: tests that start processes took two to three times as long.
   "$PYTHON" -m compileall -qq -j 0 \
-    "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+    "$("$PYTHON" -c 'import os, sysconfig; os.write(1, os.fsencode(sysconfig.get_path("purelib")))')" \
+    || true
 fi

@@ -74,7 +74,7 @@ def _request(url: str, start: int) -> HTTPResponse:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise RunError(
                 f"{url}: {error.reason}; Python from python.org on a Mac has no certificates "
-                "until its 'Install Certificates.command' was run"
+                "until its 'Install Certificates.command' was run; SSL_CERT_FILE names a proxy's"
             ) from error
         raise _Dropped(str(error.reason)) from error
     except (OSError, HTTPException) as error:

@@ -242,6 +242,11 @@ class TestOwnCheckpoint:
         same = {key for key in before if torch.equal(before[key], after[key])}
         assert same == before.keys() - {"pos_embed"}
 
+    def test_is_not_its_snapshot(self, own, refused, drawn):
+        last = own.with_name("last.bin")
+        error = refused(train, f"--name a {BASE}", "--pretrained", last, "--data_root", drawn)
+        assert error.endswith(f"{last} is a snapshot, for --resume; name a run's ckpt.bin\n")
+
     def test_takes_no_profile(self, own, refused, drawn):
         flags = f"--name a {BASE} --pretrained_profile imagenet"
         error = refused(train, flags, "--pretrained", own, "--data_root", drawn)
