@@ -29,14 +29,16 @@ class Terminated(SystemExit):
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; without a message, the name of its type.
 
-    A DataLoader worker hands its exception over as a multi-line traceback whose last line is
+    Our own messages have one line: what else breaks them is a name's, and is written as an escape.
+    Libraries' messages are joined. A DataLoader worker hands its exception over as a multi-line traceback whose last line is
     `module.Type: message`; only that message is returned.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if "Original Traceback" not in str(error):
-        return " ".join(lines)
+        is_ours = isinstance(error, InputError | RunError)
+        return printable(str(error).strip()) if is_ours else " ".join(lines)
     prefix, separator, message = lines[-1].partition(": ")
     return message if separator and " " not in prefix else lines[-1]
 

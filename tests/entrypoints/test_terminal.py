@@ -62,7 +62,7 @@ class TestAsciiTerminal:
         [
             ("Gänse", r"G\xe4nse does not exist"),
             (b"caf\xe9", r"caf\xe9 is not UTF-8; rename it"),
-            ("\x1b[2J\u202egnp", r"\x1b[2J\u202egnp does not exist"),
+            ("\x1b[2J\n\u202egnp", r"\x1b[2J\n\u202egnp does not exist"),
         ],
     )
     def test_calls_not_utf8_only_what_is_not(self, tmp_path, name, said):

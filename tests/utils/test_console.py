@@ -47,8 +47,8 @@ class TestEntrypoint:
             (RunError("disk full; after step 3"), 1, "error: disk full; after step 3\n"),
             (KeyboardInterrupt(), 130, "error: interrupted\n"),
             (Terminated(), 143, "error: terminated\n"),
-            (InputError("two\nlines\n"), 2, "error: two lines\n"),
-            (RunError("two\r\n\u2028lines"), 1, "error: two lines\n"),
+            (InputError("two\nlines\n"), 2, "error: two\\nlines\n"),
+            (RunError("two\r\n\u2028lines"), 1, "error: two\\r\\n\\u2028lines\n"),
         ],
     )
     def test_a_failure_is_a_code_and_one_line(self, capsys, error, code, line):

@@ -96,7 +96,8 @@ class TestPrintable:
 class TestOneLine:
     def test_is_the_message(self):
         assert one_line(InputError("--seed x: not a number")) == "--seed x: not a number"
-        assert one_line(RunError("a\n\n  b\r\nc\n")) == "a b c"
+        assert one_line(ValueError("a\n\n  b\r\nc\n")) == "a b c"
+        assert one_line(RunError("image a\nb.jpg is cut\n")) == r"image a\nb.jpg is cut"
 
     @pytest.mark.parametrize("error", [MemoryError(), RunError(""), RunError(" \n ")])
     def test_of_no_message_is_the_type(self, error):
@@ -105,10 +106,12 @@ class TestOneLine:
     @settings(max_examples=50, deadline=None)
     @given(message=st.text())
     def test_is_one_line_that_says_something(self, message):
-        line = one_line(RunError(message))
-        assert len(line.splitlines()) == 1
-        assert line.strip()
-        assert "".join(line.split()) in ("".join(message.split()), "RunError")
+        for error in (ValueError(message), RunError(message)):
+            line = one_line(error)
+            assert len(line.splitlines()) == 1
+            assert line.strip()
+        joined = one_line(ValueError(message))
+        assert "".join(joined.split()) in ("".join(message.split()), "ValueError")
 
     @pytest.mark.parametrize(
         "error",
