@@ -119,7 +119,6 @@ def build_planned_model(
 
 def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: str) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
-    from utils.run.run_images import resume_data
     from utils.run.session import begin_plan, complete_plan, with_images
 
     start, device = begin_plan(flags, progress)
@@ -127,7 +126,9 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
     samples = len(data.train)
     if start.resume is not None:
         # First, since what changed decides what is trained on.
-        data, digests, changes = resume_data(flags, data, start.images)
+        digests = prepare_images(data, flags)
+        with failing_together():
+            data, digests, changes = start.images.resume(flags, data, digests)
         earlier = start.resume.header.config
         # The run is as long as it was, and its warm-up too, with some images more or less.
         samples = round(earlier["num_steps"] * earlier["train_batch_size"] / earlier["epochs"])

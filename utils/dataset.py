@@ -4,7 +4,7 @@ No torch here: a wrong path or a damaged list is refused before torch is importe
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
-from utils.data.classes import match_classes, say_classes
-from utils.data.digests import Digests
+from utils.data.digests import (
+    Digests,
+    KnownImages,
+    choose_of_heap,
+    count_trained,
+    tag_heap,
+)
 from utils.data.image_checks import check_images
-from utils.data.known_images import KnownImages, choose_of_heap, count_trained, tag_heap
 from utils.data.presets import PRESETS
-from utils.data.source import Source, check_two_classes, find_source, resolve_data_root
+from utils.data.source import Source, find_source, resolve_data_root
 from utils.data.source import open_split as open_split
-from utils.data.splits import HeldOut, Split
+from utils.data.splits import HeldOut, Split, match_classes, say_classes
+from utils.data.splits import labelmap as labelmap
 from utils.data.subsets import select_subset
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, RunPaths
 from utils.errors import InputError, os_errors_are_input_errors
-from utils.files import canonical_json, sha256_text
 from utils.processes import failing_together, main_first, on_main
 
 SUBSET_FLAGS = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}
@@ -64,6 +68,16 @@ class Data(EvalData):
     full_train: Split
     train: Split  # what is trained on of it
 
+    def divided(self, train: Split, evaluated: Split, flags: FrozenConfigDict) -> "Data":
+        """Return the same data with other whole splits, and the same subsets of them."""
+        return replace(
+            self,
+            full_train=train,
+            train=_subset_of(train, flags, self.decided, "train"),
+            full_eval=evaluated,
+            eval=_subset_of(evaluated, flags, self.decided, "eval"),
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return what the env stamp says of the data."""
         evaluated = {f"eval_{k}": v for k, v in self.full_eval.identity().items() if k != "name"}
@@ -94,16 +108,12 @@ def open_data(flags: FrozenConfigDict) -> Data:
         source = replace(source, held_out=held_out)
     decided = _decide(source, flags, "train", "eval")
     full_train, full_eval = _read(source, decided["train_split"], decided["eval_split"])
-    check_two_classes(full_train)
     full_eval = match_classes(
         full_eval, full_train.classes, f"split {full_train.name}", "train them, or take them out"
     )
     say_classes(_labelmap_of(flags), full_train, full_eval)
-    train, evaluated = (
-        subset_of(split, flags, decided, phase)
-        for split, phase in ((full_train, "train"), (full_eval, "eval"))
-    )
-    return Data(source, decided, full_eval, evaluated, "", full_train, train)
+    data = Data(source, decided, full_eval, full_eval, "", full_train, full_train)
+    return data.divided(full_train, full_eval, flags)
 
 
 def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> EvalData:
@@ -134,7 +144,7 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     # A heap is read undivided: the checkpoint knows its val by content.
     (full_eval,) = _read(replace(source, held_out=None) if heap else source, decided["eval_split"])
     say_classes(_labelmap_of(flags), full_eval)
-    evaluated = subset_of(full_eval, flags, decided, "eval")
+    evaluated = _subset_of(full_eval, flags, decided, "eval")
     return EvalData(source, decided, full_eval, evaluated, heap)
 
 
@@ -196,10 +206,10 @@ def _labelmap_of(flags: FrozenConfigDict) -> str:
     return str(RunPaths(Path(flags.output_dir), flags.name).labelmap)
 
 
-def subset_of(
+def _subset_of(
     split: Split, flags: FrozenConfigDict, decided: Mapping[str, Any], phase: str
 ) -> Split:
-    """Return what a run uses of a whole split in a phase."""
+    """Return what a run uses of a whole split in a phase, `train` or `eval`."""
     subset = SUBSET_FLAGS[phase]
     return select_subset(split, decided[subset], flags[f"{phase}_batch_size"], f"--{subset}")
 
@@ -277,22 +287,3 @@ def _evaluating(data: EvalData, split: Split) -> EvalData:
         source = replace(source, held_out=None)
         decided |= {"val_fraction": None, "split_seed": None}
     return replace(data, source=source, decided=decided, full_eval=split, eval=split)
-
-
-# --- The labelmap ---------------------------------------------------------------------------------
-
-
-def labelmap(
-    dataset: str, classes: Sequence[str], parents: Sequence[Sequence[str]] = ()
-) -> dict[str, Any]:
-    """Return the labelmap: class names in index order, the SHA-256 of their compact UTF-8 JSON.
-
-    Where the dataset has a hierarchy, `parents` names for each class what is above it.
-    """
-    return {
-        "dataset": dataset,
-        "num_classes": len(classes),
-        "classes": list(classes),
-        "checksum": sha256_text(canonical_json(list(classes))),
-        **({"parents": [list(names) for names in parents]} if parents else {}),
-    }

@@ -148,6 +148,20 @@ class TestHeldOutVal:
         assert read_json(again.env_stamp)["carving"] == "none"
 
 
+@pytest.mark.parametrize("output", ["output", ".", "rose/of mine"])
+def test_runs_among_the_photographs_are_no_classes(tmp_path, monkeypatch, output):
+    root = write_folder(tmp_path / "photos", split_folders=False)
+    monkeypatch.chdir(root)
+    first = run("folder", Path(), Path(output))
+    listing = open_split(get_spec("folder"), Path(), "train")
+    assert listing.classes == LAYOUTS["folder"].classes
+    assert len(listing) == 18
+    assert len(listing.notes) == 1
+    assert f"{output}/" in listing.notes[0] or "run/, tb/ (our own programs" in listing.notes[0]
+    again = run("folder", Path(), Path(output), name="again")
+    assert again.metrics.read_bytes() == first.metrics.read_bytes()
+
+
 def test_cars_without_test_labels_train_on_a_val_split_held_out(tmp_path, refused, capsys):
     root = write_cars(tmp_path / "data", labelled=False)
     flags = f"--name a --dataset car {TWO_STEPS} --eval_split test"
@@ -206,15 +220,18 @@ class TestBadInput:
         assert ": Operation not permitted; let the terminal in: System Settings" in error
         assert str(folder) in error
 
-    def test_splits_whose_lists_name_other_classes(self, tmp_path, refused):
-        """Their labels would not be those of one another."""
+    def test_an_image_to_evaluate_of_a_class_that_is_not_trained(self, tmp_path, refused):
         root = write_inat(tmp_path / "data")
         document = read_json(root / "val2017.json")
         second = document["categories"][1]
         document["categories"].append({**second, "id": 77, "name": "Another"})
+        document["annotations"][0]["category_id"] = 77
         write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
-        assert "train and val list other classes: class " in error
+        assert (
+            "1 of 4 images of split val are of classes that split train does not have (1): 'Ano"
+            in error
+        )
 
     def test_a_root_that_is_not_utf8(self, tmp_path, refused, monkeypatch):
         """Stamps and predictions could not quote it. However it is given."""

@@ -221,13 +221,25 @@ class TestOwnCheckpoint:
 
     def test_gives_no_head_for_other_classes(self, own, drawn, tmp_path, capsys):
         checkpoint = load_checkpoint(own)
-        write_checkpoint(
-            tmp_path / "other.bin", checkpoint._replace(classes=checkpoint.classes[::-1])
-        )
+        classes = ["another", *checkpoint.classes[1:]]
+        write_checkpoint(tmp_path / "other.bin", checkpoint._replace(classes=classes))
         paths = load(drawn, tmp_path, tmp_path / "other.bin", STILL)
         fates = table(capsys.readouterr().out)
         assert fates["new"] == fates["unused"] == "head.bias, head.weight"
         assert not load_checkpoint(paths.checkpoint).state_dict["head.weight"].abs().max() > 1e-20
+
+    def test_hands_on_its_head_in_another_order(self, own, drawn, tmp_path, capsys):
+        """As runs have it that ordered their classes otherwise."""
+        checkpoint = load_checkpoint(own)
+        head = {key: checkpoint.state_dict[key].flip(0) for key in ("head.weight", "head.bias")}
+        other = checkpoint._replace(
+            classes=checkpoint.classes[::-1], state_dict={**checkpoint.state_dict, **head}
+        )
+        write_checkpoint(tmp_path / "other.bin", other)
+        paths = load(drawn, tmp_path, tmp_path / "other.bin", STILL)
+        assert table(capsys.readouterr().out)["new"] == "none"
+        after = load_checkpoint(paths.checkpoint).state_dict
+        assert torch.equal(after["head.weight"], checkpoint.state_dict["head.weight"])
 
     def test_of_a_plain_model_starts_a_part_model_and_back(self, own, drawn, tmp_path, capsys):
         still = f"--img_size 64 {STILL}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,13 @@ class TestListedSubset:
 def flags_for(root: Path | None, **changes) -> FrozenConfigDict:
     """What `open_data` reads of a run's flags."""
     values = {
+        "name": "run",
         "dataset": "synthetic",
+        "class_depth": None,
+        "unknown_classes": "refuse",
+        "preset": "vit",
+        "img_size": 32,
+        "skip_bad_images": 0,
         "data_root": None if root is None else str(root),
         "output_dir": "out",
         "train_split": "train",
@@ -232,6 +239,7 @@ class TestOpenData:
         assert data.decided == {
             "dataset": "synthetic",
             "data_root": str(drawn),
+            "class_depth": None,
             "train_split": "train",
             "eval_split": "val",
             "val_fraction": None,
@@ -260,13 +268,15 @@ class TestOpenData:
         assert facts["tiny_infer_subset"]["name"] == "synthetic_tiny"
 
     def test_prepare_images_draws_what_is_not_there_and_checks_it(self, tmp_path):
-        data = open_data(flags_for(tmp_path / "drawn"))
-        prepare_images(data)
+        flags = flags_for(tmp_path / "drawn")
+        data = open_data(flags)
+        train, evaluated = prepare_images(data, flags)
+        assert (len(train.values), len(set(evaluated.values.tolist()))) == (200, 100)
         again = open_data(flags_for(tmp_path / "drawn"))
         assert again.facts() == data.facts()
         Path(data.eval.path_of(0)).unlink()
         with pytest.raises(InputError, match=r"1 of 100 images of split val are missing"):
-            prepare_images(data)
+            prepare_images(data, flags)
 
 
 class TestDataRoot:
@@ -340,7 +350,7 @@ class TestNames:
     def test_of_splits_must_be_known(self, drawn, flag):
         for split in ("train", "val", "test", "trainval"):
             assert open_data(flags_for(drawn, **{flag: split})).decided[flag] == split
-        message = f"--{flag} valid: synthetic has no split 'valid'; it has train, val"
+        message = rf"--{flag} valid: synthetic has no split 'valid', did you mean 'val'\?; it has t"
         with pytest.raises(InputError, match=message):
             open_data(flags_for(drawn, **{flag: "valid"}))
 
@@ -375,6 +385,12 @@ class TestNames:
 CARVED = {"fraction": 0.25, "seed": 7}
 
 
+def checkpoint_of(dataset: str, classes: Sequence[str], **fields: object) -> dict[str, object]:
+    """What `open_eval_data` reads of a checkpoint; of an older version, which knows no images."""
+    values = {"class_depth": 0, "carving": {}, "trained_images": []}
+    return {"dataset": dataset, "classes": list(classes), **values, **fields}
+
+
 class TestHeldOutVal:
     @pytest.fixture
     def heap(self, tmp_path) -> Path:
@@ -398,13 +414,14 @@ class TestHeldOutVal:
             open_data(flags_for(drawn, val_fraction=0.3))
 
     def test_of_an_evaluation_is_that_of_the_training_run(self, heap):
-        checkpoint = {"dataset": "csv", "carving": CARVED}
-        data = open_eval_data(flags_for(heap, dataset=None), checkpoint)
         trained = open_data(flags_for(heap, dataset="csv", val_fraction=0.25, split_seed=7))
+        checkpoint = checkpoint_of("csv", trained.train.classes, carving=CARVED)
+        data = open_eval_data(flags_for(heap, dataset=None), checkpoint)
         assert data.eval.identity() == trained.eval.identity()
         assert data.decided == {
             "dataset": "csv",
             "data_root": str(heap),
+            "class_depth": None,
             "eval_split": "val",
             "val_fraction": 0.25,
             "split_seed": 7,
@@ -414,7 +431,8 @@ class TestHeldOutVal:
 
     def test_of_other_data_is_not_held_out(self, heap):
         for carving in (CARVED, {}):
-            checkpoint = {"dataset": "flower102", "carving": carving}
+            classes = open_data(flags_for(heap, dataset="csv")).train.classes
+            checkpoint = checkpoint_of("flower102", classes, carving=carving)
             data = open_eval_data(flags_for(heap, dataset="csv"), checkpoint)
             decided = [data.decided[key] for key in ("eval_split", "val_fraction", "split_seed")]
             assert decided == ["train", None, None]
@@ -423,17 +441,18 @@ class TestHeldOutVal:
 
 class TestOpenEvalData:
     def test_takes_the_dataset_of_the_checkpoint(self, flowers, monkeypatch):
-        checkpoint = {"dataset": "flower102", "carving": {}}
+        classes = open_data(flags_for(flowers, dataset="flower102")).train.classes
+        checkpoint = checkpoint_of("flower102", classes)
         with pytest.raises(InputError, match="no data for flower102"):
             open_eval_data(flags_for(None, dataset=None), checkpoint)
         monkeypatch.setenv("DATA_ROOT", str(flowers))
         data = open_eval_data(flags_for(None, dataset=None), checkpoint)
         assert (data.decided["dataset"], data.decided["data_root"]) == ("flower102", str(flowers))
         with pytest.raises(InputError, match="unknown dataset 'birds'"):
-            open_eval_data(flags_for(None, dataset=None), {"dataset": "birds", "carving": {}})
+            open_eval_data(flags_for(None, dataset=None), checkpoint_of("birds", ["a", "b"]))
 
     def test_checks_split_and_subset(self, drawn):
-        checkpoint = {"dataset": "synthetic", "carving": {}}
+        checkpoint = checkpoint_of("synthetic", SYNTHETIC_CLASSES)
         with pytest.raises(InputError, match="--eval_split dev: synthetic has no split"):
             open_eval_data(flags_for(drawn, dataset=None, eval_split="dev"), checkpoint)
         flags = flags_for(drawn, dataset=None, tiny_infer_subset="flower102_tiny")

@@ -42,7 +42,6 @@ class Flag(NamedTuple):
     first: Callable[[str], str] | None = None  # sees the text before the choices are checked
     bare: str | None = None  # value of the flag with nothing after it, if that may be
     checkpoint_decides: bool = False  # no default in eval.py, where it may not contradict
-    fixed_in: str = ""  # program that has the default in its config, but no such flag
     needs: Mapping[str, tuple[str, ...]] = {}  # other flags, and the values that do (empty: any)
     unmet: Any = None  # value in the config where a need is not met
     # How it enters the config hash: by its value; so, unless it is the default (for a flag that is

@@ -223,6 +223,7 @@ SPECS = (
         splits=folder.splits,
         read=folder.read,
         options=("class_depth", "for_evaluation"),
+        absent={"train": "put what is to be trained on into train/<class>/"},
         find_root=os_errors_are_input_errors()(
             lambda spec, data_root: folder.find(_existing(spec, data_root))
         ),

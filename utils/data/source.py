@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.data.catalog import DatasetSpec, get_spec
-from utils.data.classes import match_classes
-from utils.data.splits import HeldOut, Split, hold_out, united
+from utils.data.splits import HeldOut, Split, hold_out, match_classes, united
 from utils.data_utils import SYNTHETIC_FOLDER, with_home
 from utils.errors import InputError, check_utf8, os_errors_are_input_errors
 
@@ -74,6 +73,10 @@ class Source:
             notes=listing.notes,
         )
         if self.classes is None:
+            if len(found.classes) < 2:
+                raise InputError(
+                    f"{self.root} has a single class, {found.classes[0]!r}; there must be two"
+                )
             return found
         remedy = "--unknown_classes skip leaves them out"
         return match_classes(found, self.classes, "the checkpoint", remedy, self.skip_unknown)
@@ -91,18 +94,6 @@ def find_source(spec: DatasetSpec, data_root: str) -> Source:
     return Source(spec, data_root, root, spec.official_splits(root))
 
 
-def check_two_classes(split: Split) -> None:
-    """Raise an error if a split is of a single class: there is nothing to learn.
-
-    Raises:
-        InputError: names the class.
-    """
-    if len(split.classes) < 2:
-        raise InputError(
-            f"{split.root} has a single class, {split.classes[0]!r}; there must be two"
-        )
-
-
 def open_split(
     spec: DatasetSpec, data_root: Path, split: str, class_depth: int | None = None
 ) -> Split:
@@ -113,9 +104,7 @@ def open_split(
     """
     source = replace(find_source(spec, str(data_root)), class_depth=class_depth)
     spec.check_split(split, source.official)
-    found = source.read([split])[split]
-    check_two_classes(found)
-    return found
+    return source.read([split])[split]
 
 
 def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> str:

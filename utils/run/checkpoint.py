@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.known_images import KnownImages
+from utils.data.digests import KnownImages
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.errors import InputError
 from utils.files import open_regular

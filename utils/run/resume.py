@@ -35,6 +35,9 @@ PARTS: dict[str, type[Part]] = {
     "random_state": RandomState,
 }
 
+# What of the data's identity follows from images that were replaced, removed or added.
+OF_IMAGES = {f"dataset.{key}" for key in ("samples", "checksum", "eval_samples", "eval_checksum")}
+
 
 @dataclass(frozen=True)
 class ResumePoint:
@@ -176,10 +179,12 @@ def check_same_run(
     """
     allowed = may_change(config.allow_change)
     changes = differences(before.data, data)
-    if changes and DATA not in allowed:
+    is_of_images = changes.keys() <= OF_IMAGES
+    if changes and not (is_of_images and DATA in allowed):
+        remedy = ", or resume with these by --allow_change data" if is_of_images else ""
         raise InputError(
-            f"--resume: the data are not those of the run: {_shown(changes)}; bring them back, or "
-            "go on with these by --allow_change data"
+            f"--resume: the data are not those of the run: {_shown(changes)}; bring them back"
+            f"{remedy}"
         )
     changes = differences(before.experiment, experiment)
     refused = {key: pair for key, pair in changes.items() if key not in allowed}

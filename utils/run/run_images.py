@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from utils.cli.flags import DATA, may_change
 from utils.console import log
-from utils.data.digests import NONE, Digests, digest_set, is_same, whole_digest
-from utils.data.known_images import keep_val
+from utils.data.digests import NONE, Digests, digest_set, is_same, keep_val, whole_digest
 from utils.data.splits import Split
-from utils.dataset import Data, prepare_images, subset_of
 from utils.errors import InputError
 from utils.run.checkpoint import from_tensor, is_digests, to_tensor
 from utils.schema import is_text, list_of
+
+if TYPE_CHECKING:
+    from utils.dataset import Data
 
 MOST_LISTED = 100  # names that the stamp lists of each kind of change
 
@@ -74,7 +75,72 @@ class RunImages:
         if any(len(used.ids) != len(used.digests) for used in (self.train, self.eval)):
             raise InputError("--resume: the snapshot does not say which images the run has")
 
-    def changes(self, data: Data, digests: list[Digests]) -> dict[str, list[str]]:
+    def resume(
+        self, flags: FrozenConfigDict, data: "Data", digests: list[Digests]
+    ) -> "tuple[Data, list[Digests], dict[str, list[str]]]":
+        """Check that a resumed run has the images that it had, or may have others.
+
+        With `--allow_change data` a val that was held out stays the images that it was, minus those
+        that are gone.
+
+        Args:
+            flags: flags of this start.
+            data: data of this start.
+            digests: of its whole splits, train first.
+
+        Returns:
+            Data, digests, and the ids of images that changed, by what became of them.
+
+        Raises:
+            InputError: the images or the classes are others.
+        """
+        classes = list(data.train.classes)
+        if classes != self.classes:
+            other = sorted({*classes} ^ {*self.classes})
+            raise InputError(
+                f"--resume: the run has {len(self.classes)} classes, the data now have "
+                f"{len(classes)} (first that differs: {other[0] if other else 'their order'!r}); "
+                "start another run"
+            )
+        is_allowed = DATA in may_change(flags.allow_change)
+        is_held_out = data.source.held_out is not None and data.full_eval.name == "val"
+        if is_allowed and is_held_out:
+            data, digests = self._hold_out_again(flags, data, digests)
+        changes = self._changes(data, digests)
+        if changes:
+            shown = ", ".join(
+                f"{len(ids)} images {kind} (first: {ids[0]})" for kind, ids in changes.items()
+            )
+            if not is_allowed:
+                raise InputError(
+                    f"--resume: the data are not those of the run: {shown}; bring them back, or "
+                    "resume with these by --allow_change data"
+                )
+            log.warning("warning: the data changed within the run: %s", shown)
+        return data, digests, changes
+
+    def _hold_out_again(
+        self, flags: FrozenConfigDict, data: "Data", digests: list[Digests]
+    ) -> "tuple[Data, list[Digests]]":
+        """Divide a heap as it was divided before images changed."""
+        heap = data.source.read_heap()
+        ids = [*data.full_train.ids.tolist(), *data.full_eval.ids.tolist()]
+        at = {sample_id: position for position, sample_id in enumerate(ids)}
+        both = Digests(*(np.concatenate(pair) for pair in zip(*digests, strict=True)))
+        of_heap = both.at(np.array([at[sample_id] for sample_id in heap.ids.tolist()]))
+        val = np.unique(self.eval.digests[self.eval.digests != NONE])
+        is_val = keep_val(heap, of_heap, self.train.ids, self.eval.ids, val)
+        if is_val.all() or not is_val.any():
+            what = "train on" if is_val.all() else "evaluate"
+            raise InputError(f"--resume: no image to {what} is left; start another run")
+        train, evaluated = (
+            replace(heap.select(np.flatnonzero(mask)), name=name)
+            for mask, name in ((~is_val, "train"), (is_val, "val"))
+        )
+        log.info("val stays what it was: %d of its %d images", len(evaluated), len(self.eval.ids))
+        return data.divided(train, evaluated, flags), [of_heap.at(~is_val), of_heap.at(is_val)]
+
+    def _changes(self, data: "Data", digests: list[Digests]) -> dict[str, list[str]]:
         """Return the ids of images that are removed, replaced or added since, by what they are.
 
         Args:
@@ -88,7 +154,7 @@ class RunImages:
                 found[kind] = list(dict.fromkeys([*found.get(kind, []), *ids]))
         return {kind: ids for kind, ids in found.items() if ids}
 
-    def add(self, data: Data, digests: list[Digests]) -> None:
+    def add(self, data: "Data", digests: list[Digests]) -> None:
         """Know the images of this start, which are trained on from now on."""
         train, evaluated = digests
         used = train.at(data.full_train.positions_of(data.train))
@@ -113,78 +179,6 @@ def _changes(before: Used, split: Split, digests: Digests) -> dict[str, list[str
         "replaced": [ids[there[number]] for number in np.flatnonzero(~same)],
         "added": [sample_id for sample_id in ids if sample_id not in had],
     }
-
-
-def resume_data(
-    flags: FrozenConfigDict, data: Data, before: RunImages
-) -> tuple[Data, list[Digests], dict[str, list[str]]]:
-    """Check that a resumed run has the images that it had, or may have others.
-
-    All processes call it together. With `--allow_change data` a val that was held out stays the
-    images that it was, minus those that are gone.
-
-    Returns:
-        The data, the digests of its whole splits, and the ids of images by what became of them.
-
-    Raises:
-        InputError: the images or classes are others, or images are bad.
-    """
-    digests = prepare_images(data, flags)
-    classes = list(data.train.classes)
-    if classes != before.classes:
-        other = sorted({*classes} ^ {*before.classes})
-        raise InputError(
-            f"--resume: the run has {len(before.classes)} classes, the data now have "
-            f"{len(classes)} (first difference: {other[0] if other else 'their order'!r}); start "
-            "another run"
-        )
-    is_allowed = DATA in may_change(flags.allow_change)
-    is_held_out = data.source.held_out is not None
-    if is_allowed and is_held_out and data.full_eval.name == "val":
-        data, digests = _hold_out_again(flags, data, digests, before)
-    changes = before.changes(data, digests)
-    if changes:
-        shown = ", ".join(
-            f"{len(ids)} images {kind} (first: {ids[0]})" for kind, ids in changes.items()
-        )
-        if not is_allowed:
-            raise InputError(
-                f"--resume: the data are not those of the run: {shown}; bring them back, or go on "
-                "with these by --allow_change data"
-            )
-        log.warning("warning: the data changed within the run: %s", shown)
-    return data, digests, changes
-
-
-def _hold_out_again(
-    flags: FrozenConfigDict, data: Data, digests: list[Digests], before: RunImages
-) -> tuple[Data, list[Digests]]:
-    """Divide a heap as it was divided before images changed."""
-    heap = data.source.read_heap()
-    ids = [*data.full_train.ids.tolist(), *data.full_eval.ids.tolist()]
-    at = {sample_id: position for position, sample_id in enumerate(ids)}
-    both = Digests(*(np.concatenate(pair) for pair in zip(*digests, strict=True)))
-    of_heap = both.at(np.array([at[sample_id] for sample_id in heap.ids.tolist()]))
-    val = np.unique(before.eval.digests[before.eval.digests != NONE])
-    is_val = keep_val(heap, of_heap, before.train.ids, before.eval.ids, val)
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"--resume: {'no' if is_val.all() else 'only'} images to train on are left; start "
-            "another run"
-        )
-    train, evaluated = (
-        replace(heap.select(np.flatnonzero(mask)), name=name)
-        for mask, name in ((~is_val, "train"), (is_val, "val"))
-    )
-    log.info("val stays what it was: %d of its %d images", len(evaluated), len(before.eval.ids))
-    data = replace(
-        data,
-        full_train=train,
-        full_eval=evaluated,
-        train=subset_of(train, flags, data.decided, "train"),
-        eval=subset_of(evaluated, flags, data.decided, "eval"),
-    )
-    return data, [of_heap.at(~is_val), of_heap.at(is_val)]
 
 
 def stamped(changes: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from torch import nn
 from utils.cli.flags import experiment_of
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
-from utils.data.digests import Digests, digest_set
-from utils.data.known_images import count_trained
+from utils.data.digests import Digests, count_trained, digest_set
 from utils.data.loaders import eval_loader, train_loader
 from utils.data.presets import DATA_RULES
 from utils.data_utils import RunPaths, derive_seed

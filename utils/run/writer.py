@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from utils.console import log, log_table
-from utils.data.splits import Split
+from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
-from utils.dataset import labelmap
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import remove_unfinished, write_json

@@ -160,6 +160,8 @@ class TestStructure:
             # The preview in its notes has an end marker of its own.
             (with_app1(JPEG, b"Exif\0\0" + JPEG)[: len(JPEG) + 900], "is cut"),
             (JPEG.replace(b"\xff\xdb", b"\xff\xee"), "cannot be decoded"),  # no quantization tables
+            (JPEG.replace(b"\xff\xc4\0\x1f\0", b"\xff\xc4\0\x1f\7"), "cannot be decoded"),
+            (JPEG.replace(b"\xff\xc4\0\x1f\0\0", b"\xff\xc4\0\x1f\0\x99"), "cannot be decoded"),
             (of_size(JPEG, 65_535, 100), "cannot be decoded"),  # libjpeg has a limit of its own
             (of_size(PROGRESSIVE, 20_000, 10_000), "is 20000x10000 pixels, over the limit"),
             (PNG[:-1], "is cut"),

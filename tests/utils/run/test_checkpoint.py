@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from models.build import build_model
 from models.configs import get_config
+from utils.data.presets import DATA_RULES
 from utils.errors import InputError
 from utils.run.checkpoint import (
     Checkpoint,
@@ -38,6 +39,10 @@ def small(**changes) -> Checkpoint:
         "img_size": 32,
         "preset": "transfg",
         "carving": {"fraction": 0.25, "seed": 42},
+        "class_depth": 2,
+        "data_rules": DATA_RULES,
+        "trained_images": torch.tensor([-5, 3, 1 << 60]),
+        "val_images": torch.tensor([7]),
         "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "step": 3,
         "metrics": {"accuracy": 0.5, "step": 3, "split": "val"},
@@ -49,7 +54,7 @@ def small(**changes) -> Checkpoint:
 
 def payload_of(checkpoint: Checkpoint, **changes) -> dict:
     """What a file of ours holds."""
-    return {"format": "fine-vit checkpoint", "version": 2, **checkpoint._asdict(), **changes}
+    return {"format": "fine-vit checkpoint", "version": 3, **checkpoint._asdict(), **changes}
 
 
 def torch_bytes(value: object) -> bytes:
@@ -78,7 +83,9 @@ class TestRoundTrip:
         write_checkpoint(tmp_path / "deep" / "ckpt.bin", saved)
         loaded = load_checkpoint(tmp_path / "deep" / "ckpt.bin")
         for field in Checkpoint._fields:
-            if field != "state_dict":
+            if field.endswith("_images"):
+                assert torch.equal(getattr(loaded, field), getattr(saved, field))
+            elif field != "state_dict":
                 assert getattr(loaded, field) == getattr(saved, field)
         assert loaded.state_dict.keys() == saved.state_dict.keys()
         for key, tensor in saved.state_dict.items():
@@ -123,6 +130,7 @@ class TestBytes:
         assert {argument for code, argument, _ in operations if "GLOBAL" in code.name} == {
             "torch._utils _rebuild_tensor_v2",
             "torch FloatStorage",
+            "torch LongStorage",
             "collections OrderedDict",
         }
         payload = torch.load(whole, weights_only=True)
@@ -253,16 +261,28 @@ class TestFields:
         self.refuse(tmp_path, r"ckpt.bin was not written by train.py", format=...)
         said = r"ckpt.bin is a snapshot, for --resume; name a run's ckpt.bin$"
         self.refuse(tmp_path, said, format="fine-vit state")
-        self.refuse(tmp_path, r"has format version 3, this code reads 1, 2;", version=3)
-        self.refuse(tmp_path, r"has format version None, this code reads 1, 2;", version=...)
+        self.refuse(tmp_path, r"has format version 4, this code reads 1, 2, 3;", version=4)
+        self.refuse(tmp_path, r"has format version None, this code reads 1, 2, 3;", version=...)
         self.refuse(tmp_path, r"has format version \[2\], this code", version=[2])
 
-    def test_of_version_1_is_read_as_it_was_meant(self, tmp_path):
-        payload = payload_of(small(), version=1)
-        del payload["preset"], payload["carving"]
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_of_an_older_version_is_read_as_it_was_meant(self, tmp_path, version):
+        payload = payload_of(small(), version=version)
+        newer = ("class_depth", "data_rules", "trained_images", "val_images")
+        for field in (*newer, *(("preset", "carving") if version == 1 else ())):
+            del payload[field]
         (tmp_path / "c").write_bytes(sealed(torch_bytes(payload)))
         read = load_checkpoint(tmp_path / "c")
-        assert (read.preset, read.carving, read.step) == ("vit", {}, 3)
+        expected = ("vit", {}) if version == 1 else ("transfg", {"fraction": 0.25, "seed": 42})
+        assert (read.preset, read.carving, read.step, read.class_depth) == (*expected, 3, 0)
+        assert [len(images) for images in read.known_images] == [0, 0]
+        assert "version 1 of the rules for data, this code has version 2" in read.older_rules
+
+    def test_say_which_images_are_known(self, tmp_path):
+        (tmp_path / "c").write_bytes(sealed(torch_bytes(payload_of(small()))))
+        known = load_checkpoint(tmp_path / "c").known_images
+        assert (known.val.tolist(), known.trained.tolist()) == ([7], [2**64 - 5, 3, 1 << 60])
+        assert load_checkpoint(tmp_path / "c").older_rules == ""
 
     @pytest.mark.parametrize("field", Checkpoint._fields)
     def test_missing_or_of_another_type(self, tmp_path, field):
@@ -283,6 +303,10 @@ class TestFields:
             {"normalization": {"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}},
             {"classes": ["rose", 3]},
             {"step": -1},
+            {"class_depth": -1},
+            {"data_rules": 0},
+            {"trained_images": torch.zeros(2)},
+            {"val_images": torch.zeros(2, 2, dtype=torch.int64)},
             {"preset": "square"},
             {"carving": {"fraction": 0.5}},
             {"carving": {"fraction": 1.5, "seed": 1}},

@@ -7,6 +7,7 @@ import copy
 import shutil
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from helpers import CHOICES, TINY_TRAIN, meter_of, read_scalars, train
@@ -30,6 +31,7 @@ from utils.run.resume import (
     forget_lost_best,
     open_start_point,
 )
+from utils.run.run_images import RunImages, Used
 from utils.run.scalars import EventLog
 from utils.run.snapshot import Header, SnapshotStore, load_snapshot
 from utils.run.tensor_file import load_archive, save_archive
@@ -87,6 +89,18 @@ def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> Froz
     return resolve_config(flags, resolve_length(flags, NUM_SAMPLES, earlier), model)
 
 
+def images_of(train: list[str], evaluated: list[str]) -> RunImages:
+    """The images of a run, with digests that follow from their ids."""
+    images = RunImages()
+    images.classes = ["rose", "lily"]
+    images.train, images.eval = (
+        Used(ids, np.array([4 * sum(each.encode()) + 1 for each in ids], dtype=np.uint64))
+        for ids in (train, evaluated)
+    )
+    images.trained = images.train.digests
+    return images
+
+
 def save_snapshot(paths: RunPaths, config: FrozenConfigDict, step: int = 4) -> None:
     """Save a snapshot with real parts."""
     events, bad_images = EventLog(), BadImages(3)
@@ -97,6 +111,7 @@ def save_snapshot(paths: RunPaths, config: FrozenConfigDict, step: int = 4) -> N
         "progress": Progress(step, step, {"": METRICS}, since_best=2),
         "scalars": events,
         "bad_images": bad_images,
+        "images": images_of(["photo_001"], ["photo_002"]),
         "learner": build_learner(model, config),
         "meter": meter_of(step),
         "random_state": RandomState(torch.device("cpu")),
@@ -245,7 +260,7 @@ class TestSameData:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"dataset": {**DATA["dataset"], "checksum": "2" * 64}}, r"dataset\.checksum 0+ -> 2+"),
+            ({"dataset": {**DATA["dataset"], "name": "csv"}}, r"dataset\.name synthetic -> csv; b"),
             ({"carving": None}, r"carving\.fraction 0\.25 -> None, carving\.seed 42 -> None"),
             ({"carving": {"fraction": 0.25, "seed": 1}}, r"carving\.seed 42 -> 1"),
             ({"tiny_train_subset": {"count": 4}}, r"tiny_train_subset none -> None, tiny_train_"),
@@ -260,6 +275,15 @@ class TestSameData:
         for flags in ((), ("--allow_change", ",".join(CHANGEABLE)), ("--seed", "7")):
             with pytest.raises(InputError, match=message):
                 check(*flags, data={**DATA, **changes})
+
+    def test_may_have_other_images_if_that_is_allowed(self, check):
+        data = {**DATA, "dataset": {**DATA["dataset"], "samples": 199, "checksum": "2" * 64}}
+        message = (
+            r"checksum 0+ -> 2+; bring them back, or resume with these by --allow_change data$"
+        )
+        with pytest.raises(InputError, match=message):
+            check(data=data)
+        assert check("--allow_change", "data", data=data) == {}
 
 
 class TestOpenResumePoint:
@@ -281,7 +305,7 @@ class TestOpenResumePoint:
 
     def test_takes_the_newest_snapshot(self, paths, open_from):
         self.write_stamp(paths, run_id="mine", status="unfinished")
-        resume, progress, events, bad_images = open_from("--skip_bad_images", "5")
+        resume, progress, events, bad_images, _ = open_from("--skip_bad_images", "5")
         assert resume.header.step == 4
         assert resume.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
         assert progress == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
@@ -321,7 +345,7 @@ class TestOpenResumePoint:
         other = RunPaths(paths.output_dir, "other")
         if there:
             self.write_stamp(other, run_id="theirs", status=there)
-        resume, progress, events, bad_images = open_from(str(paths.last), name="other")
+        resume, progress, events, bad_images, _ = open_from(str(paths.last), name="other")
         assert (resume.stamp, resume.chosen) == (None, None)
         assert progress == Progress(4)
         assert (events.logged, bad_images.ids) == (0, ["photo_002"])
@@ -378,6 +402,10 @@ def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
         "img_size": 32,
         "preset": "vit",
         "carving": {},
+        "class_depth": 0,
+        "data_rules": 2,
+        "trained_images": torch.tensor([1]),
+        "val_images": torch.tensor([2]),
         "normalization": GOOGLE.normalization,
         "config_hash": "0" * 64,
     }

@@ -356,11 +356,11 @@ class TestForeign:
         with pytest.raises(InputError, match=r"last\.bin is not a snapshot of a run; name a run's"):
             load_snapshot(paths.last)
 
-    @pytest.mark.parametrize("version", [0, 3, None, "1", [1]])
+    @pytest.mark.parametrize("version", [0, 4, None, "1", [1]])
     def test_version_is_refused(self, paths, version):
         save(paths, 0, 1)
         save_archive(paths.last, {**load_archive(paths.last), "version": version})
-        with pytest.raises(InputError, match=r"last\.bin has format version .*, this code reads 2"):
+        with pytest.raises(InputError, match=r"last\.bin has format version .*, this code reads 3"):
             load_snapshot(paths.last)
 
     def test_old_version_is_refused_in_one_line_that_says_what_to_do(self, paths):

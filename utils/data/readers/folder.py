@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from utils.console import log
 from utils.data.formats import IMAGE_ENDINGS
 from utils.data.readers.class_names import check_class_name, check_distinct
 from utils.data.readers.listing import (
@@ -22,7 +23,7 @@ from utils.data.readers.listing import (
 )
 from utils.data.readers.pairs import check_no_masks
 from utils.data.readers.walk import PassedOver, composed, images_below, some_of, walk
-from utils.errors import InputError
+from utils.errors import InputError, printable
 
 SPLITS = ("train", "val", "test")
 # What others call their splits. Read as classes they would make a model of two classes.
@@ -37,14 +38,17 @@ def find(root: Path) -> Path:
     Raises:
         InputError: images beside such a folder would be lost.
     """
-    folders, images = _inside(root)
+    passed = PassedOver()
+    folders, images = _inside(root, passed)
     if len(folders) != 1 or folders[0].lower() in MISNAMED or not _inside(root / folders[0])[0]:
         return root
     if images:
         raise InputError(
-            f"{root} has {len(images)} images ({some_of(images)}) beside its only folder: give "
+            f"{root} has images ({some_of(images)}) beside its only folder {folders[0]}/: give "
             f"--data_root {root / folders[0]}, or put them into class folders"
         )
+    for note in _notes(root, passed):
+        log.info("%s", note)
     return root / folders[0]
 
 
@@ -88,7 +92,9 @@ def read(
         _check_depth(here, images)
 
     known = set(names.values())
-    for other in ("train",) if "train" in folders else folders:
+    for other in {"train"} & {*folders} or {*folders}:
+        if other == split:
+            continue
         with suppress(InputError, OSError):  # said when that split is read, if it is
             known |= set(_class_folders(folders[other], depth, PassedOver(), False).values())
     classes = sorted_classes(known)
@@ -123,7 +129,7 @@ def short_ids(paths: Sequence[str]) -> list[str]:
 def _inside(folder: Path, passed: PassedOver | None = None) -> tuple[list[str], list[str]]:
     """Return the names of the folders and of the images that lie in `folder` itself."""
     _, folders, images = next(walk(folder, PassedOver() if passed is None else passed))
-    return folders, images
+    return folders, sorted(images, key=composed)
 
 
 def _split_folders(root: Path, passed: PassedOver) -> dict[str, Path]:
@@ -166,9 +172,9 @@ def _class_folders(
         level = below
     if not level:
         what = passed.described(here)
-        levels = f" {depth} levels down, as --class_depth {depth} says" if depth > 1 else ""
+        levels = f" {depth} levels down (--class_depth {depth})" if depth > 1 else ""
         raise InputError(
-            f"{here} has no class folder{levels}{f', but {what}' if what else ''}: put images into "
+            f"{here} has no class folder{levels}{_beside(what)}: put images into "
             f"{here}{'/<class>' * depth}/"
         )
     names = {folder: _class_name(here, folder) for folder in level}
@@ -195,15 +201,13 @@ def _images(
         if not images[folder] and is_trained_on:
             what = inside.described(here / folder)
             raise InputError(
-                f"{here / folder} has no image{f', but {what}' if what else ''}: put images "
+                f"{here / folder} has no image{_beside(what)}: put images "
                 f"({' '.join(IMAGE_ENDINGS)}) into it, or move it away if it is not a class"
             )
         passed.add(inside)
     if not any(images.values()):
         what = passed.described(here)
-        raise InputError(
-            f"{here} has no image in its class folders{f', but {what}' if what else ''}"
-        )
+        raise InputError(f"{here} has no image in its class folders{_beside(what)}")
     return images
 
 
@@ -224,7 +228,7 @@ def _check_depth(here: Path, images: Mapping[str, Sequence[str]]) -> None:
     )
     raise InputError(
         f"{here}: no class has an image in its own folder, all lie in folders below it such as "
-        f"{'/'.join(parts[:-1])}/; {choices} with all that lies below it"
+        f"{printable('/'.join(parts[:-1]))}/; {choices} with all that lies below it"
     )
 
 
@@ -244,10 +248,14 @@ def _notes(
     ]
     if below:
         notes.append(
-            f"in {here} {len(below)} images lie in folders below their class folder "
-            f"({some_of([*dict.fromkeys(below)])}) and count as images of that class"
+            f"images in folders below their class folder, which count as that class: {len(below)} "
+            f"in {here} ({some_of([*dict.fromkeys(below)])})"
         )
     empty = [folder for folder, paths in images.items() if not paths]
     if empty:
-        notes.append(f"in {here} {len(empty)} class folders have no image ({some_of(empty)})")
+        notes.append(f"class folders without an image in {here}: {some_of(empty)}")
     return notes
+
+
+def _beside(what: str) -> str:
+    return f" (what is there: {what})" if what else ""

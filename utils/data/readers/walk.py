@@ -47,10 +47,9 @@ class PassedOver:
             names = [path.removeprefix(f"{folder}/") for path in self.ours]
             parts.append(f"{some_of(names)} (our own programs wrote it)")
         if self.loose:
-            parts.append(f"{len(self.loose)} images in no class folder ({some_of(self.loose)})")
+            parts.append(f"images in no class folder: {len(self.loose)} ({some_of(self.loose)})")
         if self.endings:
-            count = self.endings.total()
-            parts.append(f"{count} files that are not images by their ending ({self.by_ending()})")
+            parts.append(f"files that are not images by their ending: {self.by_ending()}")
         return "; ".join(parts)
 
     def by_ending(self) -> str:

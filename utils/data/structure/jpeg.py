@@ -3,6 +3,7 @@
 Only a few kilobytes of a file are read, as long as it is whole. No torch here.
 """
 
+import functools
 import io
 import re
 import struct
@@ -18,7 +19,8 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 MAX_SIDE = 65_500  # pixels; libjpeg refuses more
-HUFFMAN_TABLES, QUANTIZATION_TABLES, START_OF_SCAN = 0xC4, 0xDB, 0xDA
+TABLES = HUFFMAN, QUANTIZATION = 0xC4, 0xDB
+START_OF_SCAN = 0xDA
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 # Sampling factors, horizontal and vertical in a byte each: what cameras and encoders write.
 SAMPLING = frozenset(
@@ -33,44 +35,80 @@ class Jpeg(NamedTuple):
 
     width: int
     height: int
-    is_usual: bool  # 8 bits, grey or three components, Huffman tables: every decoder knows it
+    # 8 bits, grey or three components, Huffman coding, all tables there: every decoder knows it.
+    is_usual: bool
     scan: int  # where the first scan begins, in bytes
 
 
 def read_jpeg(content: Content) -> Jpeg | None:
     """Read the headers of a JPEG; None if they are odd or do not lead to a scan."""
-    at, frame, tables = 2, None, set()
+    at, frame, tables = 2, b"", set()
     while len(start := content.at(at, 20)) >= 4 and start[0] == 0xFF:
-        marker = start[1]
+        marker, length = start[1], int.from_bytes(start[2:4], "big")
         if marker == 0xFF:  # fill byte
             at += 1
             continue
         if marker in WITHOUT_LENGTH:
             at += 2
             continue
-        if marker in (HUFFMAN_TABLES, QUANTIZATION_TABLES):
-            tables.add(marker)
+        if marker in TABLES:
+            tables |= _tables(marker, content.at(at + 4, length - 2))
         elif marker in FRAMES:
+            if frame:
+                return None
             frame = start
         elif marker == START_OF_SCAN:
-            return _jpeg(frame, tables, at)
-        at += 2 + int.from_bytes(start[2:4], "big")
+            return _jpeg(frame, tables, start, at)
+        at += 2 + length
     return None
 
 
-def _jpeg(frame: bytes | None, tables: set[int], scan: int) -> Jpeg | None:
-    if frame is None or len(frame) < 19:
+@functools.lru_cache(maxsize=1024)  # most files have the same ones
+def _tables(marker: int, segment: bytes) -> frozenset[tuple[int, int]]:
+    """Return marker and number of the tables that a segment defines, {} if it is damaged."""
+    found, at = set(), 0
+    while at < len(segment):
+        found.add((marker, segment[at]))
+        if marker == QUANTIZATION:
+            at += 65 + 64 * (segment[at] >> 4)
+            continue
+        codes = segment[at + 1 : at + 17]
+        # More codes than there can be (of each length in bits), or none.
+        if not 0 < sum(count << 16 - bits for bits, count in enumerate(codes, 1)) <= 1 << 16:
+            return frozenset()
+        at += 17 + sum(codes)
+    return frozenset(found) if at == len(segment) else frozenset()
+
+
+def _jpeg(frame: bytes, tables: set[tuple[int, int]], scan: bytes, at: int) -> Jpeg | None:
+    if len(frame) < 19:
         return None
     bits, height, width, components = struct.unpack_from(">BHHB", frame, 4)
+    end = 10 + 3 * components
     is_usual = (
         frame[1] in (BASELINE, EXTENDED, PROGRESSIVE)
         and bits == 8
         and 0 < min(width, height) <= max(width, height) <= MAX_SIDE
         and components in (1, 3)
-        and frame[11 : 11 + 3 * components : 3] in SAMPLING
-        and len(tables) == 2
+        and frame[11:end:3] in SAMPLING
+        and all((QUANTIZATION, number) in tables for number in frame[12:end:3])
+        and _has_tables(scan, frame[10:end:3], frame[1] == PROGRESSIVE, tables)
     )
-    return Jpeg(width, height, is_usual, scan)
+    return Jpeg(width, height, is_usual, at)
+
+
+def _has_tables(
+    scan: bytes, components: bytes, is_progressive: bool, tables: set[tuple[int, int]]
+) -> bool:
+    """Tell whether the first scan is of known components, and its Huffman tables are defined."""
+    end = 5 + 2 * scan[4] if len(scan) > 4 else 0
+    used = scan[6:end:2]  # of each component the numbers of two tables, 4 bits each
+    return (
+        0 < len(used) <= len(components)
+        and set(scan[5:end:2]) <= set(components)
+        and all((HUFFMAN, each >> 4) in tables for each in used)
+        and (is_progressive or all((HUFFMAN, 16 | each & 15) in tables for each in used))
+    )
 
 
 def has_jpeg_end(content: Content, jpeg: Jpeg) -> bool:

@@ -1,6 +1,7 @@
 """utils/data/readers/folder.py: folders read as torchvision reads them, or refused in one line."""
 
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -15,8 +16,24 @@ from utils.data.formats import IMAGE_ENDINGS
 from utils.data.readers import folder
 from utils.data.readers.walk import SYSTEM_FOLDERS
 from utils.errors import InputError
+from utils.ownership import mark
 
+SPECIES = ("Acer/rubrum_L", "Acer/rubrum_Marsh", "Rosa/canina")
 NAMES = ("oak leaf", "rose", "Épine noire")
+
+
+def touch(root: Path, *names: str) -> None:
+    """Empty files, in folders that are made."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def passed_over(listing) -> str:
+    """What the only note of a listing says, without the place."""
+    (note,) = listing.notes
+    assert note.startswith("passed over in /")
+    return note.partition(": ")[2]
 
 
 @pytest.fixture
@@ -45,12 +62,46 @@ class TestFind:
         (root / "alone" / "rose").mkdir(parents=True)
         assert folder.find(root / "alone") == root / "alone"
 
+    def test_says_what_lies_beside_the_only_folder(self, root, caplog):
+        caplog.set_level("INFO", logger="fine_vit")
+        touch(root.parent, "readme.txt", "output/.fine_vit", "output/rose/a.jpg")
+        assert folder.find(root.parent) == root
+        assert caplog.messages == [
+            f"passed over in {root.parent}: output/ (our own programs wrote it); files that are "
+            "not images by their ending: .txt 1"
+        ]
+        touch(root.parent, "a.jpg")
+        with pytest.raises(
+            InputError, match=rf"has images \(a.jpg\) beside .* --data_root {root},"
+        ):
+            folder.find(root.parent)
+
 
 class TestSplits:
     def test_are_the_folders_that_are_there(self, root):
         assert folder.splits(root) == ("train", "val")
         (root / "val").rename(root / "test")
         assert folder.splits(root) == ("train", "test")
+        shutil.rmtree(root / "train")
+        assert folder.splits(root) == ("test",)
+        assert folder.read(root, "test").classes == NAMES
+
+    def test_that_are_not_asked_for_are_not_looked_at(self, root):
+        expected = folder.read(root, "val")
+        touch(root, "test/a.jpg", "train/oak leaf/a.jpg", "train/ro\u200bse/a.jpg")
+        for split in ("train", "test"):
+            with pytest.raises(InputError):
+                folder.read(root, split)
+        found = folder.read(root, "val")
+        assert (found.classes, found.ids.tolist()) == (expected.classes, expected.ids.tolist())
+
+    def test_know_the_classes_of_their_own_and_of_train(self, root):
+        touch(root, "val/zinnia/a.jpg", "test/aster/a.jpg")
+        assert folder.read(root, "train").classes == NAMES
+        assert folder.read(root, "val").classes == ("oak leaf", "rose", "zinnia", "Épine noire")
+        shutil.rmtree(root / "train")
+        classes = folder.read(root, "val").classes
+        assert classes == folder.read(root, "test").classes == ("aster", *classes[1:])
 
 
 class TestRead:
@@ -180,6 +231,177 @@ class TestRead:
         for name in ("é.jpg", "f.jpg", "e.jpg"):
             (tmp_path / "rose" / unicodedata.normalize(form, name)).touch()
         assert folder.read(tmp_path, "train").ids.tolist() == ["rose/e", "rose/f", "rose/é"]
+
+
+class TestPassedOver:
+    """What is not read is said in a note."""
+
+    def test_nothing_is_worth_no_note(self, root):
+        touch(root, ".DS_Store", "train/Thumbs.db", "val/rose/desktop.ini", "train/rose/Icon\r")
+        touch(root, "val/rose/.hidden.jpg", "@eaDir/a.jpg", ".git/config")
+        assert folder.read(root, "train").notes == folder.read(root, "val").notes == ()
+
+    def test_files_are_counted_by_ending(self, root):
+        rose = root / "train" / "rose"
+        touch(rose, *(f"{i}.{'mp4' if i % 2 else 'MP4'}" for i in range(12)), "LICENSE", "a.part")
+        touch(rose, ".IMG_1.HEIC.icloud", "Dr. No and co", "deep/a.txt", "a.\x1b[31m", "x.webm")
+        os.mkfifo(rose / "wait.for")  # would never be opened
+        assert passed_over(folder.read(root, "train")) == (
+            "files that are not images by their ending: .mp4 12, no ending 2, .\\x1b[31m 1, "
+            ".for 1, .icloud 1, .part 1, .txt 1, .webm 1"
+        )
+        assert folder.read(root, "val").notes == ()
+        touch(rose, "a.zip", "b.zip")
+        assert passed_over(folder.read(root, "train")).endswith(".part 1, .txt 1, others 1")
+
+    def test_images_beside_class_folders_are_counted(self, root):
+        touch(root, "train/b.HEIC", "train/a.jpg", "train/c.avif", "train/d.jfif", "train/.e.jpg")
+        assert passed_over(folder.read(root, "train")) == (
+            "images in no class folder: 4 (a.jpg, b.HEIC, c.avif and 1 more)"
+        )
+        touch(root, "cover.png", "notes.doc")  # beside train/ and val/: of no split
+        expected = "images in no class folder: 1 (cover.png); files that are not images by their "
+        for split, count in (("train", 2), ("val", 1)):
+            notes = folder.read(root, split).notes
+            assert len(notes) == count
+            assert notes[0] == f"passed over in {root}: {expected}ending: .doc 1"
+
+    def test_what_our_programs_wrote_is_left_out_whole(self, root):
+        train = root / "train"
+        stamp = '{"run_id": "1"}'
+        touch(train, "report/a.jpg", "rose/crops/deep/b.jpg", "runs/a/c.jpg", "runs/tb/a/d")
+        mark(train / "report")
+        mark(train / "rose" / "crops")
+        (train / "runs" / "a" / "env_stamp.json").write_text(stamp)
+        mark(train)  # given as the data root it would be read as well
+        expected = {f"train/{path}" for path in folder.read(train, "train").paths}
+        assert "report" not in str(expected)
+        mark(root)
+        (train / ".fine_vit").unlink()
+        listing = folder.read(root, "train")
+        assert set(listing.paths.tolist()) == expected
+        assert (listing.classes, len(expected)) == (NAMES, 12)
+        assert passed_over(listing) == "report/, runs/, rose/crops/ (our own programs wrote it)"
+
+    def test_what_only_sounds_like_ours_is_a_class(self, root):
+        touch(root, "train/output/a.jpg", "train/tb/x/a.jpg", "train/checkpoints/a.jpg")
+        (root / "train/output/env_stamp.json").write_text("{}")
+        classes = folder.read(root, "train").classes
+        assert classes == ("checkpoints", "oak leaf", "output", "rose", "tb", "Épine noire")
+
+
+class TestEmptyClasses:
+    def test_are_refused_where_they_are_trained_on(self, root):
+        touch(root, "train/aster/a.mp4", "train/aster/.b.jpg", "train/aster/deep/c.mp4")
+        with pytest.raises(
+            InputError, match=r"train/aster has no image \(.* ending: \.mp4 2\): put"
+        ):
+            folder.read(root, "train")
+
+    def test_are_said_where_they_are_evaluated(self, root):
+        (root / "val" / "aster").mkdir()
+        (root / "train" / "zinnia").mkdir()
+        listing = folder.read(root, "val")
+        assert listing.classes == ("aster", "oak leaf", "rose", "zinnia", "Épine noire")
+        assert listing.notes == (f"class folders without an image in {root / 'val'}: aster",)
+        listing = folder.read(root, "train", for_evaluation=True)
+        assert listing.notes == (f"class folders without an image in {root / 'train'}: zinnia",)
+
+    def test_are_refused_if_all_are_empty(self, root):
+        for path in (root / "val").glob("*/*"):
+            path.rename(path.with_suffix(".mov"))
+        for reads in ({}, {"for_evaluation": True}):
+            with pytest.raises(InputError, match=r"val has no image in its .* ending: \.mov 6\)$"):
+                folder.read(root, "val", **reads)
+
+
+class TestDepth:
+    """Folders in folders: which level names the classes."""
+
+    @pytest.fixture
+    def genera(self, tmp_path):
+        touch(tmp_path, *(f"{name}/{i}.jpg" for i in range(2) for name in SPECIES))
+        return tmp_path
+
+    def test_in_doubt_is_refused_with_the_choice(self, genera):
+        message = (
+            r"such as Acer/rubrum_L/; --class_depth 2 reads 'Acer/rubrum_L' as a class, "
+            r"--class_depth 1 reads 'Acer' as a class with all that lies below it$"
+        )
+        with pytest.raises(InputError, match=message):
+            folder.read(genera, "train")
+        (genera / "train").mkdir()
+        for genus in ("Acer", "Rosa"):
+            (genera / genus).rename(genera / "train" / genus)
+        with pytest.raises(InputError, match=message):
+            folder.read(genera, "train")
+        shutil.copytree(genera / "train", genera / "val")
+        assert folder.read(genera, "val").classes == ("Acer", "Rosa")  # as train has them
+        assert folder.read(genera, "train", for_evaluation=True).classes == ("Acer", "Rosa")
+
+    def test_names_every_level_that_will_do(self, tmp_path):
+        touch(tmp_path, "a/b/c/1.jpg", "d/e/f/g/2.jpg")
+        with pytest.raises(
+            InputError, match=r"--class_depth 3 reads 'a/b/c' .*_depth 2 .*_depth 1"
+        ):
+            folder.read(tmp_path, "train")
+        classes = [folder.read(tmp_path, "train", depth).classes for depth in (1, 2, 3)]
+        assert classes == [("a", "d"), ("a/b", "d/e"), ("a/b/c", "d/e/f")]
+
+    @pytest.mark.parametrize("above", ["", "train/"])
+    def test_two_reads_species(self, genera, above):
+        if above:
+            (genera / "train").mkdir()
+            for genus in ("Acer", "Rosa"):
+                (genera / genus).rename(genera / "train" / genus)
+        listing = folder.read(genera, "train", 2)
+        assert listing.classes == ("Acer/rubrum L", "Acer/rubrum Marsh", "Rosa/canina")
+        assert listing.paths.tolist()[::2] == [f"{above}{name}/0.jpg" for name in SPECIES]
+        assert listing.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert listing.notes == ()
+
+    def test_one_accepts_the_merge_and_says_it(self, genera):
+        listing = folder.read(genera, "train", 1)
+        assert listing.classes == ("Acer", "Rosa")
+        assert listing.notes == (
+            "images in folders below their class folder, which count as that class: 6 in "
+            f"{genera} (Acer/rubrum_L/, Acer/rubrum_Marsh/, Rosa/canina/)",
+        )
+
+    def test_is_not_in_doubt_where_a_class_has_images_of_its_own(self, genera):
+        touch(genera, "Rosa/a.jpg")
+        listing = folder.read(genera, "train")
+        assert listing.classes == ("Acer", "Rosa")
+        assert "6 in" in listing.notes[0]
+
+    def test_counts_images_above_and_refuses_branches_without_a_class(self, genera):
+        touch(genera, "Rosa/cover.jpg", "a.jpg", "Rosa/canina/2024/a.jpg")
+        passed, below = folder.read(genera, "train", 2).notes
+        assert passed.endswith("images in no class folder: 2 (a.jpg, Rosa/cover.jpg)")
+        assert below.endswith("(Rosa/canina/2024/)")
+        touch(genera, "Tulipa/a.jpg")
+        with pytest.raises(
+            InputError, match=r"Tulipa has no folder in it, and --class_depth 2 mea"
+        ):
+            folder.read(genera, "train", 2)
+        listing = folder.read(genera, "train", 2, for_evaluation=True)
+        assert "(a.jpg, Rosa/cover.jpg, Tulipa/a.jpg)" in listing.notes[0]
+
+    def test_that_no_folder_has_is_refused(self, genera):
+        with pytest.raises(
+            InputError, match=r"has no class folder 3 levels down \(--class_depth 3\)"
+        ):
+            folder.read(genera, "train", 3, for_evaluation=True)
+
+    def test_takes_two_spellings_of_one_class_apart(self, genera):
+        touch(genera, "Acer/rubrum L/a.jpg")
+        with pytest.raises(
+            InputError, match=r"'Acer/rubrum L' and 'Acer/rubrum_L' are both the cl"
+        ):
+            folder.read(genera, "train", 2)
+        touch(genera, "Acer/rub\u2060rum/a.jpg")
+        with pytest.raises(InputError, match=r"rub\\u2060rum: .* U\+2060 \(word joiner\)"):
+            folder.read(genera, "train", 2)
 
 
 class TestRefusals:
