@@ -30,8 +30,8 @@ def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; without a message, the name of its type.
 
     Our own messages have one line: what else breaks them is a name's, and is written as an escape.
-    Libraries' messages are joined. A DataLoader worker hands its exception over as a multi-line traceback whose last line is
-    `module.Type: message`; only that message is returned.
+    Libraries' messages are joined. A DataLoader worker hands its exception over as a multi-line
+    traceback whose last line is `module.Type: message`; only that message is returned.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:

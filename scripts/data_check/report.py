@@ -30,6 +30,7 @@ def make_report(files: Files, looks: Sequence[Look], splits: Sequence[Split]) ->
     return {
         "dataset": first.dataset,
         "root": str(first.root),
+        "notes": list(dict.fromkeys(note for split in splits for note in split.notes)),
         "splits": found,
         "classes": _of_classes(splits),
         "missing": [image for image in missing if found[image["split"]]["is_at_hand"]],
@@ -160,6 +161,7 @@ def _sizes(files: Files, looks: Sequence[Look]) -> dict[str, Any]:
 def summary_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yield the report without the counts of each class, for a terminal."""
     yield f"{report['dataset']} in {report['root']}, {len(report['classes'])} classes"
+    yield from report["notes"]
     yield ""
     yield from _table(
         ("split", "images", "missing", "unreadable", "classes", "smallest", "largest"),

@@ -93,6 +93,9 @@ def troubled(tmp_path_factory) -> Path:
     exif = Image.Exif()
     exif[274] = 6
     save(train / "rose" / "turned.jpg", photo(32), exif=exif)
+    # Not read.
+    (train / "rose" / "clip.MOV").touch()
+    (root / "cover.jpg").touch()
     return root
 
 
@@ -132,6 +135,15 @@ class TestFindings:
             f"leave them out, {found.output / 'report.json'} names all\n"
         )
         assert "exact duplicates across splits: 2" in found.stdout
+
+    def test_of_what_is_not_read(self, found, troubled):
+        notes = [
+            f"passed over in {troubled}: images in no class folder: 1 (cover.jpg)",
+            f"passed over in {troubled / 'train'}: files that are not images by their ending: "
+            ".mov 1",
+        ]
+        assert found.report["notes"] == notes
+        assert found.stdout.splitlines()[1:3] == notes
 
     def test_of_damage(self, found):
         report = found.report

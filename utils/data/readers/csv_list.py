@@ -17,7 +17,6 @@ from utils.data.formats import IMAGE_ENDINGS
 from utils.data.readers.class_names import check_class_name, check_distinct
 from utils.data.readers.csv_table import REMEDY, open_table
 from utils.data.readers.file_names import find_files
-from utils.data.readers.folder import SPLITS, short_ids
 from utils.data.readers.listing import (
     CONTROL,
     TEXT,
@@ -26,6 +25,7 @@ from utils.data.readers.listing import (
     read_text,
     sorted_classes,
 )
+from utils.data.readers.own import SPLITS, short_ids
 from utils.errors import InputError, near_miss, printable
 
 FOREIGN_ENDINGS = (".xlsx", ".xls", ".ods", ".numbers")

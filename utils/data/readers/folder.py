@@ -5,7 +5,6 @@ is said in the notes of the listing (`utils/data/readers/walk.py`). Only the spl
 is looked at: of the others nothing counts but the names of their class folders.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,15 +18,11 @@ from utils.data.readers.listing import (
     clean_name,
     make_listing,
     sorted_classes,
-    without_ending,
 )
+from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
 from utils.data.readers.pairs import check_no_masks
 from utils.data.readers.walk import PassedOver, composed, images_below, some_of, walk
 from utils.errors import InputError, printable
-
-SPLITS = ("train", "val", "test")
-# What others call their splits. Read as classes they would make a model of two classes.
-MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
 
 
 def find(root: Path) -> Path:
@@ -40,7 +35,7 @@ def find(root: Path) -> Path:
     """
     passed = PassedOver()
     folders, images = _inside(root, passed)
-    if len(folders) != 1 or folders[0].lower() in MISNAMED or not _inside(root / folders[0])[0]:
+    if len(folders) != 1 or folders[0].lower() in SPELLINGS or not _inside(root / folders[0])[0]:
         return root
     if images:
         raise InputError(
@@ -73,18 +68,19 @@ def read(
         root: folder that `find` returned.
         split: one of `splits(root)`.
         class_depth: number of levels of folders that name a class, 2 for `genus/species`; None:
-            one, and in doubt train is refused.
-        for_evaluation: nothing is trained on the split: classes may be without images.
+            one, or none in doubt.
+        for_evaluation: nothing is trained on. Otherwise train, or any split without train, must
+            have an image of each class, and its depth must be beyond doubt.
 
     Raises:
-        InputError: as `splits`; a class has no image in train; two folders are of one class; a name
-            cannot be read; folders hold pictures and their masks; the depth is in doubt or wrong.
+        InputError: as `splits`; a class has no image; two folders are of one class; a name cannot
+            be read; folders hold pictures and their masks; the depth is in doubt or wrong.
         OSError: a folder may not be read.
     """
     at_root, passed = PassedOver(), PassedOver()
     folders = _split_folders(root, at_root)
     here, depth = folders[split], class_depth or 1
-    is_trained_on = split == "train" and not for_evaluation
+    is_trained_on = not for_evaluation and (split == "train" or "train" not in folders)
     names = _class_folders(here, depth, passed, is_trained_on)
     images = _images(here, names, passed, is_trained_on)
     check_no_masks(here, images)
@@ -110,19 +106,6 @@ def read(
     return replace(make_listing(here, classes, ids, paths, labels), notes=tuple(notes))
 
 
-def short_ids(paths: Sequence[str]) -> list[str]:
-    """Return the paths without their endings, but with them if two would be equal.
-
-    Different paths give different ids: nor does `a.jpg.png` become `a.jpg` beside an `a.jpg`.
-    """
-    short = [without_ending(path) for path in paths]
-    counts, taken = Counter(short), set(paths)
-    return [
-        brief if counts[brief] == 1 and brief not in taken else path
-        for path, brief in zip(paths, short, strict=True)
-    ]
-
-
 # --- Folders --------------------------------------------------------------------------------------
 
 
@@ -138,9 +121,10 @@ def _split_folders(root: Path, passed: PassedOver) -> dict[str, Path]:
     passed.loose += images
     found = [split for split in SPLITS if split in folders]
     for name in folders:
-        if name not in SPLITS and name.lower() in MISNAMED:
+        meant = SPELLINGS.get(name.lower(), name)
+        if meant != name:
             raise InputError(
-                f"{root} has {name}/: splits are called train, val and test; rename it"
+                f"{root} has {name}/: splits are called train, val and test; rename it to {meant}/"
             )
     if not found:
         return {"train": root}
@@ -157,7 +141,7 @@ def _class_folders(
 ) -> dict[str, str]:
     """Return the class name of each folder that lies `depth` levels below `here`."""
     level = [""]
-    for _ in range(depth):
+    for levels in range(depth):
         below = []
         for above in level:
             folders, images = _inside(here / above, passed)
@@ -166,8 +150,9 @@ def _class_folders(
             below += [prefix + name for name in folders]
             if above and not folders and is_trained_on:
                 raise InputError(
-                    f"{here / above} has no folder in it, and --class_depth {depth} means that its "
-                    f"images lie in {here / above}/<class>/; move them there"
+                    f"{here / above} has no folder in it: with --class_depth {depth} images lie "
+                    f"in {here / above}{'/<class>' * (depth - levels)}/, with --class_depth "
+                    f"{levels} where they are"
                 )
         level = below
     if not level:

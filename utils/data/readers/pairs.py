@@ -7,11 +7,11 @@ classes, they make a model that tells pictures from masks.
 import functools
 import itertools
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.data.readers.listing import without_ending
-from utils.data.readers.walk import composed
 from utils.errors import InputError, printable
 
 # Without the s of a plural.
@@ -66,7 +66,7 @@ def check_no_masks(root: Path, images: Mapping[str, Sequence[str]]) -> None:
 def _roles(folder: str) -> list[tuple[str, str, str]]:
     """Return for each known word in a path: the path without it, kind of word, path up to it."""
     roles = []
-    parts = composed(folder).split("/")
+    parts = folder.split("/")
     for at, part in enumerate(parts):
         words = WORD.findall(GROUND_TRUTH.sub("groundtruth", part.casefold()))
         for number, word in enumerate(words):
@@ -79,7 +79,8 @@ def _roles(folder: str) -> list[tuple[str, str, str]]:
 
 def _bare(name: str) -> str:
     """Return a file's name without ending and known words: `img_001.jpg` as `001_mask.png`."""
-    words = WORD.findall(without_ending(composed(name)).casefold())
+    composed = unicodedata.normalize("NFC", name)
+    words = WORD.findall(without_ending(composed).casefold())
     return " ".join(word for word in words if not _is_known(word))
 
 
