@@ -19,12 +19,13 @@ from ml_collections import FrozenConfigDict
 from models.configs import model_names
 from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
+from utils.console import log
 from utils.data_utils import RunPaths
-from utils.dataset import dataset_names, open_eval_data, prepare_images
+from utils.dataset import choose_images, dataset_names, open_eval_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
-from utils.processes import failing_together, joined_processes, main_first
+from utils.processes import failing_together, joined_processes
 from utils.run.folder import check_run_can_start
 
 if TYPE_CHECKING:
@@ -50,15 +51,6 @@ def load_model(checkpoint: "Checkpoint", path: str) -> "Backbone":
         raise InputError(f"checkpoint {path} {error}; name a run's ckpt.bin") from error
 
 
-def check_classes(checkpoint: "Checkpoint", dataset: str, classes: Sequence[str]) -> None:
-    """Refuse a dataset whose classes are not the checkpoint's."""
-    if checkpoint.classes != list(classes):
-        raise InputError(
-            f"--dataset {dataset} ({len(classes)} classes) contradicts the checkpoint's class "
-            f"list, {checkpoint.dataset} ({len(checkpoint.classes)} classes)"
-        )
-
-
 class Plan(NamedTuple):
     """All decisions of an evaluation."""
 
@@ -68,6 +60,7 @@ class Plan(NamedTuple):
     model: "Backbone"  # on the device
     checkpoint: "Checkpoint"
     stamp: dict[str, Any]
+    trained_on: int | str  # images to evaluate that were trained on; "unknown" of old checkpoints
 
 
 def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
@@ -79,9 +72,12 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         checkpoint = load_checkpoint(Path(flags.checkpoint))
         told = resolve_from_checkpoint(flags, checkpoint._asdict())
         data = open_eval_data(flags, checkpoint._asdict())
-        check_classes(checkpoint, data.eval.dataset, data.eval.classes)
         device = open_device(flags)
         model = load_model(checkpoint, flags.checkpoint).to(device)
+    (digests,) = prepare_images(data, {**flags, **told})
+    with failing_together():
+        data, trained_on = choose_images(data, digests, checkpoint.known_images)
+        trained_on = say_what_is_known(flags, checkpoint, trained_on, len(data.eval))
         model_told = {"model": checkpoint.model_config, "normalization": checkpoint.normalization}
         config = resolve_config(flags, told, data.decided, model_told)
         facts = {
@@ -93,9 +89,34 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
             "checkpoint_id": checkpoint_id(checkpoint.state_dict),
         }
         stamp = build_env_stamp(config, experiment_of(config), command, device, facts)
-    with failing_together(), main_first():
-        prepare_images(data)
-    return Plan(config, data.eval, device, model, checkpoint, stamp)
+    return Plan(config, data.eval, device, model, checkpoint, stamp, trained_on)
+
+
+def say_what_is_known(
+    flags: FrozenConfigDict, checkpoint: "Checkpoint", trained_on: int, images: int
+) -> int | str:
+    """Log how far the figures can be trusted.
+
+    Args:
+        flags: flags of the evaluation.
+        checkpoint: the checkpoint to evaluate.
+        trained_on: number of the images to evaluate that it knows to be trained on.
+        images: number of images to evaluate.
+
+    Returns:
+        That number, or "unknown": an older checkpoint knows of none.
+    """
+    if checkpoint.older_rules:
+        log.warning("warning: %s %s", flags.checkpoint, checkpoint.older_rules)
+        return "unknown"
+    if trained_on:
+        log.warning(
+            "warning: %d of the %d images to evaluate were trained on: accuracy on them is too "
+            "high an estimate",
+            trained_on,
+            images,
+        )
+    return trained_on
 
 
 def evaluate(plan: Plan) -> None:
@@ -106,6 +127,7 @@ def evaluate(plan: Plan) -> None:
     from utils.run.lock import locked_run
     from utils.run.scalars import EventLog
     from utils.run.writer import RunWriter
+    from utils.training.step_loader import BadImages
 
     config, split, step = plan.config, plan.split, plan.checkpoint.step
     paths = RunPaths(Path(config.output_dir), config.name)
@@ -116,14 +138,19 @@ def evaluate(plan: Plan) -> None:
         with failing_together():
             loader = eval_loader(config, split, plan.device)
         normalize = Normalizer(plan.checkpoint.normalization, plan.device)
-        evaluator = Evaluator(config, loader, normalize)
+        bad_images = BadImages(config.skip_bad_images)
+        evaluator = Evaluator(config, loader, normalize, bad_images.note)
         evaluation, metrics = evaluator.evaluate(
             plan.model, step, plan.checkpoint.metrics.get("split")
         )
-        metrics["checkpoint_id"] = plan.stamp["checkpoint_id"]
+        metrics |= {
+            "checkpoint_id": plan.stamp["checkpoint_id"],
+            "trained_on_images": plan.trained_on,
+        }
         with failing_together():
             writer.log_evaluation(metrics)
             writer.write_evaluation(evaluation, metrics, config.export_logits)
+            writer.write_stamp(skipped_images=bad_images.facts())
             writer.finish({"": metrics})
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from models.configs import get_config, model_names, num_tokens
@@ -23,7 +24,7 @@ from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
-from utils.processes import failing_together, joined_processes, main_first
+from utils.processes import failing_together, joined_processes
 from utils.run.folder import check_run_can_start, where_it_failed
 from utils.training.progress import Progress
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from utils.run.session import Plan, TrainingRun
 
 
-def starting_weights(config: FrozenConfigDict) -> "Pretrained | None":
-    """Read the weights of `--pretrained`; None without the flag.
+def starting_weights(config: FrozenConfigDict) -> "tuple[Pretrained | None, np.ndarray]":
+    """Read the weights of `--pretrained`, None without it, and which images they were trained on.
 
     Raises:
         InputError: the file is damaged, or contradicts another flag.
@@ -45,29 +46,36 @@ def starting_weights(config: FrozenConfigDict) -> "Pretrained | None":
     from models.pretrained.weights import open_pretrained, own_pretrained
     from utils.run.checkpoint import is_checkpoint, load_checkpoint
 
+    no_images = np.empty(0, np.uint64)
     if config.pretrained is None:
         if config.resume is None:
             log.warning("warning: no --pretrained: starting from random weights")
-        return None
+        return None, no_images
     path = Path(config.pretrained)
     if not is_checkpoint(path):
         weights = open_pretrained(path, config.pretrained_profile)
         if weights.assumed:
             log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-        return weights
+        return weights, no_images
     if config.pretrained_profile != "auto":
         raise InputError(
             f"--pretrained_profile {config.pretrained_profile}: {path} says itself how it was "
             "trained; use --pretrained_profile auto"
         )
     own = load_checkpoint(path)
-    return own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
+    if own.older_rules:
+        log.warning("warning: %s %s", path, own.older_rules)
+    weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
+    return weights, own.known_images.trained
 
 
 def build_planned_model(
     config: FrozenConfigDict, classes: Sequence[str]
-) -> "tuple[ModelPlan, Backbone]":
+) -> "tuple[ModelPlan, Backbone, np.ndarray]":
     """Plan the model that flags and weights ask for, and build it on the CPU.
+
+    Returns:
+        Plan, model, and the set of the images that its weights were trained on.
 
     Raises:
         InputError: the weights cannot be used.
@@ -76,32 +84,41 @@ def build_planned_model(
     from models.pretrained.weights import ProfileError, WeightsError
 
     try:
-        plan = plan_model(config, starting_weights(config), classes)
+        weights, trained = starting_weights(config)
+        plan = plan_model(config, weights, classes)
         model, report = plan.build()
     except (WeightsError, ProfileError, OSError) as error:
         raise InputError(f"--pretrained {config.pretrained}: {error}") from error
     if report is not None:
         title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
         log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
-    return plan, model
+    return plan, model, trained
 
 
 def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: str) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
-    from utils.run.session import begin_plan, complete_plan
+    from utils.run.run_images import resume_data
+    from utils.run.session import begin_plan, complete_plan, with_images
 
     start, device = begin_plan(flags, progress)
-    earlier = None if start.resume is None else start.resume.header.config
-    length = resolve_length(flags, len(data.train), earlier)
+    earlier, digests, changes = None, None, {}
+    samples = len(data.train)
+    if start.resume is not None:
+        # First, since what changed decides what is trained on.
+        data, digests, changes = resume_data(flags, data, start.images)
+        earlier = start.resume.header.config
+        # The run is as long as it was, and its warm-up too, with some images more or less.
+        samples = round(earlier["num_steps"] * earlier["train_batch_size"] / earlier["epochs"])
+    length = resolve_length(flags, samples, earlier)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
         length["num_steps"],
         length["epochs"],
-        len(data.train),
+        samples,
         flags.train_batch_size,
     )
     with failing_together():
-        model_plan, model = build_planned_model(flags, data.train.classes)
+        model_plan, model, trained = build_planned_model(flags, data.train.classes)
         of_model = {
             "model": model_plan.config.to_dict(),
             "normalization": model_plan.normalization,
@@ -109,9 +126,10 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
         config = resolve_config(flags, data.decided, length, of_model)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
-    with failing_together(), main_first():
-        prepare_images(data, flags.skip_bad_images)
-    return plan
+    if digests is None:
+        digests = prepare_images(data, flags)
+    with failing_together():
+        return with_images(plan, digests, trained, changes)
 
 
 def train(plan: "Plan", run: "TrainingRun") -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.configs import ModelConfigError, complete_config, get_config
 from models.pretrained.formats import WeightsError
-from models.pretrained.load import LoadReport, load_pretrained
+from models.pretrained.load import HEAD_KEYS, LoadReport, load_pretrained
 from models.pretrained.profiles import GOOGLE, PROFILES
 from models.pretrained.weights import Pretrained, adapt_config
 from models.transfg import TransFG
@@ -87,7 +87,7 @@ class ModelPlan(NamedTuple):
     normalization: dict[str, Any]  # mean and std per RGB channel
     num_classes: int
     weights: Pretrained | None  # None: random initial weights
-    keep_head: bool  # whether the weights' classes are the run's, in the same order
+    keep_head: bool  # whether the weights' classes are the run's, by name
     flags: FrozenConfigDict  # the run's config
 
     def build(self) -> tuple[Backbone, LoadReport | None]:
@@ -112,6 +112,13 @@ class ModelPlan(NamedTuple):
             self.flags.part_init or "pretrained",
         )
         return model, report
+
+
+def with_class_order(weights: Pretrained, classes: Sequence[str]) -> Pretrained:
+    """Return weights whose head has the same classes in the order of `classes`."""
+    rows = [weights.classes.index(name) for name in classes]
+    head = {key: weights.tensors[key][rows] for key in HEAD_KEYS if key in weights.tensors}
+    return weights._replace(tensors={**weights.tensors, **head}, classes=tuple(classes))
 
 
 def plan_model(
@@ -140,5 +147,7 @@ def plan_model(
         profile, keep_head = PROFILES.get(flags.pretrained_profile, GOOGLE), False
     else:
         config, profile = adapt_config(config, weights), weights.profile
-        keep_head = weights.classes == tuple(classes)
+        keep_head = sorted(weights.classes or ()) == sorted(classes)
+        if keep_head:
+            weights = with_class_order(weights, classes)
     return ModelPlan(config, profile.normalization, len(classes), weights, keep_head, flags)

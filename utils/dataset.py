@@ -3,7 +3,7 @@
 No torch here: a wrong path or a damaged list is refused before torch is imported.
 """
 
-import os
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,107 +12,24 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.console import log
-from utils.data.catalog import DatasetSpec, get_spec, os_errors_are_input_errors
+from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
+from utils.data.classes import match_classes, say_classes
+from utils.data.digests import Digests
 from utils.data.image_checks import check_images
-from utils.data.splits import HeldOut, Split, check_same_classes, hold_out
+from utils.data.known_images import KnownImages, choose_of_heap, count_trained, tag_heap
+from utils.data.presets import PRESETS
+from utils.data.source import Source, check_two_classes, find_source, resolve_data_root
+from utils.data.source import open_split as open_split
+from utils.data.splits import HeldOut, Split
 from utils.data.subsets import select_subset
-from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
-from utils.errors import InputError, check_utf8, unusable_paths_are_input_errors
+from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, RunPaths
+from utils.errors import InputError, unusable_paths_are_input_errors
 from utils.files import canonical_json, sha256_text
+from utils.processes import failing_together, main_first, on_main
 
 SUBSET_FLAGS = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}
-
-# --- Where the data lies and which splits it has --------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """The data of one dataset, found on the disk."""
-
-    spec: DatasetSpec
-    data_root: str  # from the user
-    root: Path  # in it
-    official: tuple[str, ...]  # splits that the data itself has
-    held_out: HeldOut | None = None  # how val is held out of train, where the data has none
-
-    @property
-    def offered(self) -> tuple[str, ...]:
-        """The splits that a run can use: the official ones and a held-out val."""
-        return (*self.official, *(("val",) if self.held_out is not None else ()))
-
-    @os_errors_are_input_errors()
-    def read(self, splits: Sequence[str]) -> dict[str, Split]:
-        """Read the lists of samples of `splits`, each list once; no image is opened."""
-        from_train = {"train", "val"} if self.held_out is not None else set()
-        lists = dict.fromkeys("train" if name in from_train else name for name in splits)
-        read = {name: self._read_list(name) for name in lists}
-        if from_train & set(splits):
-            read["train"], read["val"] = hold_out(read["train"], self.held_out)
-        return {name: read[name] for name in splits}
-
-    def _read_list(self, split: str) -> Split:
-        listing = self.spec.read(self.root, split)
-        if len(listing.classes) < 2:
-            raise InputError(
-                f"{self.root} has a single class, {listing.classes[0]!r}; there must be two"
-            )
-        images = (self.root.parent if self.root.is_file() else self.root).resolve()
-        check_utf8(str(images))  # links may lead anywhere
-        return Split(
-            self.spec.name,
-            split,
-            images,
-            listing.classes,
-            listing.ids,
-            listing.paths,
-            listing.labels,
-            listing.parents,
-            notes=listing.notes,
-        )
-
-
-@os_errors_are_input_errors()
-def find_source(spec: DatasetSpec, data_root: str) -> Source:
-    """Find the data of a dataset.
-
-    Raises:
-        InputError: the data root is missing, malformed or not UTF-8.
-    """
-    check_utf8(data_root)
-    root = spec.find_root(spec, Path(data_root))
-    return Source(spec, data_root, root, spec.official_splits(root))
-
-
-def open_split(spec: DatasetSpec, data_root: Path, split: str) -> Split:
-    """Read the list of samples of one official split; no image is opened.
-
-    Raises:
-        InputError: data root, list file or split is missing or malformed, or there is one class.
-    """
-    source = find_source(spec, str(data_root))
-    spec.check_split(split, source.official)
-    return source.read([split])[split]
-
-
-def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> str:
-    """Return where the data of `dataset` lies: the flag, else the default.
-
-    Raises:
-        InputError: neither the flag nor the environment says where.
-    """
-    if data_root is not None:
-        return data_root
-    if dataset == "synthetic":  # not $DATA_ROOT: that is where somebody's photos are
-        return str(Path(output_dir) / SYNTHETIC_FOLDER)
-    from_environment = os.environ.get("DATA_ROOT", "")
-    if from_environment:
-        return from_environment
-    raise InputError(
-        f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
-        "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"
-    )
-
+ALL = "all"  # as a split to evaluate: every image of every split
 
 # --- The data of a run ----------------------------------------------------------------------------
 
@@ -125,6 +42,9 @@ class EvalData:
     decided: dict[str, Any]  # values of the flags that name data, for the config
     full_eval: Split
     eval: Split  # what is evaluated of it
+    # Of a heap of images that the checkpoint can tell apart: "open": nobody said which are
+    # evaluated; "all": all are; else "".
+    heap: str
 
     def facts(self) -> dict[str, Any]:
         """Return what the env stamp says of the data."""
@@ -159,10 +79,11 @@ def open_data(flags: FrozenConfigDict) -> Data:
     """Decide data root, splits, held-out val and subsets of a training run, and read its lists.
 
     Raises:
-        InputError: data root, list files, splits or subsets are missing or malformed.
+        InputError: data root, list files, splits or subsets are missing or malformed, or an image
+            to evaluate is of a class that is not trained.
     """
     source, fraction, seed = _source_of(flags, flags.dataset), flags.val_fraction, flags.split_seed
-    if fraction is None and source.official == ("train",):
+    if fraction is None and source.is_heap:
         fraction = DEFAULT_VAL_FRACTION
     if fraction is None and seed is not None:
         raise InputError("--split_seed means nothing without --val_fraction")
@@ -171,70 +92,116 @@ def open_data(flags: FrozenConfigDict) -> Data:
             raise InputError(f"--val_fraction: {source.spec.name} has a val split of its own")
         held_out = HeldOut(fraction, DEFAULT_SPLIT_SEED if seed is None else seed)
         source = replace(source, held_out=held_out)
-    decided, (full_train, train), (full_eval, evaluated) = _read(source, flags, "train", "eval")
-    check_same_classes(full_train, full_eval)
-    shared = len(set(train.ids) & set(evaluated.ids))
-    if shared:
-        log.warning("warning: %d evaluated samples are also trained on", shared)
-    return Data(source, decided, full_eval, evaluated, full_train, train)
+    decided = _decide(source, flags, "train", "eval")
+    full_train, full_eval = _read(source, decided["train_split"], decided["eval_split"])
+    check_two_classes(full_train)
+    full_eval = match_classes(
+        full_eval, full_train.classes, f"split {full_train.name}", "train them, or take them out"
+    )
+    say_classes(_labelmap_of(flags), full_train, full_eval)
+    train, evaluated = (
+        subset_of(split, flags, decided, phase)
+        for split, phase in ((full_train, "train"), (full_eval, "eval"))
+    )
+    return Data(source, decided, full_eval, evaluated, "", full_train, train)
 
 
 def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> EvalData:
-    """Decide what an evaluation reads as `open_data` does; its val is the training run's.
+    """Decide what an evaluation reads as `open_data` does; classes and val are the training run's.
+
+    Where the data are one heap of images, and nobody says which, all of them are read:
+    `choose_images` finds those to evaluate.
 
     Args:
         flags: flags of the evaluation.
         checkpoint: fields of the checkpoint.
 
     Raises:
-        InputError: data root, list file, split or subset is missing or malformed.
+        InputError: data root, list file, split or subset is missing or malformed, or images are of
+            classes that the checkpoint does not have.
     """
-    source = _source_of(flags, flags.dataset or checkpoint["dataset"])
+    source = _source_of(flags, flags.dataset or checkpoint["dataset"], checkpoint["class_depth"])
+    skips = flags.unknown_classes == "skip"
+    source = replace(source, classes=tuple(checkpoint["classes"]), skip_unknown=skips)
     is_same = source.spec.name == checkpoint["dataset"] and "val" not in source.official
     if checkpoint["carving"] and is_same:
         source = replace(source, held_out=HeldOut(**checkpoint["carving"]))
-    decided, (full_eval, evaluated) = _read(source, flags, "eval")
-    return EvalData(source, decided, full_eval, evaluated)
+    heap = ""
+    if source.is_heap and len(checkpoint["trained_images"]):
+        is_open = flags.eval_split is None and flags.tiny_infer_subset is None
+        heap = "open" if is_open else "all" if flags.eval_split == ALL else ""
+    decided = _decide(source, flags, "eval", is_all=bool(heap) or flags.eval_split == ALL)
+    # A heap is read undivided: the checkpoint knows its val by content.
+    (full_eval,) = _read(replace(source, held_out=None) if heap else source, decided["eval_split"])
+    say_classes(_labelmap_of(flags), full_eval)
+    evaluated = subset_of(full_eval, flags, decided, "eval")
+    return EvalData(source, decided, full_eval, evaluated, heap)
 
 
-def _source_of(flags: FrozenConfigDict, dataset: str) -> Source:
-    spec = get_spec(dataset)
-    return find_source(spec, resolve_data_root(spec.name, flags.data_root, flags.output_dir))
+def _source_of(flags: FrozenConfigDict, dataset: str, checkpoint_depth: int = 0) -> Source:
+    spec, depth = get_spec(dataset), flags.class_depth
+    if depth is not None and "class_depth" not in spec.options:
+        raise InputError(f"--class_depth {depth} means nothing without --dataset folder")
+    if depth and checkpoint_depth and depth != checkpoint_depth:
+        raise InputError(
+            f"--class_depth {depth} contradicts the checkpoint, which has {checkpoint_depth}"
+        )
+    data_root = resolve_data_root(spec.name, flags.data_root, flags.output_dir)
+    return replace(find_source(spec, data_root), class_depth=depth or checkpoint_depth or None)
 
 
-def _read(source: Source, flags: FrozenConfigDict, *phases: str) -> tuple[Any, ...]:
-    """Return what is decided for the config, and (whole split, used part) of each phase."""
+def _decide(
+    source: Source, flags: FrozenConfigDict, *phases: str, is_all: bool = False
+) -> dict[str, Any]:
+    """Return what is decided for the config."""
     spec, held_out, offered = source.spec, source.held_out, source.offered
     decided = {
         "dataset": spec.name,
         "data_root": source.data_root,
+        "class_depth": source.class_depth if "class_depth" in spec.options else None,
         "val_fraction": None if held_out is None else held_out.fraction,
         "split_seed": None if held_out is None else held_out.seed,
     }
     for phase in phases:
         default = next(name for name in ("val", "test", *offered) if name in offered)
         split = flags[f"{phase}_split"] or default
-        spec.check_split(split, offered, f"{phase}_split")
+        if is_all:
+            split = ALL
+        else:
+            spec.check_split(split, offered, f"{phase}_split")
         subset = SUBSET_FLAGS[phase]
         decided |= {
             f"{phase}_split": split,
             subset: _resolve_subset(spec, flags[subset], f"--{subset}"),
         }
-    whole = source.read([decided[f"{phase}_split"] for phase in phases])
-    if held_out is not None and decided["eval_split"] == "val":
+    return decided
+
+
+def _read(source: Source, *splits: str) -> list[Split]:
+    """Return the whole splits of these names, and say what there is to say of them."""
+    whole = {ALL: source.read_all()} if ALL in splits else source.read(splits)
+    if source.held_out is not None and splits[-1] == "val":
+        spec = source.spec
         absent = [each for each in spec.absent.items() if each[0] not in source.official]
         log.info(
             "val is held out of train: %d images, a share of %g of each class, seed %d%s",
             len(whole["val"]),
-            *held_out,
+            *source.held_out,
             "".join(f"; no {name}: {why}" for name, why in absent),
         )
-    pairs = []
-    for phase in phases:
-        split, subset = whole[decided[f"{phase}_split"]], SUBSET_FLAGS[phase]
-        batch_size = flags[f"{phase}_batch_size"]
-        pairs.append((split, select_subset(split, decided[subset], batch_size, f"--{subset}")))
-    return decided, *pairs
+    return [whole[name] for name in splits]
+
+
+def _labelmap_of(flags: FrozenConfigDict) -> str:
+    return str(RunPaths(Path(flags.output_dir), flags.name).labelmap)
+
+
+def subset_of(
+    split: Split, flags: FrozenConfigDict, decided: Mapping[str, Any], phase: str
+) -> Split:
+    """Return what a run uses of a whole split in a phase."""
+    subset = SUBSET_FLAGS[phase]
+    return select_subset(split, decided[subset], flags[f"{phase}_batch_size"], f"--{subset}")
 
 
 def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | None:
@@ -250,24 +217,66 @@ def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | N
     raise InputError(f"{flag} {wanted} is neither {tiny} nor a file with one sample id a line")
 
 
-def prepare_images(data: EvalData, may_be_damaged: int = 0) -> None:
+# --- The images of a run --------------------------------------------------------------------------
+
+
+def prepare_images(data: EvalData, config: Mapping[str, Any]) -> list[Digests]:
     """Make the images of a dataset that has none yet, then check the images of a run.
 
-    The last of all checks, since making images writes.
+    All processes call it together; the main process makes them first, and alone checks.
 
     Args:
         data: data of the run.
-        may_be_damaged: number of damaged training images that are let through.
+        config: flags of the run, with preset, image size and the bad images that it may have.
+
+    Returns:
+        The digests of the whole splits: of that to evaluate; in training, of train and of that.
 
     Raises:
         InputError: images are missing, empty or damaged.
     """
-    if data.source.spec.prepare is not None:
-        data.source.spec.prepare(data.source.root)
+    with failing_together(), main_first():
+        if data.source.spec.prepare is not None:
+            data.source.spec.prepare(data.source.root)
+    preset, img_size = PRESETS[config["preset"]], config["img_size"]
     splits, used = (data.full_eval,), (data.eval,)
+    sizes_of = (functools.partial(preset.eval_size, img_size),)
     if isinstance(data, Data):
         splits, used = (data.full_train, *splits), (data.train, *used)
-    check_images(splits, used, may_be_damaged)
+        sizes_of = (functools.partial(preset.train_size, img_size), *sizes_of)
+    return on_main(check_images, splits, used, config["skip_bad_images"], sizes_of)
+
+
+def choose_images(data: EvalData, digests: Digests, known: KnownImages) -> tuple[EvalData, int]:
+    """Decide which images of one heap are evaluated, and count those that were trained on.
+
+    Args:
+        data: data of the evaluation.
+        digests: of its whole split.
+        known: what the checkpoint knows of images.
+
+    Raises:
+        InputError: images of the heap were trained on, and none is of the run's val.
+    """
+    if data.heap:
+        heap = tag_heap(data.full_eval, digests, known)
+        if data.heap == "open":
+            chosen = choose_of_heap(heap, digests, known)
+            digests = digests.at(heap.positions_of(chosen))
+            data = _evaluating(data, chosen)
+        else:
+            part = heap.select(heap.positions_of(data.eval))
+            data = replace(data, full_eval=heap, eval=replace(part, subset=data.eval.subset))
+    return data, count_trained(data.full_eval, data.eval, digests, known.trained)
+
+
+def _evaluating(data: EvalData, split: Split) -> EvalData:
+    """Return the data of an evaluation of the whole of `split`."""
+    decided, source = {**data.decided, "eval_split": split.name}, data.source
+    if split.name == ALL:  # nothing is held out
+        source = replace(source, held_out=None)
+        decided |= {"val_fraction": None, "split_seed": None}
+    return replace(data, source=source, decided=decided, full_eval=split, eval=split)
 
 
 # --- The labelmap ---------------------------------------------------------------------------------

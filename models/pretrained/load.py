@@ -105,7 +105,7 @@ def load_pretrained(
     Args:
         model: model on the CPU; its parameters are overwritten in place.
         weights: weights of the same sizes; their positions may be of another grid.
-        keep_head: whether the head is copied too, because classes and their order are the same.
+        keep_head: whether the head is copied too, because the classes are the same.
         pos_resample: one of `POS_RESAMPLE`.
         part_init: whether TransFG's part block starts from the last block ("pretrained") or keeps
             its initial values ("random", as in the paper's code).

@@ -274,9 +274,9 @@ class TestCachesAndWorkers:
 # --- Bad images -----------------------------------------------------------------------------------
 
 
-def with_zeroed_tables(jpeg: bytes) -> bytes:
-    begin = jpeg.index(b"\xff\xc4") + 5
-    return jpeg[:begin] + bytes(60) + jpeg[begin + 60 :]
+def with_broken_scan(jpeg: bytes) -> bytes:
+    begin = jpeg.index(b"\xff\xda") + 40
+    return jpeg[:begin] + b"\xff\xd8" * 40 + jpeg[begin + 80 :]
 
 
 def split_of(root: Path, name: str = "train") -> Split:
@@ -290,7 +290,7 @@ def met_in_step(step: int, batch: int = 4) -> int:
     return position
 
 
-def spoil(split: Split, position: int, damage: Callable = with_zeroed_tables) -> Path:
+def spoil(split: Split, position: int, damage: Callable = with_broken_scan) -> Path:
     """Damage that no check before the run sees."""
     path = Path(split.path_of(position))
     path.write_bytes(damage(path.read_bytes()))
@@ -386,16 +386,39 @@ class TestSkipBadImages:
         assert skipped["ids"] == [f"train/{path.parent.name}/{path.stem}" for path in (one, two)]
         assert load_checkpoint(paths.checkpoint).step == 2
 
-    def test_is_not_for_evaluations(self, fails, data):
-        """A figure on fewer images than the split has would be another split's."""
-        bad = spoil(split_of(data, "val"), 4)
-        flags = f"--data_root {data} --num_workers 2 --skip_bad_images 9"
-        error = fails(train, f"--name run {TRAIN} {flags}")
-        assert multiprocessing.active_children() == []
+    def test_counts_those_of_evaluations_too(self, fails, data, tmp_path, capsys):
+        val = split_of(data, "val")
+        bad = spoil(val, 4)
+        error = fails(train, f"--name run {TRAIN} --data_root {data}")
         assert error.startswith(f"image {bad} cannot be decoded (")
-        assert "; after step 2, last good checkpoint: none" in error
+        made = [
+            run(tmp_path, data, f"--skip_bad_images 1 {flags}", name=f"run{i}")
+            for i, flags in enumerate(("--cache none --num_workers 2", "--cache disk"))
+        ]
+        assert_equal_runs(*made)
+        said = capsys.readouterr().out
+        assert said.count(f"warning: left out {val.ids[4]}: image {bad} cannot be decoded (") == 2
+        metrics = read_json(made[0].metrics)
+        assert (metrics["samples"], metrics["skipped_images"]) == (VAL_IMAGES - 1, 1)
+        ids = [row["sample_id"] for row in rows_of(made[0])]
+        assert ids == [name for name in val.ids if name != val.ids[4]]
+        rows = made[0].per_class.read_text().splitlines()[1:]
+        assert sum(int(row.split(",")[2]) for row in rows) == VAL_IMAGES - 1
+        # The evaluation alone has the same images, and the same figures of them.
+        evaluated = again(tmp_path, data, made[0].checkpoint, "--skip_bad_images 1")
+        assert evaluated.metrics.read_bytes() == made[0].metrics.read_bytes()
+        assert digest_of(evaluated) == digest_of(made[0])
+        assert read_json(evaluated.env_stamp)["skipped_images"]["ids"] == [val.ids[4]]
 
-    def test_is_no_flag_of_an_evaluation(self, fails, trained, spoiled):
+    def test_is_one_number_for_training_and_evaluations(self, fails, data):
+        """One of val is met after step 2, and one of train, which is one too many, in step 4."""
+        spoil(split_of(data, "val"), 0)
+        bad = spoil(split_of(data), met_in_step(4))
+        error = fails(train, f"--name run {TRAIN} --data_root {data} --skip_bad_images 1")
+        assert error.startswith(f"image {bad} cannot be decoded (")
+        assert "; it is bad image 2, --skip_bad_images allows 1; after step 3" in error
+
+    def test_is_asked_for_by_an_evaluation_itself(self, fails, trained, spoiled, tmp_path):
         root, bad = spoiled
         checkpoint = trained("vit").checkpoint
         flags = f"--data_root {root} --checkpoint {checkpoint} --eval_split train"
@@ -403,12 +426,15 @@ class TestSkipBadImages:
         error = fails(evaluate, line)
         assert error.startswith(f"image {bad} cannot be decoded (")
         assert error.endswith(f"; evaluating {checkpoint}, which is whole")
+        evaluated = again(tmp_path, root, checkpoint, "--eval_split train --skip_bad_images 3")
+        metrics = read_json(evaluated.metrics)
+        assert (metrics["samples"], metrics["skipped_images"]) == (TRAIN_IMAGES - 1, 1)
 
     def test_lets_through_what_the_check_before_a_run_finds(self, refused, data, tmp_path, capsys):
         bad = Path(split_of(data).path_of(met_in_step(2)))
         bad.write_bytes(b"")
         line = f"--name run {TRAIN} --data_root {data}"
-        said = f"1 of {TRAIN_IMAGES} images of split train are empty or damaged (first: {bad})"
+        said = f"1 of {TRAIN_IMAGES} images of split train cannot be used (first: {bad} is empty)"
         assert said in refused(train, line)
         run(tmp_path / "out", data, "--skip_bad_images 1")
         assert f"warning: left out train/{bad.parent.name}/{bad.stem}: " in capsys.readouterr().out

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Together
-from helpers import REPO, SUBSETS, TINY_TRAIN, evaluate, read_json, read_scalars, train
+from helpers import REPO, SUBSETS, TINY_EVAL, TINY_TRAIN, evaluate, read_json, read_scalars, train
 
 from utils.data.batches import sample_order
 from utils.data.catalog import get_spec
@@ -219,6 +219,11 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, r
     assert read_json(paths.env_stamp)["skipped_images"]["count"] == 1
     assert train(f"--name one {line} --skip_bad_images 1", *where) == 0
     assert_close(paths, RunPaths(tmp_path / "out", "one"))
+    line = f"--name again {TINY_EVAL} --checkpoint {paths.checkpoint} --eval_split train"
+    code, output = run_forked(2, "eval.py", f"{line} --skip_bad_images 1", *where)
+    assert code == 0, output
+    metrics = read_json(RunPaths(tmp_path / "out", "again").metrics)
+    assert (metrics["samples"], metrics["skipped_images"]) == (len(split) - 1, 1)
 
 
 LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"

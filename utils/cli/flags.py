@@ -41,7 +41,6 @@ class Flag(NamedTuple):
     first: Callable[[str], str] | None = None  # sees the text before the choices are checked
     bare: str | None = None  # value of the flag with nothing after it, if that may be
     checkpoint_decides: bool = False  # no default in eval.py, where it may not contradict
-    fixed_in: str = ""  # program that has the default in its config, but no such flag
     needs: Mapping[str, tuple[str, ...]] = {}  # other flags, and the values that do (empty: any)
     unmet: Any = None  # value in the config where a need is not met
     # How it enters the config hash: by its value; so, unless it is the default (for a flag that is
@@ -139,7 +138,20 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("train_split", str, "train", metavar="SPLIT").help("split to train on"),
         Flag("eval_split", str, None, BOTH, metavar="SPLIT").help(
-            "split to evaluate on (default: val, or test where there is no val)"
+            "split to evaluate on; all in eval.py: every image of every split (default: val, or "
+            "test where there is no val; in eval.py, of images in one heap, those of the run's "
+            "val, or all if none was trained on)"
+        ),
+        Flag(
+            "class_depth", types.positive_int, None, BOTH, metavar="N", hashed="if_not_default"
+        ).help(
+            "with --dataset folder: the folders that make a class name; 2: genus/species (default: "
+            "1, and an error where all classes have their images deeper; in eval.py the "
+            "checkpoint's)"
+        ),
+        Flag("unknown_classes", ("refuse", "skip"), "refuse", EVAL, hashed="if_not_default").help(
+            "what becomes of images whose class the checkpoint does not know; skip: they are left "
+            "out"
         ),
         Flag("val_fraction", types.share, None).help(
             "hold out this share of train, class by class, as val where the data has none "
@@ -180,8 +192,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
-        Flag("skip_bad_images", types.count, 0, fixed_in="eval", changeable=True).help(
-            "leave out up to N training images that cannot be decoded, instead of ending"
+        Flag("skip_bad_images", types.count, 0, BOTH, changeable=True).help(
+            "leave out up to N images that cannot be decoded, those of training and evaluation "
+            "together, instead of ending"
         ),
         Flag("tta", ("none", "flip"), "none", BOTH, changeable=True).help(
             "flip: evaluate each image and its mirror image, and take the mean of the logits"
@@ -326,7 +339,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             metavar="FLAG,...",
             needs={"resume": ()},
             hashed="never",
-        ).help("with --resume: flags that may differ from the run's: {changeable}"),
+        ).help(
+            "with --resume: what may differ from the run's: {changeable} (data: images that were "
+            "replaced, removed or added)"
+        ),
         Flag("ema_decay", types.share, None).help(
             "also keep averaged weights, of which each step keeps this share; evaluated and "
             "exported beside the raw ones (default: none)"
@@ -342,7 +358,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
 FLAGS = {flag.name: flag for group in GROUPS.values() for flag in group}
 # What a resumed run may have another value of: neither the model, nor the data and their order, nor
 # which numbers its optimizer remembers.
-CHANGEABLE = tuple(flag.name for flag in FLAGS.values() if flag.changeable)
+DATA = "data"  # in --allow_change: images that were replaced, removed or added
+CHANGEABLE = (*(flag.name for flag in FLAGS.values() if flag.changeable), DATA)
 
 
 def help_of(flag: Flag, program: str, choices: Sequence[str]) -> str:
@@ -366,8 +383,8 @@ def help_of(flag: Flag, program: str, choices: Sequence[str]) -> str:
 
 def may_change(allowed: str | None) -> set[str]:
     """Return the keys of the config that `--allow_change` lets differ from the run's."""
-    named = [FLAGS[name] for name in allowed.split(",")] if allowed else []
-    return {key for flag in named for key in (flag.name, flag.excludes) if key}
+    names = allowed.split(",") if allowed else []
+    return {*names, *(FLAGS[name].excludes for name in names if name != DATA)} - {""}
 
 
 def paths_in(values: Mapping[str, Any]) -> dict[str, Any]:

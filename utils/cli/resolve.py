@@ -70,7 +70,7 @@ def _layered(program: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: a flag was given that means nothing without another.
     """
-    rows = [row for row in FLAGS.values() if program in (*row.programs, row.fixed_in)]
+    rows = [row for row in FLAGS.values() if program in row.programs]
     defaults = {row.name: None if row.needs else row.default_in(program) for row in rows}
     layer, record = recipe_layer(
         given, defaults, lambda flag, values: FLAGS[flag].unmet_need(values) is not None

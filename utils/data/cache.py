@@ -39,7 +39,7 @@ from utils.data.threads import in_threads
 from utils.errors import RunError
 from utils.files import canonical_json, sha256_text, write_json
 
-FORMAT = 4  # raise it when the bytes or their layout change
+FORMAT = 5  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
 # What reading a folder raises that is absent, emptied or overwritten; RuntimeError comes from
 # flipped bits in the flags of a zip archive.
@@ -81,7 +81,8 @@ def cache_key(split: Split, geometry: dict[str, Any]) -> str:
         RunError: an image is missing.
     """
     made_by = {
-        name: importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")
+        name: importlib.metadata.version(name)
+        for name in ("torch", "torchvision", "pillow", "pi-heif")
     }
     parts = {
         "format": FORMAT,
@@ -104,7 +105,8 @@ def _plan(files: FileImages, may_be_bad: bool) -> Index:
     def measure(position: int) -> None:
         path = files.split.path_of(position)
         try:
-            _, width, height, _ = describe(path)
+            described = describe(path)
+            width, height = described.width, described.height
             size = files.size_of(Size(height, width))
             check_image_size(path, size.width, size.height)
         except RunError as error:

@@ -25,7 +25,7 @@ from utils.data.readers import (
     synthetic,
 )
 from utils.data.readers.listing import Listing
-from utils.errors import InputError
+from utils.errors import InputError, near_miss
 
 TRAIN_TEST = ("train", "test")
 
@@ -107,6 +107,8 @@ class DatasetSpec:
     absent: Mapping[str, str] = field(default_factory=dict)  # why a split may be missing
     find_root: Callable[["DatasetSpec", Path], Path] = _holding_the_entries
     prepare: Callable[[Path], None] | None = None  # makes images that are not there yet
+    # What `read` takes besides: `class_depth`, and whether the split is only evaluated.
+    options: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,7 +131,8 @@ class DatasetSpec:
         asked = f"--{flag} {split}: " if flag else ""
         reason = f"; {self.absent[split]}" if split in self.absent else ""
         raise InputError(
-            f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}{reason}"
+            f"{asked}{self.name} has no split {split!r}{near_miss(split, offered)}; it has "
+            f"{', '.join(offered)}{reason}"
         )
 
     @os_errors_are_input_errors()
@@ -231,6 +234,7 @@ SPECS = (
         name="folder",
         splits=folder.splits,
         read=folder.read,
+        options=("class_depth", "for_evaluation"),
         find_root=os_errors_are_input_errors()(
             lambda spec, data_root: folder.find(_existing(spec, data_root))
         ),

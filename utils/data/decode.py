@@ -1,88 +1,32 @@
-"""Decode image files to uint8 tensors: JPEG by torchvision, everything else by Pillow.
+"""Decode image files to uint8 tensors: whole JPEGs by torchvision, everything else by Pillow.
 
 Pixels are laid out channels last in memory, as decoders write them: torch's uint8 resize is twice
 as fast on that layout. Shapes: H height, W width, pixels.
 """
 
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from utils.data.image_files import check_image_size, decode_rgb, exif_orientation
-from utils.errors import RunError
+from utils.data.headers import read_header
+from utils.data.image_files import (
+    check_image_size,
+    decode_stored,
+    open_image_file,
+    scale_of,
+)
+from utils.data.pixels import Profile, read_profile, to_srgb
+from utils.data.presets import Size
+from utils.data.transforms import resize
 
-JPEG_MAGIC = b"\xff\xd8\xff"
-EXIF_MAGIC, XMP_MAGIC = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
-# JPEG markers (ITU T.81, table B.1): frame headers without DHT, JPG and DAC; application segment 1;
-# start of scan; markers without a length.
-START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-APP1, START_OF_SCAN = 0xE1, 0xDA
-WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-
-
-class Header(NamedTuple):
-    """Size and orientation in the header of a JPEG."""
-
-    width: int
-    height: int
-    orientation: int  # EXIF, 1 to 8
-
-
-def read_header(data: bytes) -> Header | None:
-    """Read the header of a JPEG; None for a file that Pillow decodes.
-
-    Pillow decodes every other format, CMYK, 12 bits, and files without frame header or scan.
-    """
-    if not data.startswith(JPEG_MAGIC):
-        return None
-    size, notes, at = None, {}, 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in WITHOUT_LENGTH:
-            at += 2
-            continue
-        (length,) = struct.unpack_from(">H", data, at + 2)
-        segment = data[at + 4 : at + 2 + length]
-        if marker in START_OF_FRAME:
-            if len(segment) < 6:
-                return None
-            bits, height, width, components = struct.unpack_from(">BHHB", segment)
-            if bits != 8 or components not in (1, 3) or not width or not height:
-                return None
-            size = width, height
-        if marker == APP1 and segment.startswith(EXIF_MAGIC):
-            # EXIF of more than 64 KB has several segments.
-            notes["exif"] = notes.get("exif", EXIF_MAGIC) + segment[len(EXIF_MAGIC) :]
-        if marker == APP1 and segment.startswith(XMP_MAGIC):
-            notes["xmp"] = segment[len(XMP_MAGIC) :]
-        if marker == START_OF_SCAN:
-            # Not at the frame header: notes may follow it.
-            return None if size is None else Header(*size, _orientation(notes))
-        at += 2 + length
-    return None
-
-
-def _orientation(notes: dict[str, bytes]) -> int:
-    """Return the orientation that EXIF asks for or, if EXIF has none, XMP."""
-    if not notes:
-        return 1
-    # Pillow reads both, without opening the file: read otherwise, an image would be turned one way
-    # here and its size in `utils.data.image_files` another.
-    image = Image.Image()
-    image.info.update(notes)
-    return exif_orientation(image.getexif)
-
+SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
+# A JPEG is reduced while it is decoded as far as its shorter side stays this many times that of the
+# resized image.
+MARGIN = 1
 
 # How to turn (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
 _TURN: dict[int, Callable[[Tensor], Tensor]] = {
@@ -96,43 +40,95 @@ _TURN: dict[int, Callable[[Tensor], Tensor]] = {
 }
 
 
+class _Stored(NamedTuple):
+    """A decoded image as it is stored: not turned, not in sRGB, perhaps smaller than original."""
+
+    image: Tensor  # (3, H, W) uint8, channels last in memory
+    orientation: int  # EXIF, 1 to 8
+    profile: Profile
+    original: Size  # as stored, of the whole image
+
+    def turned(self, size: Size) -> Size:
+        """Return a size as stored as that of the upright image, or the other way round."""
+        return size if self.orientation < 5 else Size(size.width, size.height)
+
+
 def _channels_last(image: Tensor) -> Tensor:
     """Lay out (3, H, W) in memory in the order H, W, 3."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def _decode_quickly(data: bytes, path: str) -> Tensor | None:
-    header = read_header(data)
-    if header is None:
-        return None
-    check_image_size(path, header.width, header.height)
+def _decode_quickly(data: bytes) -> Tensor | None:
     # A bytearray, since torch warns of memory that is read-only.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        image = decode_jpeg(encoded, ImageReadMode.RGB)
+        return decode_jpeg(encoded, ImageReadMode.RGB)
     except RuntimeError:  # cut or damaged: Pillow says how, or can decode it
         return None
-    turn = _TURN.get(header.orientation)
+
+
+def _decode_stored(path: str, size_of: SizeOf | None) -> _Stored:
+    with open_image_file(path) as file:
+        data = file.read()
+        header, scale = read_header(data), 1
+        if header is not None:
+            original = Size(header.height, header.width)
+            upright = original if header.orientation < 5 else Size(header.width, header.height)
+            wanted = None if size_of is None else MARGIN * min(size_of(upright))
+            scale = scale_of(path, header, wanted)
+            image = _decode_quickly(data) if header.is_plain and scale == 1 else None
+            if image is not None:
+                profile = read_profile(header.profile, "L" if header.components == 1 else "RGB")
+                return _Stored(image, header.orientation, profile, original)
+        stored = decode_stored(path, data, header, scale)
+    image = torch.from_numpy(np.array(stored.image)).permute(2, 0, 1)
+    width, height = stored.size
+    return _Stored(image, stored.orientation, stored.profile, Size(height, width))
+
+
+def _finished(stored: _Stored, image: Tensor) -> Tensor:
+    """Convert an image to sRGB and turn it upright."""
+    if stored.profile.to_srgb is not None:
+        pixels = to_srgb(image.permute(1, 2, 0).numpy(), stored.profile)
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    turn = _TURN.get(stored.orientation)
     return image if turn is None else _channels_last(turn(image))
 
 
 def decode(path: str) -> Tensor:
-    """Decode an image to (3, H, W) uint8 RGB, channels last in memory, and turn it upright.
+    """Decode an image to (3, H, W) uint8 sRGB, channels last in memory, and turn it upright.
 
     torchvision decodes JPEG (grey or YCbCr, 8 bits), Pillow everything else: CMYK, PNG, GIF, WebP,
     and what torchvision cannot decode. PNG is not left to torchvision: its decoder crashes the
-    process on damaged files (segmentation fault in 3 of 3 runs over damaged PNG). Alpha is dropped.
+    process on damaged files (segmentation fault in 3 of 3 runs over damaged PNG). What is
+    transparent is white. A JPEG over the limit of pixels is decoded at a half or less of its sides.
 
     Raises:
         RunError: the file is missing, cut, damaged, too large or not an image; the message names
             it.
     """
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a Path costs 10 us an image
-            data = file.read()
-    except OSError as error:
-        raise RunError(f"image {path} cannot be decoded ({error.strerror})") from error
-    image = _decode_quickly(data, path)
-    if image is None:
-        image = torch.from_numpy(np.array(decode_rgb(path))).permute(2, 0, 1)
-    return image
+    stored = _decode_stored(path, None)
+    return _finished(stored, stored.image)
+
+
+def decode_resized(path: str, size_of: SizeOf) -> tuple[Tensor, Size]:
+    """Decode and resize an image as `decode` and `resize` would, in less time.
+
+    A large JPEG is reduced while it is decoded (libjpeg's DCT scaling). An image is resized first,
+    then converted to sRGB and turned: a photograph of a phone has 12 megapixels.
+
+    Args:
+        path: image file.
+        size_of: size of the original image to that of the resized image.
+
+    Returns:
+        (3, H, W) uint8 sRGB, channels last in memory, and the size of the original image, upright.
+
+    Raises:
+        RunError: as `decode`, or the image is too large after the resize.
+    """
+    stored = _decode_stored(path, size_of)
+    original = stored.turned(stored.original)
+    size = size_of(original)
+    check_image_size(path, *size[::-1])  # a line one pixel high grows without bound
+    return _finished(stored, resize(stored.image, stored.turned(size))), original

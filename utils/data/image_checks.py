@@ -1,110 +1,180 @@
-"""Check before a run that its images exist and are whole.
+"""Check before a run that its images exist, are whole and can be decoded, and digest them.
 
 No torch here: a missing or damaged image ends a run before torch is imported.
 """
 
-import os
-import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from utils.console import progress_bar
-from utils.data.image_files import MAX_PIXELS, TooLarge, decode_rgb, describe
+from utils.console import log, progress_bar
+from utils.data.digests import NONE, Digests
+from utils.data.image_files import MAX_PIXELS, decode_rgb
+from utils.data.looks import (
+    MISSING,
+    THREADS,
+    TOO_LARGE,
+    UNREADABLE,
+    Looks,
+    Trouble,
+    trouble_of,
+)
+from utils.data.presets import Size
 from utils.data.splits import Split
 from utils.data.threads import in_threads
-from utils.errors import InputError, RunError
+from utils.errors import InputError
 
 # Decoding every image would take minutes: only this many or fewer are decoded.
 MAX_DECODED_IN_CHECK = 64
-THREADS = 8  # waiting for the disk, mostly
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-JPEG_TAIL = 4096  # bytes at the end in which the closing marker is looked for: some cameras pad
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
+USERS_OWN = ("folder", "csv")  # datasets that nobody can fetch again
+
+SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
 
-def decodes(path: Path) -> bool:
-    """Tell whether the whole image at `path` can be decoded."""
-    try:
-        decode_rgb(path)
-    except RunError:
-        return False
-    return True
-
-
-def _looks_whole(path: Path) -> bool:
-    """Tell whether a file begins and ends as a JPEG or PNG does, or else decodes."""
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(PNG_START) + 8)
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - JPEG_TAIL))
-            tail = file.read()
-    except OSError:  # a file that may not be read is bad input as well
-        return False
-    if head.startswith(JPEG_START) and JPEG_END in tail:
-        return True
-    if head.startswith(PNG_START) and tail.endswith(PNG_END):
-        width, height = struct.unpack_from(">II", head, len(PNG_START))
-        return width * height <= MAX_PIXELS
-    return decodes(path)
-
-
-def _failing(split: Split, is_good: Callable[[Path], bool], what: str) -> list[Path]:
-    """Return the images of `split` that are not good, in split order."""
-    is_bad = np.zeros(len(split), dtype=bool)
-
-    def check(position: int) -> None:
-        is_bad[position] = not is_good(Path(split.path_of(position)))
-
-    with progress_bar(len(split), f"{what} {split.name}", "img") as bar:
-        in_threads(check, len(split), bar, THREADS)
-    return [Path(split.path_of(position)) for position in np.flatnonzero(is_bad)]
+def _look_at(splits: Collection[Split]) -> tuple[Looks, list[np.ndarray]]:
+    """Look at every file of `splits` once; return for each split where its files are in that."""
+    index_of: dict[str, int] = {}
+    where = [
+        np.fromiter(
+            (index_of.setdefault(split.path_of(at), len(index_of)) for at in range(len(split))),
+            np.int64,
+            len(split),
+        )
+        for split in splits
+    ]
+    looks = Looks(list(index_of))
+    with progress_bar(len(index_of), "check", "img") as bar:
+        in_threads(looks.look, len(index_of), bar, THREADS)
+    looks.read_twins()
+    return looks, where
 
 
 def check_images(
-    splits: Collection[Split], used: Collection[Split], may_be_damaged: int = 0
-) -> None:
-    """Raise an error if images are missing, empty or damaged.
+    splits: Sequence[Split],
+    used: Collection[Split],
+    may_be_damaged: int = 0,
+    sizes_of: Sequence[SizeOf] = (),
+) -> list[Digests]:
+    """Raise an error if images are missing, damaged, or of a kind or size that is not decoded.
 
-    Every image of `splits` must exist, begin and end as a JPEG or PNG does, or else decode; the
-    images of `used`, if they are at most `MAX_DECODED_IN_CHECK` in all, are decoded.
+    All that size, mode, format and structure decide is found, for any number of images; damage
+    inside their pixels only if the images of `used` are at most `MAX_DECODED_IN_CHECK` in all.
 
     Args:
         splits: whole splits.
         used: parts of them that a run uses.
-        may_be_damaged: number of damaged images of the split named first that are let through.
+        may_be_damaged: number of damaged images in all that are let through.
+        sizes_of: for each split, the size that its images are resized to.
+
+    Returns:
+        For each split the digests of its images.
 
     Raises:
-        InputError: says how many of how many are bad, where, and names the first.
+        InputError: says how many of how many are bad, where and why, and what to do.
     """
-    for number, split in enumerate(splits):
-        missing = _failing(split, os.path.exists, "find")  # Path's raises for names too long
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
-                f"{missing[0].parent} (first: {missing[0].name}); fetch the whole archive, or "
-                "choose another split"
-            )
-        damaged = _failing(split, _looks_whole, "check")
-        _check_damaged(damaged, split, may_be_damaged if number == 0 else 0)
+    looks, where = _look_at(splits)
+    for split, indices in zip(splits, where, strict=True):
+        _check_missing(split, looks, indices)
     if sum(map(len, used)) <= MAX_DECODED_IN_CHECK:
-        for number, split in enumerate(used):
-            damaged = _failing(split, decodes, "decode")
-            _check_damaged(damaged, split, may_be_damaged if number == 0 else 0)
+        _decode(used, looks)
+    for indices, size_of in zip(where, sizes_of, strict=False):
+        _add_those_that_grow(looks, indices, size_of)
+    _check_damaged(splits, looks, where, may_be_damaged)
+    if looks.unended:
+        log.warning(
+            "warning: %d JPEG files lack only their end marker, and are used (first: %s)",
+            len(looks.unended),
+            looks.paths[min(looks.unended)],
+        )
+    for index in looks.troubles:
+        looks.short[index] = looks.whole[index] = NONE
+    return [Digests(looks.short[indices], looks.whole[indices]) for indices in where]
 
 
-def _check_damaged(damaged: Sequence[Path], split: Split, allowed: int) -> None:
-    if len(damaged) <= allowed:
+def _decode(used: Collection[Split], looks: Looks) -> None:
+    """Decode the images of `used` that seem well."""
+    paths = {split.path_of(at) for split in used for at in range(len(split))}
+    chosen = [
+        index
+        for index, path in enumerate(looks.paths)
+        if path in paths and index not in looks.troubles
+    ]
+
+    def decode(number: int) -> None:
+        trouble = trouble_of(looks.paths[chosen[number]], decode_rgb)
+        if trouble is not None:
+            looks.troubles[chosen[number]] = trouble
+
+    with progress_bar(len(chosen), "decode", "img") as bar:
+        in_threads(decode, len(chosen), bar, THREADS)
+
+
+def _add_those_that_grow(looks: Looks, indices: np.ndarray, size_of: SizeOf) -> None:
+    """Note images that would be too large after they are resized: a line one pixel high."""
+    sizes, of_size = np.unique(looks.sizes[indices], axis=0, return_inverse=True)
+    for number, (height, width) in enumerate(sizes.tolist()):
+        size = size_of(Size(height, width)) if height else Size(0, 0)
+        if size.height * size.width <= MAX_PIXELS:
+            continue
+        text = (
+            f"is {width}x{height} pixels: resized for this run it would be "
+            f"{size.width}x{size.height}, over the limit of {MAX_PIXELS}"
+        )
+        for index in indices[of_size == number].tolist():
+            looks.troubles.setdefault(index, Trouble(TOO_LARGE, text))
+
+
+# --- Messages -------------------------------------------------------------------------------------
+
+
+def _check_missing(split: Split, looks: Looks, indices: np.ndarray) -> None:
+    kinds = {index: trouble.kind for index, trouble in looks.troubles.items()}
+    missing = [index for index in indices.tolist() if kinds.get(index) == MISSING]
+    if not missing:
         return
-    counted = f"{len(damaged)} of {len(split)} images of split {split.name}"
-    try:
-        describe(damaged[0])
-    except TooLarge as error:  # fetched again it would be as large
-        raise InputError(f"{counted} are damaged or too large; first: {error}") from error
-    except RunError:
-        pass
-    raise InputError(f"{counted} are empty or damaged (first: {damaged[0]}); fetch them again")
+    first = Path(looks.paths[missing[0]])
+    remedy = "fetch the whole archive, or choose another split"
+    if split.dataset in USERS_OWN:
+        remedy = "put them there, or take them from the list"
+    raise InputError(
+        f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
+        f"{first.parent} (first: {first.name}); {remedy}"
+    )
+
+
+def _check_damaged(
+    splits: Sequence[Split], looks: Looks, where: Sequence[np.ndarray], allowed: int
+) -> None:
+    if len(looks.troubles) <= allowed:
+        return
+    bad = [[i for i in indices.tolist() if i in looks.troubles] for indices in where]
+    counted = " and ".join(
+        f"{len(found)} of {len(split)} images of split {split.name}"
+        for split, found in zip(splits, bad, strict=True)
+        if found
+    )
+    first = next(found for found in bad if found)[0]
+    kinds = Counter(trouble.kind for trouble in looks.troubles.values())
+    several = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    said = f" ({several}; first:" if len(looks.troubles) > 1 else " (first:"
+    raise InputError(
+        f"{counted} cannot be used{said} {looks.paths[first]} {looks.troubles[first].text}); "
+        f"{_remedy(splits[0], set(kinds), len(looks.troubles))}"
+    )
+
+
+def _remedy(split: Split, kinds: set[str], count: int) -> str:
+    """Say what helps against all `kinds` of trouble."""
+    if kinds == {UNREADABLE}:
+        remedy = "make them readable for yourself"
+    elif kinds == {TOO_LARGE}:
+        remedy = "scale them down or leave them out"
+    elif split.dataset in USERS_OWN:
+        remedy = "replace or remove them"
+    elif split.dataset == "synthetic":
+        remedy = f"remove {split.root}, and they are drawn again"
+    else:
+        remedy = "fetch the whole archive again"
+    return f"{remedy}; --skip_bad_images {count} leaves them out"

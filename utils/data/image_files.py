@@ -1,34 +1,57 @@
-"""Open image files with Pillow: orientation, size limit, decoding.
+"""Open image files with Pillow: formats, size limit, range of values, decoding.
 
 No torch here. `utils/data/decode.py` is faster; what it cannot decode comes here.
 """
 
+import functools
+import io
+import os
+import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
+from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
+from utils.data.headers import (
+    JPEG_MAGIC,
+    PNG_MAGIC,
+    TIFF_MAGICS,
+    JpegHeader,
+    exif_orientation,
+    jpeg_without_notes,
+    open_tiff,
+    read_header,
+    read_png,
+)
+from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
 # where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
-# checked whenever an image is opened, and names the image.
+# checked whenever an image is opened, and names the image. A JPEG whose decoder goes from top to
+# bottom is decoded at a half, a quarter or an eighth of its sides, whatever its size; one whose
+# coefficients are all kept in memory (2 bytes each, 6 a pixel: 1.1 GB) up to twice as many pixels.
 MAX_PIXELS = 89_478_485
+MAX_COEFFICIENT_PIXELS = 2 * MAX_PIXELS
 Image.MAX_IMAGE_PIXELS = None
 
 # Pillow's warnings (of tags that are cut, of odd palettes) are no concern of the user's. For the
 # whole process: `catch_warnings` would have threads decode one after another.
 warnings.filterwarnings("ignore", module="PIL")
 
-# What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF and DDS.
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
-# What Pillow raises for EXIF that is damaged, in images that are whole.
-EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
+# What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
+IMAGE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
+    *(LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
+)
 # What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
 # it writes the EXIF anew and fails on tags of odd types.
 UPRIGHT = {
@@ -40,74 +63,197 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def exif_orientation(read_exif: Callable[[], Image.Exif]) -> int:
-    """Return the orientation that EXIF asks for, 1 to 8; 1, upright, if it is absent or damaged."""
-    try:
-        orientation = read_exif().get(ExifTags.Base.Orientation)
-    except EXIF_ERRORS:
-        return 1
-    return orientation if isinstance(orientation, int) and orientation in UPRIGHT else 1
+JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by components
+HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at hand decodes
+HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
 
 
 class TooLarge(RunError):
-    """An image of more than `MAX_PIXELS`."""
+    """An image of more pixels than can be decoded."""
 
 
-def check_image_size(path: str | Path, width: int, height: int) -> None:
-    """Raise an error for an image of more than `MAX_PIXELS`.
+def check_image_size(path: str | Path, width: int, height: int, limit: int | None = None) -> None:
+    """Raise an error for an image of more than `limit` pixels, by default `MAX_PIXELS`.
 
     Raises:
         TooLarge: names the image, its size and the limit.
     """
-    if width * height > MAX_PIXELS:
+    limit = MAX_PIXELS if limit is None else limit
+    if width * height > limit:
         raise TooLarge(
-            f"image {path} is {width}x{height} pixels, over the limit of {MAX_PIXELS}: scale it "
+            f"image {path} is {width}x{height} pixels, over the limit of {limit}: scale it "
             "down or leave it out"
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB; 16 bits are scaled to 8, where Pillow would clip them to white."""
-    if image.mode.startswith("I"):  # 16-bit grey, as "I;16" or widened to "I"
-        values = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(values.astype(np.uint8))
-    return image.convert("RGB")
+def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
+    """Return by how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8.
+
+    As much as leaves the shorter side at least `wanted` pixels, or as much as the limit needs.
+
+    Raises:
+        TooLarge: it has more pixels than can be decoded.
+    """
+    width, height = header.width, header.height
+    if not header.is_plain:
+        check_image_size(path, width, height)
+        return 1
+    if header.keeps_coefficients:
+        check_image_size(path, width, height, MAX_COEFFICIENT_PIXELS)
+    fits = [s for s in (1, 2, 4, 8) if -(-width // s) * -(-height // s) <= MAX_PIXELS]
+    leaves = [s for s in fits if wanted is not None and min(width, height) >= s * wanted]
+    return max(leaves, default=fits[0])
+
+
+# --- Opening --------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Image.Image, int]]:
-    """Yield the image at `path`, not decoded yet, and its EXIF orientation."""
+def open_image_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to read, unless it is a pipe, a socket or a device: those are never waited for.
+
+    Raises:
+        RunError: the file is missing, cannot be read or decoded, or is no file; names it.
+    """
     try:
-        with Image.open(path) as image:
-            check_image_size(path, *image.size)
-            if image.format == "PNG" and "exif" not in image.info:
-                # EXIF may follow the pixels. `getexif` would load them too, but there an error is
-                # taken for one of EXIF; and what failed once does not fail again.
-                image.load()
-            if image.format != "TIFF":
-                yield image, exif_orientation(image.getexif)
-                return
-            # Pillow turns a TIFF itself when it loads it, and gives the size that it has then. But
-            # a file with a name it may map into memory, with sides of that size: garbled pixels.
-            image.filename = ""
-            yield image, 1
+        # Opening a pipe would wait for a writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise RunError(f"image {path} cannot be decoded (it is not a regular file)")
+            yield file
     except IMAGE_ERRORS as error:
-        raise RunError(f"image {path} cannot be decoded ({str(error) or 'damaged'})") from error
+        what = error.strerror if isinstance(error, OSError) else None
+        raise RunError(
+            f"image {path} cannot be decoded ({what or str(error) or 'damaged'})"
+        ) from error
 
 
-def decode_rgb(path: str | Path) -> Image.Image:
+@functools.cache
+def _register_heif() -> None:
+    import pi_heif
+
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
+class Opened(NamedTuple):
+    """An image, opened but not decoded."""
+
+    image: Image.Image  # as stored, not turned
+    orientation: int  # EXIF, 1 to 8
+    profile: bytes = b""  # ICC
+    bits: int = 8  # of a sample
+    range_bits: int = 8  # n if its values go up to 2^n - 1
+    is_white_zero: bool = False
+
+
+def _open(file: BinaryIO, with_pixels: bool) -> Opened:
+    """Open any image but a JPEG whose header is whole."""
+    head = file.read(HEAD)
+    file.seek(0)
+    if head.startswith(PNG_MAGIC):
+        parts = read_png(file, with_pixels)
+        image = Image.open(io.BytesIO(parts.content), formats=("PNG",))
+        bits = 16 if parts.content[24:25] == b"\x10" else 8  # in its header
+        return Opened(image, parts.orientation, parts.profile, bits, bits)
+    if head.startswith(TIFF_MAGICS):
+        image = open_tiff(file)
+        about = image.bits, image.range_bits, image.is_white_zero
+        return Opened(image, image.orientation, _profile_of(image), *about)
+    formats = FORMATS
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        _register_heif()
+        formats = (*formats, "HEIF")
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(what_it_is(head)) from error
+    bits = 16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8  # PPM's
+    # libheif turns images itself.
+    orientation = 1 if image.format == "HEIF" else exif_orientation(image.getexif)
+    return Opened(image, orientation, _profile_of(image), bits, bits)
+
+
+def _profile_of(image: Image.Image) -> bytes:
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) else b""
+
+
+# --- Decoding and describing ----------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """A decoded image as it is stored."""
+
+    image: Image.Image  # RGB, not turned
+    orientation: int  # EXIF, 1 to 8
+    profile: Profile  # still to be applied
+    size: tuple[int, int]  # width and height in the header; a JPEG may be decoded smaller
+
+
+def _profile_mode(mode: str) -> str:
+    """Return for which mode the profile of an image of `mode` must be."""
+    if mode in ("CMYK", "LAB"):
+        return mode
+    return "L" if mode in ("1", "L", "LA", "La") or mode.startswith("I") else "RGB"
+
+
+def decode_stored(
+    path: str | Path, data: bytes, header: JpegHeader | None, scale: int = 1
+) -> Stored:
+    """Decode the content of an image file to RGB; of several frames (GIF, WebP) the first.
+
+    Args:
+        path: its name, for errors.
+        data: its content.
+        header: header of a JPEG.
+        scale: by how much the JPEG is reduced.
+
+    Raises:
+        TooLarge: it has more pixels than can be decoded.
+        IMAGE_ERRORS: it is damaged.
+    """
+    if header is None:
+        opened = _open(io.BytesIO(data), with_pixels=True)
+        image = opened.image
+        check_image_size(path, *image.size)
+        size = image.size
+    else:
+        image = Image.open(io.BytesIO(jpeg_without_notes(data)), formats=("JPEG",))
+        if scale > 1:
+            image.draft(None, (header.width // scale, header.height // scale))
+        opened = Opened(image, header.orientation, header.profile)
+        size = header.width, header.height
+    try:
+        image.load()
+    except OSError:
+        completed = None if header is None else completed_jpeg(data)
+        if completed is None:
+            raise
+        return decode_stored(path, completed, header, scale)
+    profile = read_profile(opened.profile, _profile_mode(image.mode))
+    rgb = to_rgb(image, profile, opened.range_bits, opened.is_white_zero)
+    if image.mode in ("CMYK", "LAB"):
+        profile = NO_PROFILE  # applied
+    return Stored(rgb, opened.orientation, profile, size)
+
+
+def decode_rgb(path: str | Path, wanted: int | None = None) -> Image.Image:
     """Decode the image at `path` to RGB, turned upright as its EXIF orientation says.
 
-    Of a file with several frames (GIF, WebP) the first is taken.
+    Args:
+        path: image file.
+        wanted: pixels that the shorter side must have at least; None: all that it has.
 
     Raises:
         RunError: the file is missing, cut, damaged, too large or not an image; names it.
     """
-    with _opened(path) as (image, orientation):
-        rgb = _to_rgb(image)
-        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+    with open_image_file(path) as file:
+        data = file.read()
+        header = read_header(data)
+        scale = 1 if header is None else scale_of(path, header, wanted)
+        stored = decode_stored(path, data, header, scale)
+        rgb = Image.fromarray(to_srgb(np.asarray(stored.image), stored.profile))
+        return rgb.transpose(UPRIGHT[stored.orientation]) if stored.orientation > 1 else rgb
 
 
 class Description(NamedTuple):
@@ -117,16 +263,50 @@ class Description(NamedTuple):
     width: int  # pixels, after it is turned upright
     height: int
     orientation: int  # EXIF, 1 to 8
+    bits: int = 8  # of a sample, if nothing says up to where the values go: 16
+    needs_decoding: bool = False  # its values decide whether it can be used: floats
+    has_damaged_profile: bool = False  # which counts as sRGB
 
 
 def describe(path: str | Path) -> Description:
-    """Describe the image at `path` from its header; a PNG without EXIF there is read as a whole.
+    """Describe the image at `path` from its header.
 
     Raises:
-        RunError: the file is missing, not an image, or too large.
+        RunError: the file is missing, not an image, too large, or of a kind that is not decoded.
     """
-    with _opened(path) as (image, orientation):
-        width, height = image.size
-        if orientation >= 5:
-            width, height = height, width
-        return Description(f"{image.format} {image.mode}", width, height, orientation)
+    with open_image_file(path) as file:
+        head = file.read(HEAD)
+        header = read_header(head)
+        if header is None and head.startswith(JPEG_MAGIC):
+            header = read_header(head + file.read())
+        if header is not None:
+            return _describe_jpeg(path, header)
+        file.seek(0)
+        opened = _open(file, with_pixels=False)
+        image = opened.image
+        check_image_size(path, *image.size)
+        return Description(
+            f"{image.format} {image.mode}",
+            *_upright(image.size, opened.orientation),
+            opened.orientation,
+            opened.range_bits,
+            image.mode == "F",
+            read_profile(opened.profile, _profile_mode(image.mode)).is_damaged,
+        )
+
+
+def _describe_jpeg(path: str | Path, header: JpegHeader) -> Description:
+    scale_of(path, header, None)
+    if header.bits != 8 or header.components not in JPEG_MODES or header.frame in HIERARCHICAL:
+        raise ValueError(
+            f"a JPEG of {header.bits} bits and {header.components} components with frame header "
+            f"SOF{header.frame - 0xC0} is not read"
+        )
+    mode = JPEG_MODES[header.components]
+    size = _upright((header.width, header.height), header.orientation)
+    is_damaged = read_profile(header.profile, mode).is_damaged
+    return Description(f"JPEG {mode}", *size, header.orientation, has_damaged_profile=is_damaged)
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size if orientation < 5 else size[::-1]

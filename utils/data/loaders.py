@@ -168,7 +168,7 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     preset = PRESETS[config.preset]
     size_of = preset.train_size if phase == "train" else preset.eval_size
     files = FileImages(split, functools.partial(size_of, config.img_size))
-    may_be_bad = phase == "train" and config.skip_bad_images > 0
+    may_be_bad = config.skip_bad_images > 0
     if config.cache == "disk":
         side = preset.train_side if phase == "train" else preset.eval_side
         geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
@@ -220,13 +220,14 @@ def train_loader(
 def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
     """Build a loader of whole batches in split order, of which each process gets some.
 
-    Every sample is in one batch; the last may be smaller.
+    Every sample is in one batch; the last may be smaller, and so are those with bad images.
 
     Raises:
         RunError: as `open_images`.
     """
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
-    dataset = ImageDataset(split, images, view, config.img_size, seed=0)
+    leaves_out_bad = config.skip_bad_images > 0
+    dataset = ImageDataset(split, images, view, config.img_size, 0, leaves_out_bad=leaves_out_bad)
     batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

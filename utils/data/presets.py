@@ -12,6 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Version of the rules by which files become images and classes: decoding, range, transparency,
+# profiles, the order of classes. Checkpoints and snapshots carry it.
+DATA_RULES = 2
+# What an older version did otherwise, in words.
+OLDER_RULES = {
+    1: "transparent pixels showed their hidden colours, colour profiles were ignored, grey images "
+    "of more than 8 bits were darker, large JPEGs were decoded in full, and folders that are "
+    "numbers were ordered as text",
+}
+
 CROP_AREA = (0.25, 1.0)  # share of the image in a random crop; smaller ones lose the flower
 CROP_ASPECT = (3 / 4, 4 / 3)  # width of a random crop over its height
 

@@ -5,7 +5,6 @@ Both ways give the same bytes. `utils/data/cache.py` builds the caches.
 
 import mmap
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.decode import decode
-from utils.data.image_files import check_image_size
-from utils.data.presets import Size
+from utils.data.decode import SizeOf, decode_resized
 from utils.data.splits import Split
-from utils.data.transforms import resize
-
-SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
 
 class ResizedImage(NamedTuple):
@@ -43,12 +37,8 @@ class FileImages:
         Raises:
             RunError: the image cannot be decoded, or is too large before or after the resize.
         """
-        path = self.split.path_of(position)
-        image = decode(path)
-        original = Size(*image.shape[1:])
-        size = self.size_of(original)
-        check_image_size(path, size.width, size.height)  # a line one pixel high grows without bound
-        return ResizedImage(resize(image, size), (original.width, original.height))
+        image, original = decode_resized(self.split.path_of(position), self.size_of)
+        return ResizedImage(image, (original.width, original.height))
 
 
 class Index(NamedTuple):

@@ -4,7 +4,6 @@ No torch here.
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,8 @@ class Split:
     subset: dict[str, Any] | str = "none"
     # Lines for people: what was passed over, how a list was understood.
     notes: tuple[str, ...] = field(default=())
+    # (S,) text, the split of each sample, where they are of several; None: of this one.
+    tags: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,10 +44,25 @@ class Split:
         """Return where the image of the sample at `position` lies."""
         return f"{self.root}/{self.paths[position]}"
 
+    def tag_of(self, position: int) -> str:
+        """Return the name of the split that the sample at `position` is of."""
+        return self.name if self.tags is None else str(self.tags[position])
+
     def select(self, positions: Sequence[int] | np.ndarray) -> "Split":
         """Return the samples at `positions`, in split order whatever the order of `positions`."""
         keep = np.sort(np.asarray(positions, dtype=np.int64))
-        return replace(self, ids=self.ids[keep], paths=self.paths[keep], labels=self.labels[keep])
+        return replace(
+            self,
+            ids=self.ids[keep],
+            paths=self.paths[keep],
+            labels=self.labels[keep],
+            tags=None if self.tags is None else self.tags[keep],
+        )
+
+    def positions_of(self, part: "Split") -> np.ndarray:
+        """Return where the samples of `part`, chosen from this split, are in it."""
+        position = {sample_id: number for number, sample_id in enumerate(self.ids.tolist())}
+        return np.array([position[sample_id] for sample_id in part.ids.tolist()], dtype=np.int64)
 
     def checksum(self) -> str:
         """Return the SHA-256 of the canonical JSON of the list of pairs of id and label."""
@@ -69,22 +85,26 @@ class Split:
         }
 
 
-def check_same_classes(split: Split, other: Split) -> None:
-    """Raise an error if the lists of two splits name other classes: labels would not match.
+def united(splits: Sequence[Split], name: str) -> Split:
+    """Return the samples of several splits of the same classes as one, each image once.
 
     Raises:
-        InputError: names the first class that differs.
+        InputError: two images have one id.
     """
-    if split.classes == other.classes:
-        return
-    pairs = itertools.zip_longest(split.classes, other.classes, fillvalue="none")
-    index, (name, other_name) = next(
-        (index, pair) for index, pair in enumerate(pairs) if pair[0] != pair[1]
-    )
-    raise InputError(
-        f"{split.root}: {split.name} and {other.name} list other classes: class {index} is {name} "
-        f"in {split.name} and {other_name} in {other.name}"
-    )
+    first = splits[0]
+    tags = np.repeat([split.name for split in splits], [len(split) for split in splits])
+    columns = zip(*((split.ids, split.paths, split.labels) for split in splits), strict=True)
+    ids, paths, labels = (np.concatenate(column) for column in columns)
+    _, once = np.unique(paths, return_index=True)  # some lists are in others, as trainval
+    notes = tuple(dict.fromkeys(note for split in splits for note in split.notes))
+    all_samples = replace(
+        first, name=name, ids=ids, paths=paths, labels=labels, tags=tags, notes=notes
+    ).select(once)
+    if len(set(all_samples.ids.tolist())) < len(all_samples):
+        raise InputError(
+            f"{first.root}: images of several splits have the same id; name one as --eval_split"
+        )
+    return all_samples
 
 
 def stable_keys(ids: Iterable[str], seed: int) -> list[bytes]:

@@ -3,7 +3,7 @@
 Shapes: S samples, C classes, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from utils.evaluation.metrics import summarize
 from utils.processes import (
     failing_together,
     from_main,
+    gather_objects,
     gather_objects_on_main,
     gather_rows,
     is_main,
@@ -40,6 +41,9 @@ class Evaluation(NamedTuple):
     positions: np.ndarray  # (S,) int64, positions of the samples in the split
 
 
+Bad = tuple[str, str]  # id and trouble of an image that was left out
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -48,6 +52,7 @@ def evaluate(
     preset: Preset,
     flips: bool = False,
     bar: tqdm | None = None,
+    bad: list[Bad] | None = None,
 ) -> Evaluation | None:
     """Return logits and selected parts of the samples that the loader yields; None without any.
 
@@ -62,6 +67,7 @@ def evaluate(
         flips: whether logits are the mean over each image and its mirror image; parts are always
             the image's own.
         bar: progress bar that counts samples.
+        bad: takes the images that the loader left out.
 
     Raises:
         RunError: an image cannot be decoded.
@@ -70,6 +76,10 @@ def evaluate(
     model.eval()
     logits, parts, labels, positions, sizes = [], [], [], [], []
     for batch in until_stop(loader):
+        if bad is not None:
+            bad.extend(batch.bad)
+        if not len(batch.labels):
+            continue
         images = normalize(batch.images)
         output = model(images)
         batch_logits = output.logits
@@ -100,12 +110,15 @@ def evaluate(
     )
 
 
-def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int) -> Evaluation:
+def whole_evaluation(
+    evaluations: Sequence[Evaluation | None], num_samples: int, skipped: int = 0
+) -> Evaluation:
     """Return the evaluations of all processes as one, in split order.
 
     Args:
         evaluations: evaluation of each process; None if it had no sample.
         num_samples: number of samples in the split.
+        skipped: number of them that were left out.
 
     Raises:
         RunError: a sample is missing or there twice, or a logit is not finite.
@@ -116,8 +129,12 @@ def whole_evaluation(evaluations: Sequence[Evaluation | None], num_samples: int)
     ]
     seen = Evaluation(*columns) if columns else None
     order = np.argsort(seen.positions, kind="stable") if seen else np.arange(0)
-    if seen is None or not np.array_equal(seen.positions[order], np.arange(num_samples)):
-        raise RunError(f"evaluated {len(order)} samples, expected {num_samples}, each once")
+    expected = num_samples - skipped
+    if not expected:
+        raise RunError(f"none of the {num_samples} images to evaluate can be decoded")
+    is_whole = seen is not None and len(np.unique(seen.positions)) == len(order) == expected
+    if not is_whole or seen.positions.max() >= num_samples:
+        raise RunError(f"evaluated {len(order)} samples, expected {expected}, each once")
     if not np.isfinite(seen.logits).all():
         bad = int((~np.isfinite(seen.logits)).any(axis=1).sum())
         raise RunError(f"logits of {bad} of {len(order)} evaluated samples are not finite")
@@ -131,6 +148,7 @@ class Evaluator:
     config: FrozenConfigDict
     loader: DataLoader
     normalize: Normalizer
+    note_bad: Callable[[Sequence[Bad]], None]  # is told of images left out; raises if too many are
 
     def evaluate(
         self, model: nn.Module, step: int, selected_on: str
@@ -145,11 +163,12 @@ class Evaluator:
             selected_on: the split whose accuracy chose, or is to choose, these weights.
 
         Raises:
-            RunError: an image cannot be decoded, or a logit is not finite.
+            RunError: an image cannot be decoded, more are bad than may be, or a logit is not
+                finite.
             Stopped: a process was asked to stop.
         """
         config = self.config
-        num_samples = len(self.loader.dataset)
+        num_samples, bad = len(self.loader.dataset), []
         with failing_together(), progress_bar(num_samples, "eval", "img") as bar:
             own = evaluate(
                 model,
@@ -158,20 +177,24 @@ class Evaluator:
                 PRESETS[config.preset],
                 config.tta == "flip",
                 bar,
+                bad,
             )
         stop = max(signum for (signum,) in gather_rows([stop_signal()]))
         if stop:
             raise Stopped(stop)
+        bad = [each for part in gather_objects(bad) for each in part]
+        self.note_bad(bad)
         evaluation, metrics = None, {}
         evaluations = gather_objects_on_main(own)
         with failing_together():
             if is_main():
-                evaluation = whole_evaluation(evaluations, num_samples)
+                evaluation = whole_evaluation(evaluations, num_samples, len(bad))
                 metrics = {
                     "split": config.eval_split,
                     "selected_on": selected_on,
                     "step": step,
                     "tta": config.tta,
                     **summarize(evaluation.logits, evaluation.labels),
+                    "skipped_images": len(bad),
                 }
         return evaluation, from_main(metrics)

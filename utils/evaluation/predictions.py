@@ -42,14 +42,14 @@ def prediction_rows(
     """Yield one row per sample in split order, as `fiftyone.Sample.from_dict` takes it.
 
     Args:
-        evaluation: evaluation of exactly the samples of `split`.
+        evaluation: evaluation of samples of `split`, of all that are not bad.
         split: the samples.
         run: name of the run that evaluates.
         checkpoint_id: id of the evaluated weights.
         export_logits: whether rows carry all C logits, in labelmap order.
     """
     results = per_sample(evaluation.logits, evaluation.labels)
-    for i in range(len(split)):
+    for i, at in enumerate(evaluation.positions.tolist()):
         classes, ranked = split.classes, results.ranking[i].tolist()
         confidences = results.probabilities[i, ranked].tolist()
         logits = {"logits": evaluation.logits[i].tolist()} if export_logits else {}
@@ -59,9 +59,9 @@ def prediction_rows(
             for c, p in zip(ranked, confidences, strict=True)
         ]
         yield {
-            "filepath": str(split.root / split.paths[i]),
-            "tags": [split.name],
-            "sample_id": str(split.ids[i]),
+            "filepath": str(split.root / split.paths[at]),
+            "tags": [split.tag_of(at)],
+            "sample_id": str(split.ids[at]),
             "ground_truth": _classification(classes[evaluation.labels[i]]),
             "predictions": {**top[0], **logits},
             "predictions_top5": {"_cls": "Classifications", "classifications": top},
@@ -72,7 +72,7 @@ def prediction_rows(
             "margin": confidences[0] - (confidences[1] if len(confidences) > 1 else 0.0),
             "checkpoint_id": checkpoint_id,
             "run": run,
-            "relative_path": str(split.paths[i]),
+            "relative_path": str(split.paths[at]),
         }
 
 
@@ -127,7 +127,7 @@ def export_evaluation(
 
     Args:
         paths: paths of the run that evaluates.
-        evaluation: evaluation of exactly the samples of `split`.
+        evaluation: evaluation of samples of `split`, of all that are not bad.
         split: the samples.
         metrics: metrics of the evaluation, with the `checkpoint_id` of the weights.
         export_logits: whether rows carry all C logits, in labelmap order.

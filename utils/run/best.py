@@ -21,6 +21,7 @@ class BestKeeper:
     writer: RunWriter
     models: dict[str, nn.Module]  # variants of the weights: raw ("") and averaged
     about: dict[str, Any]  # the fields of a checkpoint that stay the same
+    trained_on: int  # evaluated images that were trained on
 
     def update(self, progress: Progress) -> None:
         """Evaluate at `progress.step`; ties keep the earlier checkpoint.
@@ -52,7 +53,11 @@ class BestKeeper:
         """Write the checkpoint of a variant and its evaluation; return its metrics."""
         # To the CPU once: the id and the file both read them there.
         weights = {k: v.detach().cpu() for k, v in self.models[variant].state_dict().items()}
-        metrics = {**metrics, "checkpoint_id": checkpoint_id(weights)}
+        metrics = {
+            **metrics,
+            "checkpoint_id": checkpoint_id(weights),
+            "trained_on_images": self.trained_on,
+        }
         if evaluation is not None:
             path = checkpoint_paths(self.writer.paths, variant).checkpoint
             save_checkpoint(path, self.about, metrics, weights)

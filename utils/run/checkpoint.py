@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from utils.data.presets import PRESETS
+from utils.data.known_images import KnownImages
+from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.errors import InputError
 from utils.run.tensor_file import load_archive, save_archive
 from utils.schema import (
@@ -22,9 +25,15 @@ from utils.schema import (
 )
 
 FORMAT = "fine-vit checkpoint"
-VERSION = 2
+VERSION = 3
 # What a checkpoint of an older version lacks, as the code that wrote it did it.
-BEFORE = {1: {"preset": "vit", "carving": {}}}
+_UNKNOWN = {
+    "class_depth": 0,
+    "data_rules": 1,
+    "trained_images": torch.empty(0, dtype=torch.int64),
+    "val_images": torch.empty(0, dtype=torch.int64),
+}
+BEFORE = {1: {"preset": "vit", "carving": {}, **_UNKNOWN}, 2: _UNKNOWN}
 
 
 class Checkpoint(NamedTuple):
@@ -37,11 +46,32 @@ class Checkpoint(NamedTuple):
     img_size: int
     preset: str  # by which images become model input
     carving: dict[str, Any]  # how its val split was held out: fraction and seed; empty: it was not
+    class_depth: int  # folders that make a class name; 0: not said
+    data_rules: int  # version of the rules by which its images were read
+    # (N,) int64: sets of image digests (`utils/data/digests.py`), 8 bytes an image.
+    trained_images: Tensor  # images that were trained on, by the runs before it too
+    val_images: Tensor  # images of the run's val
     normalization: dict[str, list[float]]
     step: int
     metrics: dict[str, Any]
     config_hash: str
     state_dict: dict[str, Tensor]
+
+    @property
+    def known_images(self) -> KnownImages:
+        """Return what it knows of images."""
+        return KnownImages(from_tensor(self.trained_images), from_tensor(self.val_images))
+
+    @property
+    def older_rules(self) -> str:
+        """Return in words what is done otherwise than when it was trained; "": nothing."""
+        if self.data_rules == DATA_RULES:
+            return ""
+        before = OLDER_RULES.get(self.data_rules, "images may have been decoded otherwise")
+        return (
+            f"was trained by version {self.data_rules} of the rules for data, this code has "
+            f"version {DATA_RULES}. Before, {before}; which images it was trained on is not known"
+        )
 
 
 def _is_held_out(value: object) -> bool:
@@ -53,6 +83,21 @@ def _is_channels(value: object) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(is_finite, value))
 
 
+def is_digests(value: object) -> bool:
+    """Return whether `value` holds image digests."""
+    return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
+
+
+def to_tensor(digests: np.ndarray) -> Tensor:
+    """Return uint64 digests as a tensor that every version of torch saves."""
+    return torch.from_numpy(digests.view(np.int64).copy())
+
+
+def from_tensor(digests: Tensor) -> np.ndarray:
+    """Return the uint64 digests that `to_tensor` was given."""
+    return digests.numpy().view(np.uint64)
+
+
 _FIELDS = {
     "model_type": is_text,
     "model_config": is_dict,
@@ -61,6 +106,10 @@ _FIELDS = {
     "img_size": lambda value: is_count(value) and value > 0,
     "preset": lambda value: is_text(value) and value in PRESETS,
     "carving": _is_held_out,
+    "class_depth": is_count,
+    "data_rules": lambda value: is_count(value) and value > 0,
+    "trained_images": is_digests,
+    "val_images": is_digests,
     "normalization": fields(
         {"mean": _is_channels, "std": lambda value: _is_channels(value) and min(value) > 0}
     ),

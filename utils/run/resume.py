@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from utils.cli.flags import CHANGEABLE, LAST, may_change
+from utils.cli.flags import CHANGEABLE, DATA, LAST, may_change
 from utils.console import log
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
 from utils.processes import from_main, on_main
 from utils.run.checkpoint import load_checkpoint
 from utils.run.folder import read_stamp
+from utils.run.run_images import RunImages
 from utils.run.scalars import EventLog
 from utils.run.snapshot import Header, Part, load_newest, load_snapshot
 from utils.training.learner import Learner
@@ -23,11 +24,12 @@ from utils.training.random_state import RandomState
 from utils.training.step_loader import BadImages
 
 # What a snapshot of training consists of, in the order in which it is saved and restored: the first
-# three in the plan, before anything else exists; the random state last, after all that draws.
+# four in the plan, before anything else exists; the random state last, after all that draws.
 PARTS: dict[str, type[Part]] = {
     "progress": Progress,
     "scalars": EventLog,
     "bad_images": BadImages,
+    "images": RunImages,
     "learner": Learner,
     "meter": TrainMeter,
     "random_state": RandomState,
@@ -59,11 +61,17 @@ class StartPoint(NamedTuple):
     progress: Progress
     events: EventLog
     bad_images: BadImages
+    images: RunImages
 
     @property
     def parts(self) -> dict[str, Part]:
         """The parts of a snapshot that it holds."""
-        return {"progress": self.progress, "scalars": self.events, "bad_images": self.bad_images}
+        return {
+            "progress": self.progress,
+            "scalars": self.events,
+            "bad_images": self.bad_images,
+            "images": self.images,
+        }
 
 
 def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint:
@@ -79,7 +87,8 @@ def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint
         InputError: the snapshot cannot be used.
     """
     resume = open_resume_point(config)
-    start = StartPoint(resume, progress, EventLog(), BadImages(config.skip_bad_images))
+    bad_images = BadImages(config.skip_bad_images)
+    start = StartPoint(resume, progress, EventLog(), bad_images, RunImages())
     if resume is not None:
         resume.restore(start.parts)
         if resume.stamp is None:
@@ -165,11 +174,14 @@ def check_same_run(
     Raises:
         InputError: lists what differs and may not; or the run is past its last step.
     """
-    changes = differences(before.data, data)
-    if changes:
-        raise InputError(f"--resume: the data are not those of the run: {_shown(changes)}")
-    changes = differences(before.experiment, experiment)
     allowed = may_change(config.allow_change)
+    changes = differences(before.data, data)
+    if changes and DATA not in allowed:
+        raise InputError(
+            f"--resume: the data are not those of the run: {_shown(changes)}; bring them back, or "
+            "go on with these by --allow_change data"
+        )
+    changes = differences(before.experiment, experiment)
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
     if refused:
         remedy = "give its values, or start another run"

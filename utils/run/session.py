@@ -1,12 +1,13 @@
 """Plan a training run, and start it: make its first writes, and build what trains."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
@@ -14,13 +15,17 @@ from torch import nn
 from utils.cli.flags import experiment_of
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
+from utils.data.digests import Digests, digest_set
+from utils.data.known_images import count_trained
 from utils.data.loaders import eval_loader, train_loader
+from utils.data.presets import DATA_RULES
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_main, rank, world_size
 from utils.run.best import BestKeeper
+from utils.run.checkpoint import to_tensor
 from utils.run.lock import locked_run
 from utils.run.resume import (
     PARTS,
@@ -30,6 +35,7 @@ from utils.run.resume import (
     is_changed,
     open_start_point,
 )
+from utils.run.run_images import stamped
 from utils.run.snapshot import Header, Part, SnapshotStore
 from utils.run.writer import RunWriter
 from utils.signals import Stopped, stop_by, stop_requests
@@ -56,6 +62,7 @@ class Plan:
     micro_batches: int  # of an optimizer step
     stamp: dict[str, Any]
     start: StartPoint
+    trained_on: int = 0  # images to evaluate that were trained on, by earlier runs too
 
     @property
     def paths(self) -> RunPaths:
@@ -114,12 +121,53 @@ def complete_plan(
         "img_size": config.img_size,
         "preset": config.preset,
         "carving": facts["carving"] or {},
+        "class_depth": config.class_depth or 0,
+        "data_rules": DATA_RULES,
         "normalization": normalization,
         "config_hash": stamp["config_hash"],
     }
     earlier = None if start.resume is None else start.resume.stamp
     stamp = with_session(stamp, start.progress.step, earlier)
     return Plan(config, experiment, data, facts, device, model, about, micro_batches, stamp, start)
+
+
+def with_images(
+    plan: Plan, digests: list[Digests], trained: np.ndarray, changes: Mapping[str, list[str]]
+) -> Plan:
+    """Return the plan with what checkpoints and stamp say of its images, once they are checked.
+
+    Args:
+        plan: plan of the run.
+        digests: of the whole splits, train first.
+        trained: set of the images that the weights of `--pretrained` were trained on.
+        changes: ids of images that changed since the run was started, by what became of them.
+    """
+    data, images = plan.data, plan.start.images
+    before = np.union1d(images.trained, trained)
+    images.trained = before
+    images.add(data, digests)
+    own, earlier = (
+        count_trained(data.full_eval, data.eval, digests[1], known)
+        for known in (images.trained, trained)
+    )
+    if own:
+        log.warning(
+            "warning: %d of the %d evaluated images are also trained on%s: accuracy on them is "
+            "too high an estimate",
+            own,
+            len(data.eval),
+            f" ({earlier} of them by the run of --pretrained)" if earlier else "",
+        )
+    about = {
+        **plan.about,
+        "trained_images": to_tensor(images.trained),
+        "val_images": to_tensor(digest_set(digests[1])),
+    }
+    stamp = plan.stamp
+    if changes:
+        *sessions, last = stamp["sessions"]
+        stamp = {**stamp, "sessions": [*sessions, {**last, "data_changes": stamped(changes)}]}
+    return replace(plan, about=about, stamp=stamp, trained_on=own)
 
 
 @dataclass(frozen=True)
@@ -235,15 +283,16 @@ def _build_run(
     if resume is not None:
         resume.restore(late)
     every = plan.start.parts | late
-    evaluator = Evaluator(config, eval_batches, normalize)
+    bad_images = plan.start.bad_images
+    evaluator = Evaluator(config, eval_batches, normalize, bad_images.note)
     return TrainingRun(
         plan,
         writer,
         learner,
-        StepLoader(train_batches, plan.micro_batches, plan.start.bad_images),
+        StepLoader(train_batches, plan.micro_batches, bad_images),
         normalize,
         meter,
-        BestKeeper(evaluator, writer, learner.variants(), plan.about),
+        BestKeeper(evaluator, writer, learner.variants(), plan.about, plan.trained_on),
         snapshots,
         {name: every[name] for name in PARTS},
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from utils.console import log
+from utils.data.presets import DATA_RULES
 from utils.data_utils import RunPaths
 from utils.errors import InputError
 from utils.files import open_atomic
@@ -16,7 +17,7 @@ from utils.run.tensor_file import is_whole, load_archive, write_archive
 from utils.schema import Check, is_count, is_dict, is_text, wrong_fields
 
 FORMAT = "fine-vit state"
-VERSION = 2
+VERSION = 3
 
 
 class Part(Protocol):
@@ -41,6 +42,7 @@ class Header(NamedTuple):
     config: dict[str, Any]  # resolved
     experiment: dict[str, Any]  # what of it enters the config hash
     data: dict[str, Any]  # identity of the splits and subsets
+    data_rules: int = DATA_RULES  # version of the rules by which its images are read
 
 
 _HEADER = {
@@ -51,6 +53,7 @@ _HEADER = {
     "config": is_dict,
     "experiment": is_dict,
     "data": is_dict,
+    "data_rules": is_count,
 }
 
 
@@ -160,11 +163,12 @@ def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> 
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"{path} is not a snapshot of a run; {remedy}")
     version = payload.get("version")
-    if version == 1:
+    is_older = version == VERSION and payload.get("data_rules") in range(1, DATA_RULES)
+    if version in (1, 2) or is_older:
         raise InputError(
-            f"{path} was saved by an older version of this code (format 1, this code reads "
-            f"{VERSION}): finish that run with the code that began it, or start from its ckpt.bin "
-            "with --pretrained"
+            f"{path} was saved by an older version of this code (format {version}, this code reads "
+            f"{VERSION}), which decodes images and orders classes otherwise: finish that run with "
+            "the code that began it, or start from its ckpt.bin with --pretrained"
         )
     if version != VERSION:
         raise InputError(

@@ -17,7 +17,7 @@ from utils.signals import Stopped, started, stop_signal
 
 
 class BadImages:
-    """Bad images that were left out of training: at most so many, each named once."""
+    """Bad images that were left out of training or evaluation: at most so many, named once."""
 
     STATE: ClassVar = {"ids": list_of(is_text)}
 

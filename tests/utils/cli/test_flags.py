@@ -21,7 +21,8 @@ PROGRAMS = pytest.mark.parametrize("program", REQUIRED)
 # The flags of the contract; a flag that is added need not be named here.
 BOTH = (
     "name dataset data_root eval_split tiny_infer_subset img_size num_workers model_type "
-    "eval_batch_size seed output_dir prefer_mps device export_logits tta cache cache_dir"
+    "eval_batch_size seed output_dir prefer_mps device export_logits tta cache cache_dir "
+    "skip_bad_images"
 )
 HASHED = (
     "augment class_weights contrastive_margin contrastive_scope contrastive_weight cutmix dataset "

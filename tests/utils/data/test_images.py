@@ -4,8 +4,6 @@ import io
 import struct
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.data import image_checks, image_files
 from utils.data.decode import decode
-from utils.data.image_checks import MAX_DECODED_IN_CHECK, check_images
 from utils.data.image_files import decode_rgb, describe
-from utils.data.splits import Split
-from utils.errors import InputError, RunError
+from utils.errors import RunError
 
 
 def pixels(height: int = 6, width: int = 9) -> np.ndarray:
@@ -144,120 +139,3 @@ class TestDecodeRgb:
             assert decode(str(path)).shape[0] == 3
         except RunError as error:
             assert "damaged.jpg" in str(error)  # noqa: PT017 - both endings are well
-
-
-class TestCheckImages:
-    @pytest.fixture
-    def split(self, tmp_path, make_split):
-        return make_split(tmp_path, [0, 1, 0, 1, 0])
-
-    def path(self, split: Split, i: int) -> Path:
-        return split.root / split.paths[i]
-
-    def test_missing_images_are_counted_once_for_all(self, split):
-        for i in (1, 3, 4):
-            self.path(split, i).unlink()
-        message = r"3 of 5 images of split val are missing in .*jpg \(first: photo_001.jpg\)"
-        with pytest.raises(InputError, match=message):
-            check_images([split], [split.select([0])])  # those that are not used too
-        check_images([split.select([0, 2])], [])
-
-    def test_a_name_that_no_file_can_have_is_missing(self, split):
-        paths = split.paths.astype(object)
-        paths[2] = "jpg/" + "x" * 300 + ".jpg"
-        with pytest.raises(InputError, match=r"1 of 5 images of split val are missing"):
-            check_images([replace(split, paths=paths.astype(str))], [])
-
-    @pytest.mark.parametrize("used", [True, False])
-    @pytest.mark.parametrize("content", [b"", b"a text file\n" * 50, bytes(5000), b"\xff\xd8\xff"])
-    def test_empty_and_foreign_files_are_damage(self, split, content, used):
-        for i in (2, 4):
-            self.path(split, i).write_bytes(content)
-        message = r"2 of 5 images of split val are empty or damaged \(first: .*photo_002.jpg\)"
-        with pytest.raises(InputError, match=message):
-            check_images([split], [split] if used else [])
-
-    @pytest.mark.parametrize("cut", [100, 2000])
-    def test_a_png_that_is_cut_is_refused(self, split, save_photo, cut):
-        path = self.path(split, 0)
-        save_photo(path, format="PNG")
-        path.write_bytes(path.read_bytes()[:-cut])
-        with pytest.raises(InputError, match=r"1 of 5 images .* empty or damaged"):
-            check_images([split], [])
-
-    def test_a_png_is_decoded_only_where_few_are_used(self, split, save_photo, monkeypatch):
-        """Decoding takes milliseconds an image, and a folder may hold 50,000."""
-        save_photo(self.path(split, 0), format="PNG")
-        decoded = []
-        monkeypatch.setattr(image_checks, "decodes", lambda path: not decoded.append(path))
-        check_images([split], [])
-        assert decoded == []
-        check_images([split], [split])
-        assert len(decoded) == len(split)
-
-    @pytest.mark.parametrize("used", [True, False])
-    @pytest.mark.parametrize("padding", [b"\x00" * 300, b"\x00" * 20_000, b"trailing words" * 30])
-    def test_padding_after_the_end_passes(self, split, padding, used):
-        with self.path(split, 0).open("ab") as file:
-            file.write(padding)
-        check_images([split], [split] if used else [])
-
-    @pytest.mark.parametrize("used", [True, False])
-    def test_a_cut_in_the_last_bytes_decodes_or_is_refused(self, split, used):
-        path = self.path(split, 0)
-        whole = path.read_bytes()
-        refused = 0
-        for cut in range(1, 40):
-            path.write_bytes(whole[:-cut])
-            try:
-                check_images([split], [split] if used else [])
-            except InputError:
-                refused += 1
-            else:
-                assert decode_rgb(path).size == (24, 20)
-        assert refused > 30
-
-    def test_up_to_64_images_are_decoded_and_above_only_looked_at(self, tmp_path, make_split):
-        count = MAX_DECODED_IN_CHECK + 1
-        assert count == 65
-        split = make_split(tmp_path, [0] * count, photos=False)
-        (tmp_path / "jpg").mkdir()
-        for path in split.paths:
-            (tmp_path / path).write_bytes(jpeg_bytes((8, 8)))
-        # Both markers are there, what lies between is no image.
-        (tmp_path / split.paths[0]).write_bytes(b"\xff\xd8\xff" + b"x" * 100 + b"\xff\xd9")
-        check_images([split], [split])
-        check_images([split], [])
-        with pytest.raises(InputError, match=r"1 of 64 images"):
-            check_images([split], [split.select(range(64))])
-        with pytest.raises(InputError, match=r"1 of 32 images"):
-            check_images([split], [split.select(range(32, 64)), split.select(range(32))])
-        check_images([split], [split.select(range(33, 65)), split.select(range(33))])
-
-    @pytest.mark.parametrize(("kind", "used"), [("PNG", False), ("JPEG", True)])
-    def test_an_image_of_too_many_pixels_is_said_to_be_that(
-        self, split, save_photo, monkeypatch, kind, used
-    ):
-        """A PNG always; a JPEG where images are few enough to be decoded."""
-        path = save_photo(self.path(split, 1), format=kind, size=(50, 40))
-        for module in (image_checks, image_files):
-            monkeypatch.setattr(module, "MAX_PIXELS", 50 * 40 - 1)
-        message = (
-            rf"1 of 5 images .* too large; first: image {path} is 50x40 pixels, over the limit"
-        )
-        with pytest.raises(InputError, match=message):
-            check_images([split], [split] if used else [])
-        check_images([split], [], may_be_damaged=1)
-
-    def test_an_image_that_may_not_be_read_is_damage(self, split, monkeypatch):
-        """Pretended: root may read every file, and tests may run as root."""
-        open_file, path = Path.open, self.path(split, 0)
-
-        def denied(self: Path, *args, **kwargs) -> object:
-            if self == path:
-                raise PermissionError(13, "Permission denied", str(self))
-            return open_file(self, *args, **kwargs)
-
-        monkeypatch.setattr(Path, "open", denied)
-        with pytest.raises(InputError, match=rf"1 of 5 .* damaged \(first: {path}\)"):
-            check_images([split], [])

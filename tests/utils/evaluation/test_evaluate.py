@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,18 @@ class TestEvaluate:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_leaves_out_bad_images_and_tells_of_them(self, model, split, batch_size):
+        """One of a batch, and a batch of which it is all."""
+        for position in (1, 6):
+            Path(split.path_of(position)).write_bytes(b"")
+        config = loader_config(eval_batch_size=batch_size, img_size=SIZE, skip_bad_images=2)
+        bad = []
+        evaluation = evaluate(model, eval_loader(config, split, CPU), NORMALIZE, VIT, bad=bad)
+        assert evaluation.positions.tolist() == [0, 2, 3, 4, 5]
+        assert evaluation.labels.tolist() == split.labels[[0, 2, 3, 4, 5]].tolist()
+        assert [sample_id for sample_id, _ in bad] == split.ids[[1, 6]].tolist()
+
     def test_of_no_sample_is_none(self, model, split):
         """More processes than batches: the last one gets none."""
         loader = loader_of(split)
@@ -139,6 +152,14 @@ class TestWholeEvaluation:
         count = sum(map(len, pieces))
         with pytest.raises(RunError, match=f"evaluated {count} samples, expected 5, each once"):
             whole_evaluation([evaluation_of(piece) for piece in pieces], 5)
+
+    def test_without_bad_images_is_whole_if_those_are_known(self):
+        pieces = [evaluation_of([4, 0]), evaluation_of([2])]
+        assert whole_evaluation(pieces, 5, skipped=2).positions.tolist() == [0, 2, 4]
+        with pytest.raises(RunError, match="evaluated 3 samples, expected 4, each once"):
+            whole_evaluation(pieces, 5, skipped=1)
+        with pytest.raises(RunError, match="none of the 5 images to evaluate can be decoded"):
+            whole_evaluation([None], 5, skipped=5)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_refuses_logits_that_are_not_finite(self, bad):

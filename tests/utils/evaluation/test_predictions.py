@@ -110,6 +110,14 @@ class TestRows:
             second = probabilities[1] if classes > 1 else 0.0
             assert row["margin"] == probabilities[0] - second
 
+    def test_are_of_the_evaluated_samples_alone(self, make_split, tmp_path):
+        """The first and the fourth are bad images, which were left out."""
+        evaluation = evaluation_of(3, 4)._replace(positions=np.array([1, 2, 4]))
+        split = make_split(tmp_path, [0, 1, 2, 3, 0], photos=False)
+        rows = list(prediction_rows(evaluation, split, "demo", "0123456789ab", False))
+        assert [row["sample_id"] for row in rows] == ["photo_001", "photo_002", "photo_004"]
+        assert [row["relative_path"][4:13] for row in rows] == [row["sample_id"] for row in rows]
+
     def test_hold_no_logits_unless_asked_to(self, rows_of):
         evaluation = evaluation_of(3, 4)
         bare, full = rows_of(evaluation, logits=False), rows_of(evaluation)

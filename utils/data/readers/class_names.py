@@ -5,7 +5,7 @@ Folder and CSV reader use the same two checks: one for each name, one for all na
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from utils.data.readers.list_files import CONTROL
@@ -53,7 +53,10 @@ def check_class_name(where: object, raw: str) -> str:
 
 
 def check_distinct(
-    where: object, raw_names: Iterable[str], places: Mapping[str, str] = MappingProxyType({})
+    where: object,
+    raw_names: Iterable[str],
+    places: Mapping[str, str] = MappingProxyType({}),
+    clean: Callable[[str], str] = clean_name,
 ) -> None:
     """Raise an error if two of the names are spellings of one class.
 
@@ -61,6 +64,7 @@ def check_distinct(
         where: file or folder that has the names.
         raw_names: names as they stand there, which `check_class_name` let pass.
         places: where a name stands in it, such as `line 3`.
+        clean: how a clean name is made of one.
 
     Raises:
         InputError: two names are one class once they are cleaned, or look alike since they differ
@@ -68,11 +72,11 @@ def check_distinct(
     """
     owners: dict[str, str] = {}
     for raw in dict.fromkeys(raw_names):
-        seen = _INVISIBLE.sub("", clean_name(raw))
+        seen = _INVISIBLE.sub("", clean(raw))
         other = owners.setdefault(seen, raw)
         if other == raw:
             continue
-        if clean_name(other) == clean_name(raw):
+        if clean(other) == clean(raw):
             why = f"are both the class {seen!r}"
         else:
             why = "differ only in characters that are not seen"

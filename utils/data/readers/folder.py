@@ -1,17 +1,18 @@
 """Read the user's own images: one folder a class, in `train/`, `val/` and `test/` or in the root.
 
-As torchvision's `ImageFolder`, images may lie at any depth below their class. Hidden files, what
-systems put beside one's own, and what is not an image by its ending are passed over.
+As torchvision's `ImageFolder`, images may lie at any depth below their class. What is passed over
+is said in the notes of the listing (`utils/data/readers/walk.py`). Only the split that is asked for
+is looked at: of the others nothing counts but the names of their class folders.
 """
 
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from utils.data.formats import IMAGE_ENDINGS
-from utils.data.readers.list_files import CONTROL
+from utils.data.readers.class_names import check_class_name, check_distinct
 from utils.data.readers.listing import (
     Listing,
     clean_name,
@@ -19,25 +20,31 @@ from utils.data.readers.listing import (
     sorted_classes,
     without_ending,
 )
-from utils.errors import InputError, printable
+from utils.data.readers.pairs import check_no_masks
+from utils.data.readers.walk import PassedOver, composed, images_below, some_of, walk
+from utils.errors import InputError
 
 SPLITS = ("train", "val", "test")
 # What others call their splits. Read as classes they would make a model of two classes.
 MISNAMED = (*SPLITS, "training", "valid", "validation", "testing")
-# Of the Finder's archives, of a NAS (thumbnails), of disks. Names that start with a dot are hidden.
-SYSTEM_FOLDERS = frozenset(
-    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-)
 
 
 def find(root: Path) -> Path:
     """Return `root`, or its only folder if that holds folders: archives are often unpacked so.
 
     Read as it stands, such a root would be a single class, made of all splits.
+
+    Raises:
+        InputError: images beside such a folder would be lost.
     """
-    folders = _folders(root)
-    if len(folders) != 1 or folders[0].lower() in MISNAMED or not _folders(root / folders[0]):
+    folders, images = _inside(root)
+    if len(folders) != 1 or folders[0].lower() in MISNAMED or not _inside(root / folders[0])[0]:
         return root
+    if images:
+        raise InputError(
+            f"{root} has {len(images)} images ({some_of(images)}) beside its only folder: give "
+            f"--data_root {root / folders[0]}, or put them into class folders"
+        )
     return root / folders[0]
 
 
@@ -45,31 +52,56 @@ def splits(root: Path) -> tuple[str, ...]:
     """Return the splits that have a folder, or `train` if the root itself holds the classes.
 
     Raises:
-        InputError: the root is not a folder, has split folders and others, or no `train/`.
+        InputError: the root has split folders and others, or one that is misnamed.
+        OSError: the root is not a folder, or may not be read.
     """
-    return tuple(_split_folders(root))
+    return tuple(_split_folders(root, PassedOver()))
 
 
-def read(root: Path, split: str) -> Listing:
+def read(
+    root: Path, split: str, class_depth: int | None = None, for_evaluation: bool = False
+) -> Listing:
     """Read a split, sorted by class and path; the sample id is the path below the root.
 
+    Its classes are the class folders of the split and of train; without train, of every split.
+
+    Args:
+        root: folder that `find` returned.
+        split: one of `splits(root)`.
+        class_depth: number of levels of folders that name a class, 2 for `genus/species`; None:
+            one, and in doubt train is refused.
+        for_evaluation: nothing is trained on the split: classes may be without images.
+
     Raises:
-        InputError: as `splits`; a class folder has no image, or train lacks it; two folders are of
-            one class; a name is not UTF-8.
+        InputError: as `splits`; a class has no image in train; two folders are of one class; a name
+            cannot be read; folders hold pictures and their masks; the depth is in doubt or wrong.
+        OSError: a folder may not be read.
     """
-    folders = _split_folders(root)
-    names = _class_names(folders)
-    classes = sorted_classes(names["train"].values())
+    at_root, passed = PassedOver(), PassedOver()
+    folders = _split_folders(root, at_root)
+    here, depth = folders[split], class_depth or 1
+    is_trained_on = split == "train" and not for_evaluation
+    names = _class_folders(here, depth, passed, is_trained_on)
+    images = _images(here, names, passed, is_trained_on)
+    check_no_masks(here, images)
+    if class_depth is None and is_trained_on:
+        _check_depth(here, images)
+
+    known = set(names.values())
+    for other in ("train",) if "train" in folders else folders:
+        with suppress(InputError, OSError):  # said when that split is read, if it is
+            known |= set(_class_folders(folders[other], depth, PassedOver(), False).values())
+    classes = sorted_classes(known)
     index = {name: number for number, name in enumerate(classes)}
-    prefix = "" if folders[split] == root else f"{split}/"
+    prefix = "" if here == root else f"{split}/"
     paths, labels = [], []
-    for folder, name in sorted(names[split].items(), key=lambda item: item[1]):
-        found = _images(folders[split] / folder)
-        paths += [f"{prefix}{folder}/{path}" for path in found]
-        labels += [index[name]] * len(found)
+    for folder, name in sorted(names.items(), key=lambda item: item[1]):
+        paths += [f"{prefix}{folder}/{path}" for path in images[folder]]
+        labels += [index[name]] * len(images[folder])
     # With the name of the split: `train/rose/1.jpg` and `val/rose/1.jpg` are two samples.
-    ids = short_ids([_composed(path) for path in paths])
-    return make_listing(folders[split], classes, ids, paths, labels)
+    ids = short_ids([composed(path) for path in paths])
+    notes = [*([] if here == root else _notes(root, at_root)), *_notes(here, passed, images)]
+    return replace(make_listing(here, classes, ids, paths, labels), notes=tuple(notes))
 
 
 def short_ids(paths: Sequence[str]) -> list[str]:
@@ -85,9 +117,19 @@ def short_ids(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+# --- Folders --------------------------------------------------------------------------------------
+
+
+def _inside(folder: Path, passed: PassedOver | None = None) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the images that lie in `folder` itself."""
+    _, folders, images = next(walk(folder, PassedOver() if passed is None else passed))
+    return folders, images
+
+
+def _split_folders(root: Path, passed: PassedOver) -> dict[str, Path]:
     """Return the folder that holds the classes of each split; the root if it holds them itself."""
-    folders = _folders(root)
+    folders, images = _inside(root, passed)
+    passed.loose += images
     found = [split for split in SPLITS if split in folders]
     for name in folders:
         if name not in SPLITS and name.lower() in MISNAMED:
@@ -101,100 +143,111 @@ def _split_folders(root: Path) -> dict[str, Path]:
         raise InputError(
             f"{root} has {found[0]}/ and {others[0]}/: put either splits or classes into it"
         )
-    if "train" not in found:
-        raise InputError(f"{root} has {found[0]}/ but no train/")
     return {split: root / split for split in found}
 
 
-def _class_names(folders: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Return for each split the class name of each class folder."""
-    names: dict[str, dict[str, str]] = {}
-    for split, folder in folders.items():
-        owners: dict[str, str] = {}
-        for entry in _folders(folder):
-            name = clean_name(entry)
-            if not name:
-                raise InputError(f"{folder}/{entry} does not name a class; rename it")
-            if name in owners:
+def _class_folders(
+    here: Path, depth: int, passed: PassedOver, is_trained_on: bool
+) -> dict[str, str]:
+    """Return the class name of each folder that lies `depth` levels below `here`."""
+    level = [""]
+    for _ in range(depth):
+        below = []
+        for above in level:
+            folders, images = _inside(here / above, passed)
+            prefix = f"{above}/" if above else ""
+            passed.loose += [prefix + name for name in images]
+            below += [prefix + name for name in folders]
+            if above and not folders and is_trained_on:
                 raise InputError(
-                    f"{folder} has two folders for the class {name!r}: {owners[name]}, {entry}"
+                    f"{here / above} has no folder in it, and --class_depth {depth} means that its "
+                    f"images lie in {here / above}/<class>/; move them there"
                 )
-            owners[name] = entry
-        if not owners:
-            raise InputError(f"{folder} has no class folder: put images into {folder}/<class>/")
-        names[split] = {entry: name for name, entry in owners.items()}
-    trained = set(names["train"].values())
-    for split, owners in names.items():
-        for entry, name in owners.items():
-            if name not in trained:
-                raise InputError(f"{folders[split] / entry}: the class {name!r} is not in train/")
+        level = below
+    if not level:
+        what = passed.described(here)
+        levels = f" {depth} levels down, as --class_depth {depth} says" if depth > 1 else ""
+        raise InputError(
+            f"{here} has no class folder{levels}{f', but {what}' if what else ''}: put images into "
+            f"{here}{'/<class>' * depth}/"
+        )
+    names = {folder: _class_name(here, folder) for folder in level}
+    check_distinct(here, level, clean=_clean_path)
     return names
 
 
-def _folders(root: Path) -> list[str]:
-    """Return the names of the folders in `root` that are not hidden, sorted."""
-    _, folders, _ = next(_walk(root))
-    return folders
+def _class_name(here: Path, folder: str) -> str:
+    return "/".join(check_class_name(here / folder, part) for part in folder.split("/"))
 
 
-def _images(folder: Path) -> list[str]:
-    """Return the images below a class folder, as paths relative to it, sorted by their NFC form."""
-    found = [
-        below + _checked_name(folder / below, name)
-        for below, _, files in _walk(folder)
-        for name in files
-        if name.lower().endswith(IMAGE_ENDINGS) and name[0] != "."
-    ]
-    if not found:
-        raise InputError(f"{folder} has no image ({' '.join(IMAGE_ENDINGS)})")
-    return sorted(found, key=_composed)
+def _clean_path(folder: str) -> str:
+    return "/".join(map(clean_name, folder.split("/")))
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield prefix, sorted folders and files of `root` and of every folder below it.
+def _images(
+    here: Path, folders: Iterable[str], passed: PassedOver, is_trained_on: bool
+) -> dict[str, list[str]]:
+    """Return the images of each class folder, as paths relative to it."""
+    images = {}
+    for folder in folders:
+        inside = PassedOver()
+        images[folder] = images_below(here / folder, inside)
+        if not images[folder] and is_trained_on:
+            what = inside.described(here / folder)
+            raise InputError(
+                f"{here / folder} has no image{f', but {what}' if what else ''}: put images "
+                f"({' '.join(IMAGE_ENDINGS)}) into it, or move it away if it is not a class"
+            )
+        passed.add(inside)
+    if not any(images.values()):
+        what = passed.described(here)
+        raise InputError(
+            f"{here} has no image in its class folders{f', but {what}' if what else ''}"
+        )
+    return images
 
-    Hidden folders are left out. Links to folders are followed, but a folder is entered once,
-    however many links lead there.
+
+def _check_depth(here: Path, images: Mapping[str, Sequence[str]]) -> None:
+    """Raise an error if no class has an image in its own folder: which level names the classes?
 
     Raises:
-        InputError: a list of paths could not hold a folder's name.
-        OSError: a folder cannot be read.
+        InputError: says what each --class_depth would read.
     """
-    entered: set[tuple[int, int]] = set()
-    links = [""]  # last and sorted: which way leads to a folder must not depend on the file system
-    while links:
-        links.sort(key=_composed, reverse=True)
-        for here, folders, files in os.walk(root / links.pop(), onerror=_raise):
-            state = os.stat(here)  # noqa: PTH116 - one of many thousands
-            shown = [name for name in folders if name[0] != "." and name not in SYSTEM_FOLDERS]
-            folders.clear()  # in place, to tell `os.walk` where to go
-            if (state.st_dev, state.st_ino) in entered:
-                continue
-            entered.add((state.st_dev, state.st_ino))
-            folders += sorted(_checked_name(Path(here), name) for name in shown)
-            prefix = f"{here[len(str(root)) :].lstrip('/')}/".lstrip("/")
-            links += [prefix + name for name in folders if Path(here, name).is_symlink()]
-            yield prefix, folders, files
+    levels = min(path.count("/") for paths in images.values() for path in paths)
+    if not levels:
+        return
+    folder = min(images)
+    parts = f"{folder}/{images[folder][0]}".split("/")
+    choices = ", ".join(
+        f"--class_depth {depth} reads {'/'.join(parts[:depth])!r} as a class"
+        for depth in range(levels + 1, 0, -1)
+    )
+    raise InputError(
+        f"{here}: no class has an image in its own folder, all lie in folders below it such as "
+        f"{'/'.join(parts[:-1])}/; {choices} with all that lies below it"
+    )
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _composed(path: str) -> str:
-    # Some file systems hand out decomposed names; ids and order must not depend on that.
-    return unicodedata.normalize("NFC", path)
-
-
-def _checked_name(folder: Path, name: str) -> str:
-    """Return the name of a folder or image, or raise an error if lists could not hold it."""
-    if name.isprintable() and "\\" not in name:  # nearly all, and quick
-        return name
-    path = printable(f"{folder}/{name}")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path} has a name that is not UTF-8; rename it") from error
-    if "\\" in name or CONTROL.search(name):
-        raise InputError(f"{path} has a backslash or control character in its name; rename it")
-    return name
+def _notes(
+    here: Path, passed: PassedOver, images: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Return the lines to be said about a folder."""
+    what = passed.described(here)
+    notes = [f"passed over in {here}: {what}"] if what else []
+    if images is None:
+        return notes
+    below = [
+        f"{folder}/{path.rpartition('/')[0]}/"
+        for folder, paths in images.items()
+        for path in paths
+        if "/" in path
+    ]
+    if below:
+        notes.append(
+            f"in {here} {len(below)} images lie in folders below their class folder "
+            f"({some_of([*dict.fromkeys(below)])}) and count as images of that class"
+        )
+    empty = [folder for folder, paths in images.items() if not paths]
+    if empty:
+        notes.append(f"in {here} {len(empty)} class folders have no image ({some_of(empty)})")
+    return notes

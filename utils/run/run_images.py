@@ -1,0 +1,192 @@
+"""Remember which images a run uses, and say what became of them when it is resumed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from ml_collections import FrozenConfigDict
+from torch import Tensor
+
+from utils.cli.flags import DATA, may_change
+from utils.console import log
+from utils.data.digests import NONE, Digests, digest_set, is_same, whole_digest
+from utils.data.known_images import keep_val
+from utils.data.splits import Split
+from utils.dataset import Data, prepare_images, subset_of
+from utils.errors import InputError
+from utils.run.checkpoint import from_tensor, is_digests, to_tensor
+from utils.schema import is_text, list_of
+
+MOST_LISTED = 100  # names that the stamp lists of each kind of change
+
+
+def _is_text_bytes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 1
+
+
+class Used(NamedTuple):
+    """A whole split as a run knows it."""
+
+    ids: list[str]  # (S,)
+    digests: np.ndarray  # (S,) uint64
+
+
+class RunImages:
+    """The images of a run: those of its whole splits, and all that it was trained on."""
+
+    STATE: ClassVar = {
+        "classes": list_of(is_text),
+        # Ids as UTF-8, a line each: 579,000 of iNaturalist are 49 MB.
+        **{f"{phase}_ids": _is_text_bytes for phase in ("train", "eval")},
+        **{f"{phase}_digests": is_digests for phase in ("train", "eval", "trained")},
+    }
+
+    def __init__(self) -> None:
+        self.classes: list[str] = []
+        self.train = self.eval = Used([], np.empty(0, np.uint64))
+        self.trained = np.empty(0, np.uint64)  # set of digests, earlier runs' too
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data."""
+        state: dict[str, Any] = {
+            "classes": self.classes,
+            "trained_digests": to_tensor(self.trained),
+        }
+        for phase, used in (("train", self.train), ("eval", self.eval)):
+            text = "\n".join(used.ids).encode()
+            state[f"{phase}_ids"] = torch.from_numpy(np.frombuffer(text, np.uint8).copy())
+            state[f"{phase}_digests"] = to_tensor(used.digests)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Know the images of the run that is resumed."""
+        self.classes = list(state["classes"])
+        self.trained = from_tensor(state["trained_digests"])
+        self.train, self.eval = (
+            Used(
+                state[f"{phase}_ids"].numpy().tobytes().decode(errors="replace").split("\n"),
+                from_tensor(state[f"{phase}_digests"]),
+            )
+            for phase in ("train", "eval")
+        )
+        if any(len(used.ids) != len(used.digests) for used in (self.train, self.eval)):
+            raise InputError("--resume: the snapshot does not say which images the run has")
+
+    def changes(self, data: Data, digests: list[Digests]) -> dict[str, list[str]]:
+        """Return the ids of images that are removed, replaced or added since, by what they are.
+
+        Args:
+            data: data of this start.
+            digests: of its whole splits, train first.
+        """
+        found: dict[str, list[str]] = {}
+        pairs = ((self.train, data.full_train), (self.eval, data.full_eval))
+        for (before, split), now in zip(pairs, digests, strict=True):
+            for kind, ids in _changes(before, split, now).items():
+                found[kind] = list(dict.fromkeys([*found.get(kind, []), *ids]))
+        return {kind: ids for kind, ids in found.items() if ids}
+
+    def add(self, data: Data, digests: list[Digests]) -> None:
+        """Know the images of this start, which are trained on from now on."""
+        train, evaluated = digests
+        used = train.at(data.full_train.positions_of(data.train))
+        self.classes = list(data.train.classes)
+        self.train = Used(data.full_train.ids.tolist(), train.values)
+        self.eval = Used(data.full_eval.ids.tolist(), evaluated.values)
+        self.trained = np.union1d(self.trained, digest_set(used))
+
+
+def _changes(before: Used, split: Split, digests: Digests) -> dict[str, list[str]]:
+    ids = split.ids.tolist()
+    had = {sample_id: position for position, sample_id in enumerate(before.ids)}
+    there = [position for position, sample_id in enumerate(ids) if sample_id in had]
+    known = before.digests[[had[ids[position]] for position in there]]
+
+    def whole_of(number: int) -> int:
+        return whole_digest(split.path_of(there[number]))
+
+    same = is_same(known, digests.at(np.array(there, dtype=np.int64)), whole_of)
+    return {
+        "removed": sorted(had.keys() - set(ids)),
+        "replaced": [ids[there[number]] for number in np.flatnonzero(~same)],
+        "added": [sample_id for sample_id in ids if sample_id not in had],
+    }
+
+
+def resume_data(
+    flags: FrozenConfigDict, data: Data, before: RunImages
+) -> tuple[Data, list[Digests], dict[str, list[str]]]:
+    """Check that a resumed run has the images that it had, or may have others.
+
+    All processes call it together. With `--allow_change data` a val that was held out stays the
+    images that it was, minus those that are gone.
+
+    Returns:
+        The data, the digests of its whole splits, and the ids of images by what became of them.
+
+    Raises:
+        InputError: the images or classes are others, or images are bad.
+    """
+    digests = prepare_images(data, flags)
+    classes = list(data.train.classes)
+    if classes != before.classes:
+        other = sorted({*classes} ^ {*before.classes})
+        raise InputError(
+            f"--resume: the run has {len(before.classes)} classes, the data now have "
+            f"{len(classes)} (first difference: {other[0] if other else 'their order'!r}); start "
+            "another run"
+        )
+    is_allowed = DATA in may_change(flags.allow_change)
+    is_held_out = data.source.held_out is not None
+    if is_allowed and is_held_out and data.full_eval.name == "val":
+        data, digests = _hold_out_again(flags, data, digests, before)
+    changes = before.changes(data, digests)
+    if changes:
+        shown = ", ".join(
+            f"{len(ids)} images {kind} (first: {ids[0]})" for kind, ids in changes.items()
+        )
+        if not is_allowed:
+            raise InputError(
+                f"--resume: the data are not those of the run: {shown}; bring them back, or go on "
+                "with these by --allow_change data"
+            )
+        log.warning("warning: the data changed within the run: %s", shown)
+    return data, digests, changes
+
+
+def _hold_out_again(
+    flags: FrozenConfigDict, data: Data, digests: list[Digests], before: RunImages
+) -> tuple[Data, list[Digests]]:
+    """Divide a heap as it was divided before images changed."""
+    heap = data.source.read_heap()
+    ids = [*data.full_train.ids.tolist(), *data.full_eval.ids.tolist()]
+    at = {sample_id: position for position, sample_id in enumerate(ids)}
+    both = Digests(*(np.concatenate(pair) for pair in zip(*digests, strict=True)))
+    of_heap = both.at(np.array([at[sample_id] for sample_id in heap.ids.tolist()]))
+    val = np.unique(before.eval.digests[before.eval.digests != NONE])
+    is_val = keep_val(heap, of_heap, before.train.ids, before.eval.ids, val)
+    if is_val.all() or not is_val.any():
+        raise InputError(
+            f"--resume: {'no' if is_val.all() else 'only'} images to train on are left; start "
+            "another run"
+        )
+    train, evaluated = (
+        replace(heap.select(np.flatnonzero(mask)), name=name)
+        for mask, name in ((~is_val, "train"), (is_val, "val"))
+    )
+    log.info("val stays what it was: %d of its %d images", len(evaluated), len(before.eval.ids))
+    data = replace(
+        data,
+        full_train=train,
+        full_eval=evaluated,
+        train=subset_of(train, flags, data.decided, "train"),
+        eval=subset_of(evaluated, flags, data.decided, "eval"),
+    )
+    return data, [of_heap.at(~is_val), of_heap.at(is_val)]
+
+
+def stamped(changes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return what the stamp of a start says of changed images: counts, and at most 100 ids each."""
+    return {kind: {"count": len(ids), "ids": ids[:MOST_LISTED]} for kind, ids in changes.items()}
