@@ -27,7 +27,7 @@ from utils.cli.parser import Parser
 from utils.cli.types import path, positive_int
 from utils.console import log
 from utils.data.catalog import dataset_names, get_spec
-from utils.data.splits import check_same_classes
+from utils.data.splits import match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
@@ -100,9 +100,9 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or Path("output") / f"check_{spec.name}"
     check_report_folder(output)
     root = spec.find_root(spec, args.data_root)
-    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
-    for split in splits[1:]:
-        check_same_classes(splits[0], split)
+    first, *others = (open_split(spec, root, name) for name in spec.official_splits(root))
+    whose, remedy = f"split {first.name}", "train them, or take them out"
+    splits = [first, *(match_classes(split, first.classes, whose, remedy) for split in others)]
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,23 @@ class TestListedSubset:
         }
 
     @pytest.mark.parametrize(
+        "name",
+        ["photo_001.jpg", "jpg/photo_001.jpg", "jpg/photo_001", "PHOTO_001", "Photo_001.JPG"],
+    )
+    def test_takes_files_for_ids(self, tmp_path, split, name, caplog):
+        with caplog.at_level("INFO", logger="fine_vit"):
+            chosen = self.listed(tmp_path, f"photo_004\n{name}", split)
+        assert chosen.ids.tolist() == ["photo_001", "photo_004"]
+        assert chosen.subset == self.listed(tmp_path, "photo_004\nphoto_001", split).subset
+        said = f"1 of 2 lines are not the ids themselves (first: {name!r} is photo_001)"
+        assert caplog.messages == [f"{FLAG}: {said}"]
+
+    def test_takes_no_name_that_two_samples_may_mean(self, tmp_path, split):
+        paths = np.array(["jpg/photo_000.jpg", "jpg/Photo_000.jpg", *split.paths[2:]])
+        with pytest.raises(InputError, match=r"first: 'JPG/photo_000.jpg'"):
+            self.listed(tmp_path, "JPG/photo_000.jpg", replace(split, paths=paths))
+
+    @pytest.mark.parametrize(
         ("content", "message"),
         [
             ("", r"ids.txt lists no sample id"),
@@ -182,9 +200,13 @@ class TestListedSubset:
             ("photo_001\n photo_001", r"ids.txt lists photo_001 more than once"),
             (
                 "photo_001\nphoto_009\nx\n",
-                r"2 of 3 ids are not in split val of toy \(first: 'photo_009'\)",
+                r"2 of 3 ids are not in split val of toy \(first: 'photo_009', did you mean 'photo",
             ),
-            ("photo_001.jpg", r"1 of 1 ids are not in split val of toy"),
+            (
+                "photo_001.png",
+                r"1 of 1 ids are not in split val of toy \(first: 'photo_001.png', did",
+            ),
+            ("photo_001\njpg/photo_001.jpg", r"lists jpg/photo_001.jpg more .* also as photo_001$"),
             (b"\xff\xfep\x00", r"ids.txt is not a readable UTF-8 text file"),
             (b"\x89PNG\r\n\x1a\n\x00\xff", r"ids.txt is not a readable UTF-8 text file"),
         ],

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.console import log
+from utils.data.readers.file_names import folded, nearest
+from utils.data.readers.list_files import read_bytes
+from utils.data.readers.listing import without_ending
 from utils.data.splits import Split, stable_keys
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
@@ -26,23 +30,52 @@ def _tiny_positions(split: Split, batch_size: int) -> list[int]:
 
 def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{flag} {path} is not a readable UTF-8 text file ({error})") from error
     wanted = [line.strip() for line in lines if line.strip()]
     if not wanted:
         raise InputError(f"{flag} {path} lists no sample id")
-    if len(set(wanted)) < len(wanted):
-        twice = next(sample_id for sample_id in wanted if wanted.count(sample_id) > 1)
-        raise InputError(f"{flag} {path} lists {twice} more than once")
     position_of = {str(sample_id): position for position, sample_id in enumerate(split.ids)}
-    unknown = [sample_id for sample_id in wanted if sample_id not in position_of]
+    other = [line for line in wanted if line not in position_of]
+    if other:
+        by_name = _positions_by_name(split)
+        position_of |= {line: by_name[folded(line)] for line in other if folded(line) in by_name}
+    unknown = [line for line in other if line not in position_of]
     if unknown:
         raise InputError(
             f"{flag} {path}: {len(unknown)} of {len(wanted)} ids are not in split {split.name} of "
-            f"{split.dataset} (first: {unknown[0]!r})"
+            f"{split.dataset} (first: {unknown[0]!r}{nearest(unknown[0], position_of)})"
         )
-    return [position_of[sample_id] for sample_id in wanted]
+    line_of: dict[int, str] = {}
+    for line in wanted:
+        position = position_of[line]
+        if position in line_of:
+            also = "" if line_of[position] == line else f", also as {line_of[position]}"
+            raise InputError(f"{flag} {path} lists {line} more than once{also}")
+        line_of[position] = line
+    if other:
+        count, name = f"{len(other)} of {len(wanted)}", split.ids[position_of[other[0]]]
+        message = "%s: %s lines are not the ids themselves (first: %r is %s)"
+        log.info(message, flag, count, other[0], name)
+    return list(line_of)
+
+
+def _positions_by_name(split: Split) -> dict[str, int]:
+    """Return where the sample is that a name means, which is not its id to the letter.
+
+    It may have the ending of the file, be the path of the file with or without its ending, and
+    differ in case or Unicode form. Names that mean two samples are left out.
+    """
+    found: dict[str, int] = {}
+    shared = set()
+    for position, (sample_id, path) in enumerate(zip(split.ids, split.paths, strict=True)):
+        stem = without_ending(path)
+        names = (sample_id, sample_id + path[len(stem) :], path, stem)
+        for name in {folded(str(name)) for name in names}:
+            if found.setdefault(name, position) != position:
+                shared.add(name)
+    return {name: position for name, position in found.items() if name not in shared}
 
 
 def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) -> Split:
@@ -51,7 +84,8 @@ def select_subset(split: Split, wanted: str | None, batch_size: int, flag: str) 
     Args:
         split: a whole split.
         wanted: None for the whole split, `<dataset>_tiny` for two batches, else the path of a text
-            file with one sample id a line (`utils/dataset.py` has told the two apart).
+            file with one sample id a line (`utils/dataset.py` has told the two apart), which may
+            have the ending of its file, or be the file's path.
         batch_size: number of samples in a batch of the loader that will read the subset.
         flag: flag to blame in an error.
 

@@ -7,8 +7,8 @@ gives each image number a variant (`1025794 707-320`), whose names hold blanks a
 
 from pathlib import Path
 
-from utils.data.readers.list_checks import check_apart
-from utils.data.readers.listing import Listing, clean_names, make_listing, read_lines, read_table
+from utils.data.readers.list_files import check_apart, read_lines, read_table
+from utils.data.readers.listing import Listing, clean_names, make_listing
 from utils.errors import InputError
 
 IMAGE_FOLDER = "data/images"

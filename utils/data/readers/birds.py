@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from utils.data.readers.list_checks import check_not_shared, check_same_keys
-from utils.data.readers.listing import Listing, clean_names, make_listing, read_table, to_int
+from utils.data.readers.list_files import check_not_shared, check_same_keys, read_table, to_int
+from utils.data.readers.listing import Listing, clean_names, make_listing
 from utils.errors import InputError
 
 IMAGE_FOLDER = "images"

@@ -17,13 +17,8 @@ import numpy as np
 from PIL import Image
 
 from utils.console import progress_bar
-from utils.data.readers.listing import (
-    PARSER_ERRORS,
-    Listing,
-    clean_names,
-    make_listing,
-    read_bytes,
-)
+from utils.data.readers.list_files import PARSER_ERRORS, read_bytes
+from utils.data.readers.listing import Listing, clean_names, make_listing
 from utils.errors import InputError, printable
 from utils.files import read_regular, sha256_file, write_json
 from utils.ownership import new_folder

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
-from utils.data.readers.listing import CONTROL, clean_name
+from utils.data.readers.list_files import CONTROL
+from utils.data.readers.listing import clean_name
 from utils.errors import InputError, printable
 
 # What is not seen: Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), the format

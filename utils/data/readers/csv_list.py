@@ -17,14 +17,8 @@ from utils.data.formats import IMAGE_ENDINGS
 from utils.data.readers.class_names import check_class_name, check_distinct
 from utils.data.readers.csv_table import REMEDY, open_table
 from utils.data.readers.file_names import find_files
-from utils.data.readers.listing import (
-    CONTROL,
-    TEXT,
-    Listing,
-    make_listing,
-    read_text,
-    sorted_classes,
-)
+from utils.data.readers.list_files import CONTROL, read_text
+from utils.data.readers.listing import TEXT, Listing, make_listing, sorted_classes
 from utils.data.readers.own import SPLITS, short_ids
 from utils.errors import InputError, near_miss, printable
 

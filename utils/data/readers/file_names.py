@@ -117,13 +117,13 @@ class Folders:
         if folder not in self._alike:
             alike: dict[str, list[str]] = {}
             for entry in sorted(self.entries(folder)):
-                keys = {_folded(entry)}
+                keys = {folded(entry)}
                 if entry.lower().endswith(IMAGE_ENDINGS):
-                    keys.add(_folded(entry.rpartition(".")[0]))
+                    keys.add(folded(entry.rpartition(".")[0]))
                 for key in keys:
                     alike.setdefault(key, []).append(entry)
             self._alike[folder] = alike
-        return self._alike[folder].get(_folded(file), [])
+        return self._alike[folder].get(folded(file), [])
 
     def near(self, name: str) -> str:
         """Return what a name without a file may mean, as the end of a sentence, or nothing."""
@@ -143,7 +143,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return near_miss(name, ordered[max(0, at - half) : at + half])
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """Return what is equal for names that differ in case or Unicode form (caseless match, D145)."""
     decomposed = unicodedata.normalize("NFD", name)
     return unicodedata.normalize("NFD", decomposed.casefold())

@@ -7,8 +7,8 @@ classes, `meta/labels.txt` in the same order their names for people (`Apple pie`
 
 from pathlib import Path
 
-from utils.data.readers.list_checks import check_apart
-from utils.data.readers.listing import Listing, clean_names, make_listing, read_lines
+from utils.data.readers.list_files import check_apart, read_lines
+from utils.data.readers.listing import Listing, clean_names, make_listing
 from utils.errors import InputError
 
 ENTRIES = ("images", "meta")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.data.readers.list_checks import check_same_keys
-from utils.data.readers.listing import Listing, clean_name, make_listing, read_text, without_ending
+from utils.data.readers.list_files import check_same_keys, read_text
+from utils.data.readers.listing import Listing, clean_name, make_listing, without_ending
 from utils.errors import InputError
 
 ENTRIES = ("train2017.json", "val2017.json", "train_val_images")

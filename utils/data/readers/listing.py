@@ -1,4 +1,4 @@
-"""Define what every reader returns, and read list files and class names.
+"""Define what every reader returns, and clean class names.
 
 A reader is a module with `read(root, split)`: it parses the official list files of one dataset and
 opens no image. Whatever is wrong with them is an `InputError` that names the file.
@@ -18,39 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from utils.data.readers.file_names import find_files
-from utils.data.readers.list_checks import check_not_shared
+from utils.data.readers.list_files import check_not_shared
 from utils.errors import InputError
-from utils.files import read_regular
 
 # UTF-8 of any length in one block of memory: 85 bytes a path of iNaturalist where `<U` takes 340,
 # and no Python objects whose reference counts would copy a forked worker's memory.
 TEXT = np.dtypes.StringDType()
-# What no name may have: it would break lines in two, or end a path.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-FETCH = "fetch the whole dataset"
-# How files begin that are no UTF-8, and what they are.
-UTF16 = b"\xff\xfe"
-FOREIGN = {
-    UTF16: "UTF-16",
-    b"\xfe\xff": "UTF-16",
-    b"PK\x03\x04": "an Excel workbook or another ZIP archive",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-}
-# What the parsers of scipy and pickle raise for files that are empty, cut, damaged or foreign.
-PARSER_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SystemError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -166,12 +139,14 @@ def clean_names(path: Path, names: Mapping[object, str], what: str = "class") ->
         what: what the keys are.
 
     Raises:
-        InputError: a name is empty, or two classes have the same.
+        InputError: a name is empty or has what cannot be seen, or two classes have the same.
     """
     clean = {f"{what} {key}": clean_name(name) for key, name in names.items()}
     for key, name in clean.items():
         if not name:
             raise InputError(f"{path} gives {key} no name")
+        if not name.isprintable():
+            raise InputError(f"{path} gives {key} the name {name!r}, with what cannot be seen")
     check_not_shared(path, "class name", clean)
     return list(clean.values())
 
@@ -190,89 +165,3 @@ def without_ending(path: str) -> str:
     folder, slash, name = path.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return folder + slash + (stem if dot and stem else name)
-
-
-# --- List files -----------------------------------------------------------------------------------
-
-
-def read_bytes(path: Path, remedy: str = FETCH) -> bytes:
-    """Return the bytes of a list file.
-
-    Args:
-        path: the file.
-        remedy: what to do if it is missing or damaged, the end of the error message.
-
-    Raises:
-        InputError: the file is missing or a folder.
-        OSError: it may not be read.
-    """
-    try:
-        return read_regular(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; {remedy}") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder, not a file; {remedy}") from error
-
-
-def read_text(path: Path, remedy: str = FETCH) -> str:
-    """Return the UTF-8 text of a list file, with `\\n` for every line ending.
-
-    Raises:
-        InputError: as `read_bytes`, or the file is not UTF-8.
-    """
-    data = read_bytes(path, remedy)
-    for start, what in FOREIGN.items():
-        if data.startswith(start) or (start == UTF16 and b"\0" in data[:2]):
-            raise InputError(f"{path} is {what}, not UTF-8; {remedy}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = len((data[: error.start] + b".").splitlines())
-        raise InputError(
-            f"{path} is not UTF-8 (line {line}, byte {error.start}); {remedy}"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return number, from 1, and stripped text of each line of a list file that is not empty.
-
-    Raises:
-        InputError: as `read_text`, or there is no line, or one has control characters.
-    """
-    stripped = (line.strip() for line in read_text(path).split("\n"))
-    lines = [(number, line) for number, line in enumerate(stripped, start=1) if line]
-    if not lines:
-        raise InputError(f"{path} is empty")
-    for number, line in lines:
-        if not line.isprintable() and CONTROL.search(line):
-            raise InputError(f"{path} line {number}: {line!r:.100} has control characters")
-    return lines
-
-
-def read_table(path: Path) -> dict[str, str]:
-    """Return the `key value` lines of a list file in its order; a value may hold spaces.
-
-    Raises:
-        InputError: as `read_lines`, or a line has no value, or a key comes twice.
-    """
-    table: dict[str, str] = {}
-    for number, line in read_lines(path):
-        key, _, value = line.partition(" ")
-        if not value:
-            raise InputError(f"{path} line {number}: {line!r:.100} is not a key and a value")
-        if key in table:
-            raise InputError(f"{path} has the key {key} more than once")
-        table[key] = value.strip()
-    return table
-
-
-def to_int(path: Path, what: str, text: str) -> int:
-    """Return the whole number that stands in a list file.
-
-    Raises:
-        InputError: `text` is not a whole number; names the file and `what`.
-    """
-    if not re.fullmatch(r"[0-9]{1,18}", text):  # int() would take 1_0 and other scripts' digits
-        raise InputError(f"{path}: {what} is {text!r}, not a whole number")
-    return int(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.readers.listing import PARSER_ERRORS, read_bytes
+from utils.data.readers.list_files import PARSER_ERRORS, read_bytes
 from utils.errors import InputError
 
 HEADER = 128  # bytes, the last two of which tell the byte order

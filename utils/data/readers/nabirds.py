@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.data.readers import birds
-from utils.data.readers.listing import Listing, clean_name, read_table
+from utils.data.readers.list_files import read_table
+from utils.data.readers.listing import Listing, clean_name
 from utils.errors import InputError
 
 HIERARCHY_FILE = "hierarchy.txt"

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.data.readers.list_checks import check_apart
+from utils.data.readers.list_files import check_apart
 from utils.data.readers.listing import clean_names
 from utils.errors import InputError
 

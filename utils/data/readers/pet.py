@@ -8,7 +8,8 @@ the species. Only the names of the photos name the breeds.
 import re
 from pathlib import Path
 
-from utils.data.readers.listing import Listing, make_listing, read_lines, unpacked
+from utils.data.readers.list_files import read_lines
+from utils.data.readers.listing import Listing, make_listing, unpacked
 from utils.data.readers.named import Sample, name_classes
 from utils.errors import InputError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.data.formats import IMAGE_ENDINGS
-from utils.data.readers.listing import CONTROL
+from utils.data.readers.list_files import CONTROL
 from utils.errors import InputError, printable
 from utils.ownership import is_ours
 

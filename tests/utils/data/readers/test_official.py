@@ -64,6 +64,21 @@ class TestRead:
         assert len(listed) == len(paths)
         assert all((root / entry.partition("|")[0]).exists() for entry in spec.entries)
 
+    @pytest.mark.parametrize("name", [name for name in OFFICIAL if not name.startswith("cifar")])
+    def test_finds_photos_whose_names_differ_a_little(self, spec, name, tmp_path):
+        root = OFFICIAL[name].write(tmp_path / "data")
+        before = spec.read(root, "train")
+        assert before.notes == ()
+        photos = [root / path for path in before.paths.tolist()[:2]]
+        renamed = photos[0].rename(photos[0].with_name(photos[0].name.swapcase()))
+        photos[1].unlink()
+        after = spec.read(root, "train")
+        assert after.ids.tolist() == before.ids.tolist()
+        expected = [str(renamed.relative_to(root)), *before.paths[1:]]
+        assert after.paths.tolist() == expected
+        assert re.fullmatch(r"\S+: 1 of \d+ names differ from their files in .*", after.notes[0])
+        assert re.fullmatch(r"\S+: 1 of \d+ names have no file \(first: .*\)", after.notes[1])
+
     @of_every_dataset
     def test_has_every_class_where_a_split_lacks_one(self, spec, name, tmp_path):
         root = write_lists(name, tmp_path / "data", test_classes=[0, 2])
