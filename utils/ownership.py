@@ -164,7 +164,7 @@ def _first_of_a_user(folder: Path) -> str:
         if _is_nothing(path):
             continue
         if path.name not in FOLDERS_OF_A_RUN or kind_of(path, follow=False) != "folder":
-            return f"holds {path.name}, but no {STAMP} of a run"
+            return f"holds {path.name} and is not the folder of a run"
         if inside := _first_of_a_user(path):
             return inside
     return ""
