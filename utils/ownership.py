@@ -85,7 +85,7 @@ def is_ours(folder: Path) -> bool:
         if folder.name == TENSORBOARD_FOLDER:
             return _holds_runs_of_tensorboard(folder)
         tensorboard = folder / TENSORBOARD_FOLDER
-        if kind_of(tensorboard) != "folder" or why_not_of_tensorboard(tensorboard):
+        if kind_of(tensorboard) != "folder" or _first_but_events(tensorboard, True):
             return False  # nearly all end here, after four looks; the latter is a class `tb`
         return any(is_run(path) for path in _entries(folder) if path.is_dir())
     except OSError:  # who reads the folder next says so
@@ -164,7 +164,7 @@ def _first_of_a_user(folder: Path) -> str:
         if _is_nothing(path):
             continue
         if path.name not in FOLDERS_OF_A_RUN or kind_of(path, follow=False) != "folder":
-            return f"holds {path.name}, but no {STAMP} of a run"
+            return f"holds {path.name} and is not the folder of a run"
         if inside := _first_of_a_user(path):
             return inside
     return ""
@@ -176,21 +176,10 @@ def why_not_events(folder: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    return _why_not_folder(folder) or _first_but_events(folder, may_hold_folders=False)
+    return _why_not_folder(folder) or _first_but_events(folder)
 
 
-def why_not_of_tensorboard(folder: Path) -> str:
-    """Return what shows that `tb/` is not a folder of folders with events, else nothing.
-
-    A class of images may have that name. Folders in it may be of other programs.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    return _why_not_folder(folder) or _first_but_events(folder, may_hold_folders=True)
-
-
-def _first_but_events(folder: Path, may_hold_folders: bool) -> str:
+def _first_but_events(folder: Path, may_hold_folders: bool = False) -> str:
     for path in _entries(folder):
         is_folder = may_hold_folders and kind_of(path) == "folder"
         if not (is_folder or _is_events(path) or _is_nothing(path)):

@@ -10,10 +10,11 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
+from utils.data.formats import IMAGE_ENDINGS
 from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of, read_regular, write_text
-from utils.ownership import why_not_events, why_not_of_tensorboard, why_not_run
+from utils.ownership import why_not_events, why_not_run
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_text, list_of, wrong_fields
@@ -168,8 +169,17 @@ def check_run_name(paths: RunPaths) -> None:
     """
     check_writable(paths.output_dir, "--output_dir")
     tensorboard = paths.output_dir / TENSORBOARD_FOLDER
-    if why := why_not_of_tensorboard(tensorboard):
-        raise InputError(f"--output_dir {paths.output_dir}: {tensorboard} {why}")
+    if (kind := kind_of(tensorboard)) not in ("folder", None):
+        raise InputError(
+            f"--output_dir {paths.output_dir}: {tensorboard} is a {kind}, not a folder"
+        )
+    entries = sorted(tensorboard.iterdir()) if kind else []
+    images = [path.name for path in entries if path.name.lower().endswith(IMAGE_ENDINGS)]
+    if images:  # a class of photographs: nothing of ours belongs there
+        raise InputError(
+            f"--output_dir {paths.output_dir}: {tensorboard} holds images ({images[0]}); choose "
+            "another --output_dir"
+        )
     for parent in (paths.output_dir, tensorboard):
         taken = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         for name in taken:
