@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scripts.data_check.duplicates import Pair, exact_groups, near_pairs
-from scripts.data_check.scan import Files, Look
+from scripts.data_check.scan import NOTES, Files, Look
 from utils.data.splits import Split
 
 SHOWN = 5  # findings of each kind in the text; the JSON has all
@@ -36,6 +36,10 @@ def make_report(files: Files, looks: Sequence[Look], splits: Sequence[Split]) ->
         "missing": [image for image in missing if found[image["split"]]["is_at_hand"]],
         "unreadable": _with_messages(files, [look.trouble for look in looks]),
         "decoded_with_a_warning": _with_messages(files, [look.warning for look in looks]),
+        "doubtful": {
+            note: [_named(files, at) for at, look in enumerate(looks) if note in look.notes]
+            for note in NOTES
+        },
         "listed_in_two_splits": [
             {"path": path, "splits": [one, two]} for path, one, two in files.shared
         ],
@@ -208,6 +212,7 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
         ("missing", report["missing"]),
         ("unreadable", report["unreadable"]),
         ("decoded with a warning, perhaps damaged", report["decoded_with_a_warning"]),
+        *((note, found) for note, found in report["doubtful"].items() if found),
         ("listed in two splits", report["listed_in_two_splits"]),
         ("exact duplicates across splits", [g for g in exact if g["across_splits"]]),
         ("exact duplicates within a split", [g for g in exact if not g["across_splits"]]),

@@ -32,6 +32,11 @@ PACKETS_AHEAD = (
     8  # so many times that for each process, so that none waits for one with large files
 )
 NO_DIGEST = b""
+# What is said of an image that can be used, and perhaps should not be.
+ONE_COLOR = "of one color"
+DARK = "16 bits with values under an eighth of the range: probably of fewer bits, and dark"
+NO_PROFILE = "with a damaged color profile, which counts as sRGB"
+NOTES = (ONE_COLOR, DARK, NO_PROFILE)
 START_METHOD = "spawn"  # on every system: a forked child of a process with threads may hang
 
 
@@ -95,6 +100,7 @@ class Look(NamedTuple):
     digest: bytes = NO_DIGEST  # SHA-256 of the decoded pixels
     hash: int = 0
     thumbnail: np.ndarray | None = None  # (16, 16) uint8
+    notes: tuple[str, ...] = ()  # findings, of `NOTES`
 
     @property
     def is_readable(self) -> bool:
@@ -126,16 +132,25 @@ def look(path: str) -> Look:
     except RunError as error:
         return Look(trouble=str(error))
     pixels, grey = image.permute(1, 2, 0).contiguous().numpy(), _grey_square(image)
+    found = (
+        (pixels == pixels[0, 0]).all(),
+        described.bits == 16 and pixels.max() < 256 // 8,
+        described.has_damaged_profile,
+    )
     # With the shape: black images of 2 x 3 and of 3 x 2 pixels differ.
     digest = hashlib.sha256(repr(pixels.shape).encode())
     digest.update(pixels)
     return Look(
         warning=_heard(),
-        **described._asdict(),
+        kind=described.kind,
+        width=described.width,
+        height=described.height,
+        orientation=described.orientation,
         length=length,
         digest=digest.digest(),
         hash=int(perceptual_hash(grey)),
         thumbnail=thumbnail(grey),
+        notes=tuple(note for note, is_so in zip(NOTES, found, strict=True) if is_so),
     )
 
 

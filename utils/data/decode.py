@@ -24,9 +24,6 @@ from utils.data.presets import Size
 from utils.data.transforms import resize
 
 SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
-# A JPEG is reduced while it is decoded as far as its shorter side stays this many times that of the
-# resized image.
-MARGIN = 1
 
 # How to turn (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
 _TURN: dict[int, Callable[[Tensor], Tensor]] = {
@@ -74,7 +71,7 @@ def _decode_stored(path: str, size_of: SizeOf | None) -> _Stored:
         if header is not None:
             original = Size(header.height, header.width)
             upright = original if header.orientation < 5 else Size(header.width, header.height)
-            wanted = None if size_of is None else MARGIN * min(size_of(upright))
+            wanted = None if size_of is None else min(size_of(upright))
             scale = scale_of(path, header, wanted)
             image = _decode_quickly(data) if header.is_plain and scale == 1 else None
             if image is not None:

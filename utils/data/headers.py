@@ -1,4 +1,4 @@
-"""Read the headers of JPEG, PNG and TIFF, and leave out what a decoder need not see.
+"""Read the headers of JPEG and PNG, and leave out what a decoder need not see.
 
 Notes (EXIF, text, comments, previews) may be damaged or huge in images that are whole: Pillow gets
 the file without them, and what matters of them is read here. No torch.
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image
 
 # What Pillow raises for EXIF that is damaged, in images that are whole.
 EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error)
@@ -64,8 +64,13 @@ class JpegHeader(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Return whether it is one of those that torchvision decodes and libjpeg scales."""
-        return self.bits == 8 and self.components in (1, 3) and self.frame in HUFFMAN
+        """Return whether torchvision decodes it."""
+        return self.is_scalable and self.components in (1, 3)
+
+    @property
+    def is_scalable(self) -> bool:
+        """Return whether libjpeg can reduce it while it decodes."""
+        return self.bits == 8 and self.frame in HUFFMAN
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -201,78 +206,3 @@ def _unpacked(packed: bytes) -> bytes:
     except zlib.error:
         return b"damaged"
     return content if unpacker.eof and content else b"damaged"
-
-
-# --- TIFF -----------------------------------------------------------------------------------------
-
-TIFF_MAGICS = tuple(TiffImagePlugin.PREFIXES)
-
-
-class Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF that Pillow does not turn, and whose notes cannot hurt."""
-
-    def _setup(self) -> None:
-        for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution):
-            self.tag_v2.pop(tag, None)
-        super()._setup()
-        self._size = self._tile_size
-
-    def load_end(self) -> None:
-        """Leave it as it is: Pillow would turn it, reading notes that may be damaged."""
-
-    @property
-    def orientation(self) -> int:
-        """Return the orientation that its tag asks for, 1 to 8."""
-        return exif_orientation(lambda: self.tag_v2)
-
-    @property
-    def bits(self) -> int:
-        """Return the bits of its samples."""
-        return self.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))[0]
-
-    @property
-    def range_bits(self) -> int:
-        """Return n if its values go up to 2^n - 1, as MaxSampleValue or else the bits say."""
-        (largest, *_) = self.tag_v2.get(ExifTags.Base.MaxSampleValue, (0,))
-        declared = int(largest).bit_length()
-        is_declared = largest == 2**declared - 1 and 8 < declared < 16 and self.bits > 8
-        return declared if is_declared and self.mode.startswith("I") else self.bits
-
-    @property
-    def is_white_zero(self) -> bool:
-        """Return whether 0 is white in samples that Pillow does not invert: more than 8 bits."""
-        photometric = self.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 0)
-        return photometric == 0 and self.bits > 8
-
-
-def open_tiff(file: BinaryIO) -> Tiff:
-    """Open a TIFF.
-
-    Raises:
-        ValueError: its samples are of a kind that cannot be decoded rightly.
-    """
-    try:
-        image = Tiff(file)
-    except SyntaxError as error:
-        raise ValueError(f"TIFF {_samples(file)}, which is not read; {error}") from error
-    sample_format = max(image.tag_v2.get(ExifTags.Base.SampleFormat, (1,)))
-    is_whole_number = image.mode == "I" or sample_format == 2
-    if is_whole_number and image.range_bits == image.bits:
-        raise ValueError(
-            f"TIFF {_samples(file)}: nothing says up to where its values go; save it with 8 bits, "
-            "or with 16 unsigned ones"
-        )
-    return image
-
-
-def _samples(file: BinaryIO) -> str:
-    """Say of which kind the samples of a TIFF are."""
-    file.seek(0)
-    head = file.read(16)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
-    file.seek(tags.next)
-    tags.load(file)
-    kinds = {1: "unsigned", 2: "signed", 3: "float"}
-    (sample_format, *_) = tags.get(ExifTags.Base.SampleFormat, (1,))
-    bits = ", ".join(map(str, tags.get(ExifTags.Base.BitsPerSample, (1,))))
-    return f"with SampleFormat {sample_format} ({kinds.get(sample_format, 'other')}), {bits} bits"

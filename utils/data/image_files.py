@@ -3,7 +3,6 @@
 No torch here. `utils/data/decode.py` is faster; what it cannot decode comes here.
 """
 
-import functools
 import io
 import os
 import stat
@@ -18,18 +17,13 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
 from utils.data.headers import (
     JPEG_MAGIC,
-    PNG_MAGIC,
-    TIFF_MAGICS,
     JpegHeader,
-    exif_orientation,
     jpeg_without_notes,
-    open_tiff,
     read_header,
-    read_png,
 )
+from utils.data.openers import Opened, open_image
 from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
@@ -63,6 +57,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# A JPEG is reduced by so much if that leaves its shorter side at least so many times that of the
+# resized one. With noise of sigma 5 the result differs from that of the whole image by 0.45 of 255 in the
+# mean, with margins of 1 by 0.77. An eighth is only 10 % quicker than a quarter.
+MARGINS = {2: 1.25, 4: 1.25, 8: 2.0}
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by components
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at hand decodes
 HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
@@ -89,20 +87,22 @@ def check_image_size(path: str | Path, width: int, height: int, limit: int | Non
 def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
     """Return by how much a JPEG is reduced while it is decoded: 1, 2, 4 or 8.
 
-    As much as leaves the shorter side at least `wanted` pixels, or as much as the limit needs.
+    As much as leaves the shorter side enough for `wanted` pixels, or as much as the limit needs.
 
     Raises:
         TooLarge: it has more pixels than can be decoded.
     """
     width, height = header.width, header.height
-    if not header.is_plain:
+    if not header.is_scalable:
         check_image_size(path, width, height)
         return 1
     if header.keeps_coefficients:
         check_image_size(path, width, height, MAX_COEFFICIENT_PIXELS)
     fits = [s for s in (1, 2, 4, 8) if -(-width // s) * -(-height // s) <= MAX_PIXELS]
-    leaves = [s for s in fits if wanted is not None and min(width, height) >= s * wanted]
-    return max(leaves, default=fits[0])
+    if wanted is None:
+        return fits[0]
+    shorter = min(width, height)
+    return max(s for s in fits if s == fits[0] or shorter >= s * MARGINS[s] * wanted)
 
 
 # --- Opening --------------------------------------------------------------------------------------
@@ -126,56 +126,6 @@ def open_image_file(path: str | Path) -> Iterator[BinaryIO]:
         raise RunError(
             f"image {path} cannot be decoded ({what or str(error) or 'damaged'})"
         ) from error
-
-
-@functools.cache
-def _register_heif() -> None:
-    import pi_heif
-
-    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
-
-
-class Opened(NamedTuple):
-    """An image, opened but not decoded."""
-
-    image: Image.Image  # as stored, not turned
-    orientation: int  # EXIF, 1 to 8
-    profile: bytes = b""  # ICC
-    bits: int = 8  # of a sample
-    range_bits: int = 8  # n if its values go up to 2^n - 1
-    is_white_zero: bool = False
-
-
-def _open(file: BinaryIO, with_pixels: bool) -> Opened:
-    """Open any image but a JPEG whose header is whole."""
-    head = file.read(HEAD)
-    file.seek(0)
-    if head.startswith(PNG_MAGIC):
-        parts = read_png(file, with_pixels)
-        image = Image.open(io.BytesIO(parts.content), formats=("PNG",))
-        bits = 16 if parts.content[24:25] == b"\x10" else 8  # in its header
-        return Opened(image, parts.orientation, parts.profile, bits, bits)
-    if head.startswith(TIFF_MAGICS):
-        image = open_tiff(file)
-        about = image.bits, image.range_bits, image.is_white_zero
-        return Opened(image, image.orientation, _profile_of(image), *about)
-    formats = FORMATS
-    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
-        _register_heif()
-        formats = (*formats, "HEIF")
-    try:
-        image = Image.open(file, formats=formats)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(what_it_is(head)) from error
-    bits = 16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8  # PPM's
-    # libheif turns images itself.
-    orientation = 1 if image.format == "HEIF" else exif_orientation(image.getexif)
-    return Opened(image, orientation, _profile_of(image), bits, bits)
-
-
-def _profile_of(image: Image.Image) -> bytes:
-    profile = image.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) else b""
 
 
 # --- Decoding and describing ----------------------------------------------------------------------
@@ -213,7 +163,7 @@ def decode_stored(
         IMAGE_ERRORS: it is damaged.
     """
     if header is None:
-        opened = _open(io.BytesIO(data), with_pixels=True)
+        opened = open_image(io.BytesIO(data), with_pixels=True)
         image = opened.image
         check_image_size(path, *image.size)
         size = image.size
@@ -242,7 +192,7 @@ def decode_rgb(path: str | Path, wanted: int | None = None) -> Image.Image:
 
     Args:
         path: image file.
-        wanted: pixels that the shorter side must have at least; None: all that it has.
+        wanted: pixels that the shorter side is to be resized to; None: it is not resized.
 
     Raises:
         RunError: the file is missing, cut, damaged, too large or not an image; names it.
@@ -282,7 +232,7 @@ def describe(path: str | Path) -> Description:
         if header is not None:
             return _describe_jpeg(path, header)
         file.seek(0)
-        opened = _open(file, with_pixels=False)
+        opened = open_image(file, with_pixels=False)
         image = opened.image
         check_image_size(path, *image.size)
         return Description(

@@ -1,0 +1,148 @@
+"""Open images with Pillow, not decoded yet: only the formats that are meant, each in its way.
+
+No torch. JPEGs are opened by `utils.data.image_files`, if their header is whole.
+"""
+
+import functools
+import io
+from typing import BinaryIO, NamedTuple
+
+from PIL import ExifTags, Image, TiffImagePlugin
+
+from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
+from utils.data.headers import PNG_MAGIC, exif_orientation, read_png
+
+# --- TIFF -----------------------------------------------------------------------------------------
+
+TIFF_MAGICS = tuple(TiffImagePlugin.PREFIXES)
+
+
+class Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF that Pillow does not turn, and whose notes cannot hurt."""
+
+    def _setup(self) -> None:
+        for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution):
+            self.tag_v2.pop(tag, None)
+        super()._setup()
+        self._size = self._tile_size
+
+    def load_end(self) -> None:
+        """Leave it as it is: Pillow would turn it, reading notes that may be damaged."""
+
+    @property
+    def orientation(self) -> int:
+        """Return the orientation that its tag asks for, 1 to 8."""
+        return exif_orientation(lambda: self.tag_v2)
+
+    @property
+    def bits(self) -> int:
+        """Return the bits of its samples."""
+        return self.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))[0]
+
+    @property
+    def range_bits(self) -> int:
+        """Return n if its values go up to 2^n - 1, as MaxSampleValue or else the bits say."""
+        (largest, *_) = self.tag_v2.get(ExifTags.Base.MaxSampleValue, (0,))
+        declared = int(largest).bit_length()
+        is_declared = largest == 2**declared - 1 and 8 < declared < 16 and self.bits > 8
+        return declared if is_declared and self.mode.startswith("I") else self.bits
+
+    @property
+    def is_white_zero(self) -> bool:
+        """Return whether 0 is white in samples that Pillow does not invert: more than 8 bits."""
+        photometric = self.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 0)
+        return photometric == 0 and self.bits > 8
+
+
+def open_tiff(file: BinaryIO) -> Tiff:
+    """Open a TIFF.
+
+    Raises:
+        ValueError: its samples are of a kind that cannot be decoded rightly.
+    """
+    try:
+        image = Tiff(file)
+    except SyntaxError as error:
+        raise ValueError(f"TIFF {_samples(file)}, which is not read; {error}") from error
+    is_packed = image.tag_v2.get(ExifTags.Base.Compression, 1) != 1
+    is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration, 1) == 2
+    is_big_endian = image.tag_v2.prefix == b"MM"
+    if image.bits > 8 and (
+        (is_planar and not is_packed)
+        or (is_big_endian and is_packed and image.mode in ("I", "F"))
+    ):
+        # Pillow garbles both.
+        raise ValueError(f"TIFF {_samples(file)}: planes, or big-endian and packed; save it anew")
+    sample_format = max(image.tag_v2.get(ExifTags.Base.SampleFormat, (1,)))
+    is_whole_number = image.mode == "I" or sample_format == 2
+    if is_whole_number and image.range_bits == image.bits:
+        raise ValueError(
+            f"TIFF {_samples(file)}: nothing says up to where its values go; save it with 8 bits, "
+            "or with 16 unsigned ones"
+        )
+    return image
+
+
+def _samples(file: BinaryIO) -> str:
+    """Say of which kind the samples of a TIFF are."""
+    file.seek(0)
+    head = file.read(16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
+    file.seek(tags.next)
+    tags.load(file)
+    kinds = {1: "unsigned", 2: "signed", 3: "float"}
+    (sample_format, *_) = tags.get(ExifTags.Base.SampleFormat, (1,))
+    bits = ", ".join(map(str, tags.get(ExifTags.Base.BitsPerSample, (1,))))
+    return f"with SampleFormat {sample_format} ({kinds.get(sample_format, 'other')}), {bits} bits"
+
+
+# --- All formats ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _register_heif() -> None:
+    import pi_heif
+
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
+class Opened(NamedTuple):
+    """An image, opened but not decoded."""
+
+    image: Image.Image  # as stored, not turned
+    orientation: int  # EXIF, 1 to 8
+    profile: bytes = b""  # ICC
+    range_bits: int = 8  # n if its values go up to 2^n - 1
+    is_white_zero: bool = False
+
+
+def open_image(file: BinaryIO, with_pixels: bool) -> Opened:
+    """Open any image but a JPEG whose header is whole."""
+    head = file.read(64)
+    file.seek(0)
+    if head.startswith(PNG_MAGIC):
+        parts = read_png(file, with_pixels)
+        image = Image.open(io.BytesIO(parts.content), formats=("PNG",))
+        bits = 16 if parts.content[24:25] == b"\x10" else 8  # in its header
+        return Opened(image, parts.orientation, parts.profile, bits)
+    if head.startswith(TIFF_MAGICS):
+        image = open_tiff(file)
+        about = image.range_bits, image.is_white_zero
+        return Opened(image, image.orientation, _profile_of(image), *about)
+    formats = FORMATS
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        _register_heif()
+        formats = (*formats, "HEIF")
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(what_it_is(head)) from error
+    bits = 16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8  # PPM's
+    # libheif turns images itself.
+    orientation = 1 if image.format == "HEIF" else exif_orientation(image.getexif)
+    return Opened(image, orientation, _profile_of(image), bits)
+
+
+def _profile_of(image: Image.Image) -> bytes:
+    profile = image.info.get("icc_profile")
+    return profile if isinstance(profile, bytes) else b""
