@@ -119,8 +119,8 @@ class DatasetSpec:
         asked = f"--{flag} {split}: " if flag else ""
         reason = f"; {self.absent[split]}" if split in self.absent else ""
         raise InputError(
-            f"{asked}{self.name} has no split {split!r}; it has {', '.join(offered)}"
-            f"{reason or near_miss(split, offered)}"
+            f"{asked}{self.name} has no split {split!r}{near_miss(split, offered)}; it has "
+            f"{', '.join(offered)}{reason}"
         )
 
     @os_errors_are_input_errors()

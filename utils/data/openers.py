@@ -68,8 +68,7 @@ def open_tiff(file: BinaryIO) -> Tiff:
     is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration, 1) == 2
     is_big_endian = image.tag_v2.prefix == b"MM"
     if image.bits > 8 and (
-        (is_planar and not is_packed)
-        or (is_big_endian and is_packed and image.mode in ("I", "F"))
+        (is_planar and not is_packed) or (is_big_endian and is_packed and image.mode in ("I", "F"))
     ):
         # Pillow garbles both.
         raise ValueError(f"TIFF {_samples(file)}: planes, or big-endian and packed; save it anew")

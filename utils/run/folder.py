@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
 from utils.data.formats import IMAGE_ENDINGS
-from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
+from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable, with_home
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of, read_regular, write_text
 from utils.ownership import why_not_events, why_not_run
@@ -78,9 +78,10 @@ def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
     flag, root = "--data_root", flags.data_root
     if root is None and flags.dataset != "synthetic":
         flag, root = "$DATA_ROOT", os.environ.get("DATA_ROOT")
-    if not root:
+        root = with_home(root, "$DATA_ROOT: ") if root else None
+    if root is None:
         return
-    resolved = Path(root).expanduser().resolve()
+    resolved = Path(root).resolve()
     for folder in (paths.run, paths.tensorboard):
         if _is_in(resolved, folder):
             raise InputError(
