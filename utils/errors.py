@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import re
 import sys
 import unicodedata
@@ -100,6 +101,7 @@ def check_utf8(text: str) -> None:
     """
     try:
         text.encode()
+        os.fsencode(text)
     except UnicodeEncodeError as error:
         trouble = "is not UTF-8; rename it"
         with suppress(UnicodeError):

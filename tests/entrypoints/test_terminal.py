@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from helpers import REPO, TINY_TRAIN, read_json, rows_of, train
+import torch
+from helpers import REPO, TINY_TRAIN, evaluate, read_json, rows_of, train
 from layouts_own import write_folder
 
 from scripts.check_data import main as check_data
 from utils.data_utils import RunPaths
+from utils.run.tensor_file import load_archive, save_archive
 
 # No UTF-8 anywhere: Python reads names and arguments as ASCII, too.
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
@@ -71,6 +73,39 @@ class TestAsciiTerminal:
         assert done.returncode == 2
         assert f"/{said}" in done.stdout.replace("error: --checkpoint ", "")
         assert done.stdout.count("\n") == 1
+
+    def test_is_named_where_python_is_not_started_anew(self, photos):
+        """As in a notebook, which calls `main` with arguments of its own."""
+        main = f"import train; train.main(['--name', 'a', '--data_root', {str(photos)!a}])"
+        said = in_ascii("-c", main).stdout
+        assert r"/G\xe4nsebl\xfcmchen \u82b1 is read as ascii; set PYTHONUTF8=1" in said
+        assert said.count("\n") == 1
+
+
+EVIL = "\x1b[2J\x1b]0;x\x07\u202egpj.\u2066"
+SHOWN = r"\x1b[2J\x1b]0;x\x07\u202egpj.\u2066"
+
+
+class TestNamesFromOutside:
+    """Each is printed by other code; the log and the error line escape what a terminal obeys."""
+
+    @pytest.mark.parametrize("flags", ["--{}", "--recipe={}", "--pretrained={}", "--dataset={}"])
+    def test_in_a_command_line_are_escaped(self, refused, flags):
+        error = refused(train, f"--name a {TINY_TRAIN}", flags.format(EVIL))
+        assert SHOWN in error
+
+    def test_in_weights_and_checkpoints_are_escaped(self, refused, finished_run, drawn, tmp_path):
+        where = ("--data_root", drawn)
+        torch.save({EVIL: torch.ones(2)}, tmp_path / "w")
+        error = refused(train, f"--name a {TINY_TRAIN} --pretrained {tmp_path / 'w'}", *where)
+        assert f"it holds {SHOWN}, ..." in error
+        payload = load_archive(finished_run.checkpoint)
+        config = {**payload["model_config"], EVIL: 1}
+        for change in ({"version": EVIL}, {"model_config": config}):
+            save_archive(tmp_path / "c", {**payload, **change})
+            error = refused(evaluate, f"--name a --checkpoint {tmp_path / 'c'}", *where)
+            assert SHOWN in error
+            (tmp_path / "c").unlink()
 
 
 class TestHome:
