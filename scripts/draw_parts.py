@@ -57,7 +57,7 @@ def color_of(head: int, num_heads: int) -> tuple[int, int, int]:
 
 def draw(row: dict[str, Any]) -> Image.Image:
     """Return an image with its parts and a caption, TILE pixels wide."""
-    image = ImageOps.contain(decode_rgb(Path(row["filepath"])), (TILE, TILE))
+    image = ImageOps.contain(decode_rgb(Path(row["filepath"]), TILE), (TILE, TILE))
     tile = Image.new("RGB", (TILE, TILE + CAPTION), "white")
     left, top = (TILE - image.width) // 2, (TILE - image.height) // 2
     tile.paste(image, (left, top))

@@ -14,20 +14,21 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
-from utils.data.digests import (
-    Digests,
-    KnownImages,
-    choose_of_heap,
-    count_trained,
-    tag_heap,
-)
+from utils.data.digests import Digests
+from utils.data.formats import HEIC_ENDINGS, heic_note
 from utils.data.image_checks import check_images
 from utils.data.presets import PRESETS
 from utils.data.source import Source, find_source, resolve_data_root
 from utils.data.source import open_split as open_split
 from utils.data.splits import HeldOut, Split, match_classes, say_classes
 from utils.data.splits import labelmap as labelmap
-from utils.data.subsets import select_subset
+from utils.data.subsets import (
+    KnownImages,
+    choose_of_heap,
+    count_trained,
+    select_subset,
+    tag_heap,
+)
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, RunPaths
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.processes import failing_together, main_first, on_main
@@ -111,7 +112,7 @@ def open_data(flags: FrozenConfigDict) -> Data:
     full_eval = match_classes(
         full_eval, full_train.classes, f"split {full_train.name}", "train them, or take them out"
     )
-    say_classes(_labelmap_of(flags), full_train, full_eval)
+    _say(flags, full_train, full_eval)
     data = Data(source, decided, full_eval, full_eval, "", full_train, full_train)
     return data.divided(full_train, full_eval, flags)
 
@@ -133,8 +134,9 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     source = _source_of(flags, flags.dataset or checkpoint["dataset"], checkpoint["class_depth"])
     skips = flags.unknown_classes == "skip"
     source = replace(source, classes=tuple(checkpoint["classes"]), skip_unknown=skips)
-    is_same = source.spec.name == checkpoint["dataset"] and "val" not in source.official
-    if checkpoint["carving"] and is_same:
+    is_same = source.spec.name == checkpoint["dataset"]
+    can_hold_out = "train" in source.official and "val" not in source.official
+    if checkpoint["carving"] and is_same and can_hold_out:
         source = replace(source, held_out=HeldOut(**checkpoint["carving"]))
     heap = ""
     if source.is_heap and len(checkpoint["trained_images"]):
@@ -143,7 +145,7 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     decided = _decide(source, flags, "eval", is_all=bool(heap) or flags.eval_split == ALL)
     # A heap is read undivided: the checkpoint knows its val by content.
     (full_eval,) = _read(replace(source, held_out=None) if heap else source, decided["eval_split"])
-    say_classes(_labelmap_of(flags), full_eval)
+    _say(flags, full_eval)
     evaluated = _subset_of(full_eval, flags, decided, "eval")
     return EvalData(source, decided, full_eval, evaluated, heap)
 
@@ -202,8 +204,14 @@ def _read(source: Source, *splits: str) -> list[Split]:
     return [whole[name] for name in splits]
 
 
-def _labelmap_of(flags: FrozenConfigDict) -> str:
-    return str(RunPaths(Path(flags.output_dir), flags.name).labelmap)
+def _say(flags: FrozenConfigDict, *splits: Split) -> None:
+    """Log what a person should know of the data of a run, once."""
+    say_classes(str(RunPaths(Path(flags.output_dir), flags.name).labelmap), *splits)
+    count = sum(
+        path.lower().endswith(HEIC_ENDINGS) for split in splits for path in split.paths.tolist()
+    )
+    if flags.cache == "none" and (note := heic_note(count)):
+        log.info("%s", note)
 
 
 def _subset_of(

@@ -80,7 +80,7 @@ def contact_sheet(names: Sequence[str], paths: Sequence[str | None]) -> Image.Im
 
     def load(index: int) -> None:
         if (path := paths[index]) is not None:
-            photos[index] = ImageOps.fit(decode_rgb(path), (side, side))
+            photos[index] = ImageOps.fit(decode_rgb(path, side), (side, side))
 
     with progress_bar(len(names), "contact sheet", "img") as bar:
         in_threads(load, len(names), bar)

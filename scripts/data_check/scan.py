@@ -21,6 +21,7 @@ import numpy as np
 from scripts.data_check.duplicates import HASHED_SIDE, perceptual_hash, thumbnail
 from utils.console import progress_bar
 from utils.data.image_files import describe
+from utils.data.looks import lacks_end
 from utils.data.splits import Split
 from utils.errors import RunError
 
@@ -36,7 +37,8 @@ NO_DIGEST = b""
 ONE_COLOR = "of one color"
 DARK = "16 bits with values under an eighth of the range: probably of fewer bits, and dark"
 NO_PROFILE = "with a damaged color profile, which counts as sRGB"
-NOTES = (ONE_COLOR, DARK, NO_PROFILE)
+NO_END = "JPEG that lacks only its end marker, and is used"
+NOTES = (ONE_COLOR, DARK, NO_PROFILE, NO_END)
 START_METHOD = "spawn"  # on every system: a forked child of a process with threads may hang
 
 
@@ -136,6 +138,7 @@ def look(path: str) -> Look:
         (pixels == pixels[0, 0]).all(),
         described.bits == 16 and pixels.max() < 256 // 8,
         described.has_damaged_profile,
+        lacks_end(path),
     )
     # With the shape: black images of 2 x 3 and of 3 x 2 pixels differ.
     digest = hashlib.sha256(repr(pixels.shape).encode())

@@ -217,7 +217,7 @@ class TestBadInput:
         monkeypatch.setattr(os, "stat", refusing(stat))
         monkeypatch.setattr(os, "scandir", refusing(scandir))
         error = refused_run(refused, dataset, root)
-        assert ": Operation not permitted; let the terminal in: System Settings" in error
+        assert "cannot be read (Operation not permitted)" in error
         assert str(folder) in error
 
     def test_an_image_to_evaluate_of_a_class_that_is_not_trained(self, tmp_path, refused):
@@ -229,7 +229,7 @@ class TestBadInput:
         write_json(root / "val2017.json", document)
         error = refused_run(refused, "INat2017", root)
         assert (
-            "1 of 4 images of split val are of classes that split train does not have (1): 'Ano"
+            "1 of 6 images of split val are of classes that split train does not have (1): 'Ano"
             in error
         )
 

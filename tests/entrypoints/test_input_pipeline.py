@@ -352,6 +352,42 @@ class TestBadImage:
         assert f"error: image {bad} cannot be decoded (" in (tmp_path / "output.txt").read_text()
 
 
+class TestCheckBeforeTheRun:
+    def test_refuses_a_strip_that_only_the_resize_makes_too_large(
+        self, refused, trained, data, tmp_path
+    ):
+        """As the preset resizes it: for an evaluation, and not for training."""
+        strip = encoded(Image.new("RGB", (1, 70_000)), "PNG")
+        Path(split_of(data).path_of(0)).write_bytes(strip)
+        run(tmp_path / "out", data, "--num_steps 1")
+        checkpoint = ("--checkpoint", trained("vit").checkpoint)
+        bad = Path(split_of(data, "val").path_of(3))
+        bad.write_bytes(strip)
+        for main, line in (
+            (train, f"--name run {TRAIN}"),
+            (evaluate, f"--name again {EVAL}"),
+        ):
+            more = checkpoint if main is evaluate else ()
+            error = refused(main, line, "--data_root", data, *more)
+            assert f"1 of {VAL_IMAGES} images of split val cannot be used (first: {bad} is" in error
+            assert "is 1x70000 pixels: resized for this run it would be 37x2590000" in error
+
+    def test_uses_a_jpeg_without_its_end_marker_as_if_it_had_one(
+        self, photos, data, tmp_path, capsys
+    ):
+        for path in (split_of(data).path_of(met_in_step(1)), split_of(data, "val").path_of(1)):
+            Path(path).write_bytes(Path(path).read_bytes()[:-2])
+        lacking = [
+            run(tmp_path, data, flags, name=f"run{i}")
+            for i, flags in enumerate(("", "--cache disk --num_workers 2"))
+        ]
+        said = "warning: JPEG files that lack only their end marker, and are used: 2 (first: "
+        assert capsys.readouterr().out.count(said) == 2
+        whole = run(tmp_path, photos, name="whole")
+        ids = {read_json(each.metrics)["checkpoint_id"] for each in (*lacking, whole)}
+        assert len(ids) == 1
+
+
 class TestSkipBadImages:
     def test_leaves_one_out_and_says_so(self, spoiled, tmp_path, capsys):
         """Whatever loads it."""

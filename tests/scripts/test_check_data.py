@@ -264,6 +264,15 @@ def test_of_many_findings_the_text_names_the_first(tmp_path, monkeypatch):
     assert "  train b/0.jpg = 3 more" in lines
 
 
+def test_a_jpeg_that_lacks_only_its_end_marker_is_named(tmp_path, capsys):
+    for i, name in enumerate(("a", "b", "b")):
+        path = save(tmp_path / "data" / name / f"{i}.jpg", photo(i))
+    path.write_bytes(path.read_bytes()[:-2])
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 0
+    assert f"{image_scan.NO_END}: 1\n  train b/2.jpg\n" in capsys.readouterr().out
+    assert read_json(tmp_path / "report" / "report.json")["decoded_with_a_warning"] == []
+
+
 def test_nothing_that_decodes_is_reported_too(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)

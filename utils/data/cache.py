@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.console import log, progress_bar
-from utils.data.image_files import check_image_size, describe
+from utils.data.image_files import check_resized_size, describe
 from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
@@ -114,16 +114,16 @@ def _plan(files: FileImages, may_be_bad: bool) -> Index:
         path = files.split.path_of(position)
         try:
             described = describe(path)
-            width, height = described.width, described.height
-            size = files.size_of(Size(height, width))
-            check_image_size(path, size.width, size.height)
+            original = Size(described.height, described.width)
+            size = files.size_of(original)
+            check_resized_size(path, original, size)
         except RunError as error:
             if not may_be_bad:
                 raise
             bad[position] = str(error)
             return
         sizes[position] = size
-        originals[position] = width, height
+        originals[position] = original[::-1]
 
     with progress_bar(count, "cache: sizes", "img") as bar:
         in_threads(measure, count, bar)

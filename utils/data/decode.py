@@ -14,7 +14,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.data.headers import read_header
 from utils.data.image_files import (
-    check_image_size,
+    check_resized_size,
     decode_stored,
     open_image_file,
     scale_of,
@@ -127,5 +127,5 @@ def decode_resized(path: str, size_of: SizeOf) -> tuple[Tensor, Size]:
     stored = _decode_stored(path, size_of)
     original = stored.turned(stored.original)
     size = size_of(original)
-    check_image_size(path, *size[::-1])  # a line one pixel high grows without bound
+    check_resized_size(path, original, size)
     return _finished(stored, resize(stored.image, stored.turned(size))), original

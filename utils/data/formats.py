@@ -47,17 +47,36 @@ OTHERS = (
 )
 
 
+# Beginnings of the formats above.
+MAGICS = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"RIFF",
+    b"P1",
+    b"P2",
+    b"P3",
+    b"P4",
+)
+MAGICS += (b"P5", b"P6")
+
+
 def what_it_is(head: bytes) -> str:
-    """Say what a file that is not an image seems to be, from its first bytes."""
+    """Say what a file that cannot be opened seems to be, from its first bytes."""
     if not head.strip(b"\0"):
         return "it is empty" if not head else "it holds zeros"
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    if head.startswith(MAGICS) or brand in (*HEIF_BRANDS, b"avif", b"avis"):
+        return "it is cut or damaged"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     known = next((what for magic, what in OTHERS if start.startswith(magic)), "")
-    if not known and head[4:8] == b"ftyp":
+    if not known and brand:
         known = "a video or an image of a kind that is not read"
     return f"it is {known}" if known else "it is not an image of a kind that is read"
 
 
+HEIC_ENDINGS = (".heic", ".heif", ".hif")
 MANY_HEIC = 100  # images from which on a word about decoding them is worth a line
 
 

@@ -29,6 +29,10 @@ from utils.errors import InputError
 # Decoding every image would take minutes: only this many or fewer are decoded.
 MAX_DECODED_IN_CHECK = 64
 USERS_OWN = ("folder", "csv")  # datasets that nobody can fetch again
+MISSING_REMEDIES = {
+    "csv": "put them there, or take them from the list",
+    "folder": "put them back, or remove the links to them",
+}
 
 SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
@@ -82,12 +86,12 @@ def check_images(
     for indices, size_of in zip(where, sizes_of, strict=False):
         _add_those_that_grow(looks, indices, size_of)
     _check_damaged(splits, looks, where, may_be_damaged)
-    if looks.unended:
-        log.warning(
-            "warning: %d JPEG files lack only their end marker, and are used (first: %s)",
-            len(looks.unended),
-            looks.paths[min(looks.unended)],
-        )
+    for said, found in (
+        ("JPEG files that lack only their end marker, and are used", looks.unended),
+        ("images whose color profile is damaged, and counts as sRGB", looks.odd_profiles),
+    ):
+        if found:
+            log.warning("warning: %s: %d (first: %s)", said, len(found), looks.paths[min(found)])
     for index in looks.troubles:
         looks.short[index] = looks.whole[index] = NONE
     return [Digests(looks.short[indices], looks.whole[indices]) for indices in where]
@@ -135,9 +139,7 @@ def _check_missing(split: Split, looks: Looks, indices: np.ndarray) -> None:
     if not missing:
         return
     first = Path(looks.paths[missing[0]])
-    remedy = "fetch the whole archive, or choose another split"
-    if split.dataset in USERS_OWN:
-        remedy = "put them there, or take them from the list"
+    remedy = MISSING_REMEDIES.get(split.dataset, "fetch the whole archive, or choose another split")
     raise InputError(
         f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
         f"{first.parent} (first: {first.name}); {remedy}"
@@ -159,13 +161,15 @@ def _check_damaged(
     kinds = Counter(trouble.kind for trouble in looks.troubles.values())
     several = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     said = f" ({several}; first:" if len(looks.troubles) > 1 else " (first:"
+    # Not all that there are: nothing would be left.
+    can_skip = all(len(found) < len(split) for found, split in zip(bad, splits, strict=True))
     raise InputError(
         f"{counted} cannot be used{said} {looks.paths[first]} {looks.troubles[first].text}); "
-        f"{_remedy(splits[0], set(kinds), len(looks.troubles))}"
+        f"{_remedy(splits[0], set(kinds), len(looks.troubles), can_skip)}"
     )
 
 
-def _remedy(split: Split, kinds: set[str], count: int) -> str:
+def _remedy(split: Split, kinds: set[str], count: int, can_skip: bool) -> str:
     """Say what helps against all `kinds` of trouble."""
     if kinds == {UNREADABLE}:
         remedy = "make them readable for yourself"
@@ -177,4 +181,4 @@ def _remedy(split: Split, kinds: set[str], count: int) -> str:
         remedy = f"remove {split.root}, and they are drawn again"
     else:
         remedy = "fetch the whole archive again"
-    return f"{remedy}; --skip_bad_images {count} leaves them out"
+    return f"{remedy}; --skip_bad_images {count} leaves them out" if can_skip else remedy

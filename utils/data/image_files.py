@@ -25,6 +25,7 @@ from utils.data.headers import (
 )
 from utils.data.openers import Opened, open_image
 from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.presets import Size
 from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
 
@@ -58,8 +59,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 # A JPEG is reduced by so much if that leaves its shorter side at least so many times that of the
-# resized one. With noise of sigma 5 the result differs from that of the whole image by 0.45 of 255 in the
-# mean, with margins of 1 by 0.77. An eighth is only 10 % quicker than a quarter.
+# resized one. With noise of sigma 5 the result differs from that of the whole image by 0.45 of 255
+# in the mean, with margins of 1 by 0.77. An eighth is only 10 % quicker than a quarter.
 MARGINS = {2: 1.25, 4: 1.25, 8: 2.0}
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by components
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at hand decodes
@@ -81,6 +82,20 @@ def check_image_size(path: str | Path, width: int, height: int, limit: int | Non
         raise TooLarge(
             f"image {path} is {width}x{height} pixels, over the limit of {limit}: scale it "
             "down or leave it out"
+        )
+
+
+def check_resized_size(path: str | Path, size: Size, resized: Size) -> None:
+    """Raise an error for an image that is too large once it is resized: a line one pixel high.
+
+    Raises:
+        TooLarge: names the image, both sizes and the limit.
+    """
+    if resized.width * resized.height > MAX_PIXELS:
+        raise TooLarge(
+            f"image {path} is {size.width}x{size.height} pixels: resized for this run it would be "
+            f"{resized.width}x{resized.height}, over the limit of {MAX_PIXELS}; crop it or leave "
+            "it out"
         )
 
 
@@ -122,10 +137,8 @@ def open_image_file(path: str | Path) -> Iterator[BinaryIO]:
                 raise RunError(f"image {path} cannot be decoded (it is not a regular file)")
             yield file
     except IMAGE_ERRORS as error:
-        what = error.strerror if isinstance(error, OSError) else None
-        raise RunError(
-            f"image {path} cannot be decoded ({what or str(error) or 'damaged'})"
-        ) from error
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
+        raise RunError(f"image {path} cannot be decoded ({' '.join(why.split())})") from error
 
 
 # --- Decoding and describing ----------------------------------------------------------------------

@@ -62,6 +62,14 @@ def _raise(trouble: Trouble | None) -> None:
         raise Damaged(trouble.text, trouble.kind)
 
 
+def lacks_end(path: str | Path) -> bool:
+    """Tell whether a file that can be decoded is a JPEG without an end marker."""
+    with Path(path).open("rb") as file:
+        content = Content(file.fileno(), os.fstat(file.fileno()).st_size)
+        jpeg = read_jpeg(content) if content.head.startswith(JPEG_START) else None
+        return jpeg is not None and not has_jpeg_end(content, jpeg)
+
+
 class Looks:
     """What the check finds out about files, N of them; threads look at several at once."""
 
@@ -72,6 +80,7 @@ class Looks:
         # Height and width as stored: turned upright, they may change places.
         self.sizes = np.zeros((len(paths), 2), dtype=np.int64)
         self.troubles: dict[int, Trouble] = {}
+        self.odd_profiles: list[int] = []  # images whose color profile is damaged
         self.unended: list[int] = []  # JPEG files that lack only their end marker
 
     def look(self, index: int) -> None:
@@ -113,16 +122,18 @@ class Looks:
     def _look_into(self, index: int, content: Content) -> None:
         path, must_decode, is_raw = self.paths[index], False, False
         if content.head.startswith(PNG_START):
-            width, height = read_png(content)
+            width, height, has_profile = read_png(content)
+            if has_profile:
+                self._describe(index)
             if width * height > MAX_PIXELS:
                 _raise(trouble_of(path, lambda path: check_image_size(path, width, height)))
             self.sizes[index] = height, width
         elif content.head.startswith(JPEG_START) and (jpeg := read_jpeg(content)) is not None:
-            self._look_at_end(index, content, jpeg)
             must_decode = not jpeg.is_usual
             is_known = jpeg.is_usual and jpeg.width * jpeg.height <= MAX_PIXELS
-            if not is_known:
+            if not is_known or jpeg.has_profile:
                 self._describe(index)
+            self._look_at_end(index, content, jpeg)  # decodes those without end: not too large ones
             self.sizes[index] = jpeg.height, jpeg.width
         else:
             must_decode = self._describe(index)
@@ -148,6 +159,8 @@ class Looks:
         path = self.paths[index]
         _raise(trouble_of(path, lambda path: found.append(describe(path)), NOT_READ))
         self.sizes[index] = found[0].height, found[0].width
+        if found[0].has_damaged_profile:
+            self.odd_profiles.append(index)
         return found[0].needs_decoding
 
     def read_twins(self) -> None:

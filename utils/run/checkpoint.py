@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.digests import KnownImages
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
+from utils.data.subsets import KnownImages
 from utils.errors import InputError
 from utils.files import open_regular
 from utils.run.tensor_file import load_archive, save_archive

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from utils.cli.flags import DATA, may_change
 from utils.console import log
-from utils.data.digests import NONE, Digests, digest_set, is_same, keep_val, whole_digest
+from utils.data.digests import NONE, Digests, digest_set, is_same, whole_digest
 from utils.data.splits import Split
+from utils.data.subsets import keep_val
 from utils.errors import InputError
 from utils.run.checkpoint import from_tensor, is_digests, to_tensor
 from utils.schema import is_text, list_of
@@ -80,8 +81,7 @@ class RunImages:
     ) -> "tuple[Data, list[Digests], dict[str, list[str]]]":
         """Check that a resumed run has the images that it had, or may have others.
 
-        With `--allow_change data` a val that was held out stays the images that it was, minus those
-        that are gone.
+        A val that was held out stays the images that it was, minus those that are gone.
 
         Args:
             flags: flags of this start.
@@ -102,21 +102,22 @@ class RunImages:
                 f"{len(classes)} (first that differs: {other[0] if other else 'their order'!r}); "
                 "start another run"
             )
-        is_allowed = DATA in may_change(flags.allow_change)
-        is_held_out = data.source.held_out is not None and data.full_eval.name == "val"
-        if is_allowed and is_held_out:
+        if data.source.held_out is not None and data.full_eval.name == "val":
             data, digests = self._hold_out_again(flags, data, digests)
         changes = self._changes(data, digests)
         if changes:
             shown = ", ".join(
                 f"{len(ids)} images {kind} (first: {ids[0]})" for kind, ids in changes.items()
             )
-            if not is_allowed:
+            if DATA not in may_change(flags.allow_change):
                 raise InputError(
                     f"--resume: the data are not those of the run: {shown}; bring them back, or "
                     "resume with these by --allow_change data"
                 )
             log.warning("warning: the data changed within the run: %s", shown)
+            if data.source.held_out is not None:
+                kept = f"{len(data.full_eval)} of its {len(self.eval.ids)} images"
+                log.info("val stays what it was when it was held out: %s", kept)
         return data, digests, changes
 
     def _hold_out_again(
@@ -137,7 +138,6 @@ class RunImages:
             replace(heap.select(np.flatnonzero(mask)), name=name)
             for mask, name in ((~is_val, "train"), (is_val, "val"))
         )
-        log.info("val stays what it was: %d of its %d images", len(evaluated), len(self.eval.ids))
         return data.divided(train, evaluated, flags), [of_heap.at(~is_val), of_heap.at(is_val)]
 
     def _changes(self, data: "Data", digests: list[Digests]) -> dict[str, list[str]]:

@@ -15,9 +15,10 @@ from torch import nn
 from utils.cli.flags import experiment_of
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
-from utils.data.digests import Digests, count_trained, digest_set
+from utils.data.digests import Digests, digest_set
 from utils.data.loaders import eval_loader, train_loader
 from utils.data.presets import DATA_RULES
+from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session

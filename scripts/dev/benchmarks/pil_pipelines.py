@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from utils.data.formats import FORMATS
+
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
@@ -50,5 +52,5 @@ class PilImages:
         """Return image and label."""
         from PIL import Image
 
-        with Image.open(self.paths[index]) as image:
+        with Image.open(self.paths[index], formats=FORMATS) as image:
             return self.transform(image.convert("RGB")), 0

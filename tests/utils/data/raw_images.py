@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageCms
 
 SHORT, LONG = 3, 4  # types of a tag's values
 
@@ -69,3 +70,19 @@ def write_png(path: Path, values: np.ndarray, *chunks: bytes) -> Path:
     parts = chunk(b"IHDR", header), *chunks, chunk(b"IDAT", data), chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return path
+
+
+def display_p3() -> bytes:
+    """Return an ICC profile of Display P3: that of sRGB with other primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
+    for number in range(int.from_bytes(profile[128:132], "big")):
+        tag, offset = struct.unpack_from(">4sI", profile, 132 + 12 * number)
+        if tag in primaries:
+            values = [round(value * 65536) for value in primaries[tag]]
+            struct.pack_into(">3i", profile, offset + 8, *values)
+    return bytes(profile)

@@ -14,9 +14,11 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from utils.data import image_files
-from utils.data.decode import decode
+from utils.data.decode import decode, decode_resized
 from utils.data.headers import read_header
-from utils.data.image_files import decode_rgb, describe
+from utils.data.image_files import TooLarge, decode_rgb, describe, scale_of
+from utils.data.presets import PRESETS, Size, shorter_side_to
+from utils.data.transforms import resize
 from utils.errors import RunError
 
 
@@ -184,3 +186,116 @@ class TestDecode:
         monkeypatch.setattr(image_files, "MAX_PIXELS", 50 * 40 - 1)
         with pytest.raises(RunError, match=r"photo is 50x40 pixels, over the limit of 1999"):
             decode(str(path))
+
+
+def noisy(size: tuple[int, int]) -> Image.Image:
+    """A photograph with noise of sigma 5."""
+    values = np.asarray(photo(size=size)).astype(float)
+    values += np.random.default_rng(5).normal(0, 5, values.shape)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def squash(size: Size) -> Size:
+    return Size(60, 60)
+
+
+class TestDecodeResized:
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+    @pytest.mark.parametrize("side", [100, 120, 145, 180, 240])
+    def test_a_reduced_jpeg_differs_by_less_than_half_a_level(self, tmp_path, side, options):
+        path = str(tmp_path / "photo.jpg")
+        noisy((800, 600)).save(path, "JPEG", quality=90, **options)
+        image, original = decode_resized(path, lambda size: shorter_side_to(side, size))
+        assert original == (600, 800)
+        assert image.permute(1, 2, 0).is_contiguous()
+        whole = resize(decode(path), shorter_side_to(side, original))
+        assert image.shape == whole.shape
+        difference = (image.float() - whole.float()).abs().mean()
+        assert 0 < difference < 0.5
+
+    @pytest.mark.parametrize(
+        ("size", "wanted", "expected"),
+        [
+            ((4000, 3000), 512, 4),  # a phone's photograph, for training at 224
+            ((3000, 4000), 256, 4),  # for evaluation
+            ((8000, 6000), 256, 8),
+            ((4000, 3000), 1024, 2),
+            ((500, 500), 256, 1),
+            ((500, 332), 512, 1),
+            ((1, 60_000), 256, 1),
+            ((4000, 3000), None, 1),
+            ((12_000, 9_000), None, 2),  # 108 megapixels
+            ((65_000, 65_000), None, 8),
+            ((12_000, 9_000), 5000, 2),  # no less, for the limit
+        ],
+    )
+    def test_is_reduced_as_far_as_quality_allows_and_the_limit_needs(
+        self, tmp_path, size, wanted, expected
+    ):
+        path = tmp_path / "photo.jpg"
+        photo().save(path, "JPEG")
+        header = read_header(path.read_bytes())._replace(width=size[0], height=size[1])
+        assert scale_of(path, header, wanted) == expected
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+    @pytest.mark.parametrize("size_of", [squash, lambda size: shorter_side_to(50, size)])
+    def test_is_shrunk_before_it_is_turned(self, tmp_path, kind, size_of):
+        """Every pixel is then within 2 of 255 of what turning first gives: rounding."""
+        for orientation in range(1, 9):
+            path = str(tmp_path / "photo")
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            photo(size=(120, 90)).save(path, kind, exif=exif)
+            upright = decode(path)
+            image, original = decode_resized(path, size_of)
+            assert original == upright.shape[1:]
+            expected = resize(upright, size_of(original))
+            assert image.shape == expected.shape
+            assert (image.int() - expected.int()).abs().max() <= (orientation > 1) * 2
+
+    @pytest.mark.parametrize("size", [(500, 375), (375, 500), (620, 500), (48, 31)])
+    def test_photographs_from_the_web_are_what_they_were(self, tmp_path, size):
+        path = str(tmp_path / "photo.jpg")
+        photo(size=size).save(path, "JPEG")
+        for preset in PRESETS.values():
+            for size_of in (preset.train_size, preset.eval_size):
+                image, original = decode_resized(path, lambda size, of=size_of: of(224, size))
+                assert torch.equal(image, resize(decode(path), size_of(224, original)))
+
+    def test_over_the_limit_a_jpeg_is_reduced_and_a_progressive_one_up_to_twice(
+        self, tmp_path, monkeypatch
+    ):
+        paths = {name: tmp_path / f"{name}.jpg" for name in ("baseline", "progressive", "cmyk")}
+        photo(size=(50, 40)).save(paths["baseline"], "JPEG")
+        photo(size=(50, 40)).save(paths["progressive"], "JPEG", progressive=True)
+        photo("CMYK", size=(50, 40)).save(paths["cmyk"], "JPEG")
+        for pixels, refused in ((1999, set()), (999, {"progressive"})):
+            monkeypatch.setattr(image_files, "MAX_PIXELS", pixels)
+            monkeypatch.setattr(image_files, "MAX_COEFFICIENT_PIXELS", 2 * pixels)
+            for name, path in paths.items():
+                if name in refused:
+                    for read in (describe, decode_rgb, lambda path: decode(str(path))):
+                        with pytest.raises(TooLarge, match=r"is 50x40 pixels, over the limit"):
+                            read(path)
+                    continue
+                assert describe(path)[1:3] == (50, 40)
+                assert decode_rgb(path).size == (25, 20)
+                assert decode(str(path)).shape == (3, 20, 25)
+                image, original = decode_resized(str(path), lambda size: Size(20, 20))
+                assert (image.shape, original) == ((3, 20, 20), (40, 50))
+
+    def test_a_jpeg_of_several_scans_is_one_that_keeps_its_coefficients(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        for options, keeps in (({}, False), ({"progressive": True}, True)):
+            photo().save(path, "JPEG", **options)
+            assert read_header(path.read_bytes()).keeps_coefficients is keeps
+        photo().save(path, "JPEG")
+        content = bytearray(path.read_bytes())
+        content[content.index(b"\xff\xda") + 4] = 1  # components in the first scan
+        assert read_header(bytes(content)).keeps_coefficients
+
+    def test_names_one_that_is_too_large_after_the_resize(self, tmp_path):
+        path = str(tmp_path / "line.png")
+        Image.new("RGB", (1, 60_000)).save(path)
+        with pytest.raises(TooLarge, match=r"line.png is 1x60000 .* it would be 256x15360000"):
+            decode_resized(path, lambda size: shorter_side_to(256, size))

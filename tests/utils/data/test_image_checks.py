@@ -223,9 +223,8 @@ class TestEndMarker:
         for used in ([], [split]):
             caplog.clear()
             check_images([split], used)
-            assert f"1 JPEG files lack only their end marker, and are used (first: {path})" in (
-                caplog.text
-            )
+            said = "JPEG files that lack only their end marker, and are used: 1"
+            assert f"{said} (first: {path})" in caplog.text
 
     @pytest.mark.parametrize("content", [JPEG, PROGRESSIVE])
     def test_a_cut_in_the_last_bytes_is_refused_or_decodes_to_the_same(self, split, content):
@@ -338,6 +337,9 @@ class TestMessages:
         message = "1 of 2 images of split train and 1 of 5 images of split val cannot be used"
         with pytest.raises(InputError, match=message):
             check_images([other, split], [], may_be_damaged=1)
+        path_of(other, 0).write_bytes(b"")
+        with pytest.raises(InputError, match=r"\); fetch the whole archive again$"):
+            check_images([other, split], [])  # without them nothing would be left to train on
 
 
 class TestDigests:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from utils.data.headers import APP2, ICC_MAGIC
 from utils.data.structure.content import ODDITIES, Content
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -38,11 +39,12 @@ class Jpeg(NamedTuple):
     # 8 bits, grey or three components, Huffman coding, all tables there: every decoder knows it.
     is_usual: bool
     scan: int  # where the first scan begins, in bytes
+    has_profile: bool = False  # ICC
 
 
 def read_jpeg(content: Content) -> Jpeg | None:
     """Read the headers of a JPEG; None if they are odd or do not lead to a scan."""
-    at, frame, tables = 2, b"", set()
+    at, frame, tables, has_profile = 2, b"", set(), False
     while len(start := content.at(at, 20)) >= 4 and start[0] == 0xFF:
         marker, length = start[1], int.from_bytes(start[2:4], "big")
         if marker == 0xFF:  # fill byte
@@ -58,7 +60,9 @@ def read_jpeg(content: Content) -> Jpeg | None:
                 return None
             frame = start
         elif marker == START_OF_SCAN:
-            return _jpeg(frame, tables, start, at)
+            jpeg = _jpeg(frame, tables, start, at)
+            return jpeg._replace(has_profile=has_profile) if jpeg and has_profile else jpeg
+        has_profile |= marker == APP2 and start[4:16] == ICC_MAGIC
         at += 2 + length
     return None
 
@@ -123,6 +127,7 @@ def has_jpeg_end(content: Content, jpeg: Jpeg) -> bool:
     return content.all().find(JPEG_END, jpeg.scan) >= 0
 
 
+MAX_WHOLE = 1 << 26  # pixels; larger ones are compared at an eighth of their sides
 # Bytes that stand for what is missing: a decoder makes other pixels of each.
 FILLERS = (b"", b"\x55" * 4096, b"\xaa" * 4096)
 
@@ -142,6 +147,8 @@ def completed_jpeg(data: bytes) -> bytes | None:
     for filler in FILLERS:
         try:
             with Image.open(io.BytesIO(data + filler + JPEG_END), formats=("JPEG",)) as image:
+                if image.width * image.height > MAX_WHOLE:
+                    image.draft(None, (image.width // 8, image.height // 8))
                 pixels.add(zlib.crc32(image.tobytes()))
         except ODDITIES:
             return None

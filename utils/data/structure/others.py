@@ -21,8 +21,8 @@ PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8,
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}  # those that a decoder must know
 
 
-def read_png(content: Content) -> tuple[int, int]:
-    """Return width and height of a PNG whose chunks follow each other to the end.
+def read_png(content: Content) -> tuple[int, int, bool]:
+    """Return width and height of a PNG that has all its chunks, and whether it has an ICC profile.
 
     Raises:
         Damaged: a chunk is missing, or the file ends before it should.
@@ -44,7 +44,7 @@ def read_png(content: Content) -> tuple[int, int]:
         at += 12 + length
     if at > content.size:
         raise Damaged("is cut: a PNG that lacks its last bytes", CUT)
-    return _check_png(header, kinds)
+    return *_check_png(header, kinds), b"iCCP" in kinds
 
 
 def _check_png(header: bytes, kinds: set[bytes]) -> tuple[int, int]:
@@ -61,8 +61,10 @@ def _check_png(header: bytes, kinds: set[bytes]) -> tuple[int, int]:
 # --- The other formats ----------------------------------------------------------------------------
 
 _PNM = re.compile(rb"P([56])%b%b%b\s" % ((rb"(?:\s|#[^\n]*\n)+(\d+)",) * 3))
-# Tags of a TIFF (TIFF 6.0): compression; where pixels lie and their bytes, of strips and of tiles.
-COMPRESSION, PLACES = 259, ((273, 279), (324, 325))
+# Tags of a TIFF (TIFF 6.0): bits of each sample; compression; where pixels lie and how many bytes
+# they have, of strips and of tiles. And compressions: none, LZW, deflate (twice), PackBits.
+BITS, COMPRESSION, PLACES = 258, 259, ((273, 279), (324, 325))
+RAW, COMPRESSIONS = 1, (1, 5, 8, 32946, 32773)
 
 
 class Other(NamedTuple):
@@ -127,8 +129,12 @@ def _read_tiff(content: Content) -> Other:
             with Image.open(file, formats=("TIFF",)) as image:
                 tags = image.tag_v2
                 places = [(tags[at], tags[count]) for at, count in PLACES if at in tags]
-                is_raw = tags.get(COMPRESSION, 1) == 1
+                compression = tags.get(COMPRESSION, RAW)
+                size = image.width * image.height * sum(tags.get(BITS, (1,))) // 8
         except ODDITIES:
             return Other(False)
     ends = [at + n for of, counts in places for at, n in zip(of, counts, strict=False)]
-    return Other(bool(ends) and max(ends) <= content.size, is_raw)
+    is_whole = bool(ends) and max(ends) <= content.size and compression in COMPRESSIONS
+    if compression == RAW:
+        is_whole &= sum(n for _, counts in places for n in counts) >= size
+    return Other(is_whole, compression == RAW)
