@@ -32,7 +32,7 @@ from scripts.data_check.scan import collect, is_union
 from utils.data.catalog import get_spec
 from utils.data.splits import Split
 from utils.dataset import open_split
-from utils.ownership import is_ours
+from utils.ownership import MARKER, is_ours
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -383,9 +383,17 @@ def test_a_report_replaces_reports_and_nothing_else(name, tmp_path, capsys):
     (output / name).unlink()
     for _ in range(2):
         assert check("folder", root, output) == 0
-    assert not is_ours(output)  # somebody made it
+    assert is_ours(output)
+    (output / "mine.txt").touch()
+    (output / MARKER).unlink()
+    assert check("folder", root, output) == 0
+    assert not is_ours(output)  # somebody uses it
+    for place in (root, root / "a"):
+        assert check("folder", root, place) == 2
+        assert f"--output {place} is among the images" in capsys.readouterr().err
     assert check("folder", root, root / "output" / "check") == 0
     assert [path.name for path in root.iterdir() if is_ours(path)] == ["output"]
+    assert check("folder", root / "a" / "..", root / "output") == 0  # passed over with all in it
 
 
 def split_of(name: str, letters: str) -> Split:
