@@ -31,9 +31,9 @@ from utils.data.splits import match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
-from utils.errors import RunError, printable
+from utils.errors import InputError, RunError, printable
 from utils.files import write_json, write_text
-from utils.ownership import SIGNATURE, check_output_file, make_folder
+from utils.ownership import SIGNATURE, check_output_file, holds_more_than, is_ours, make_folder
 
 
 def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | None]:
@@ -46,14 +46,21 @@ def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | Non
     return examples
 
 
-REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
+FILES = REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
 LESS_MEMORY = "fewer --num_workers need less"
 
 
-def check_report_folder(output: Path) -> None:
-    """Raise if the report cannot be written, or would replace something that is not ours."""
+def check_report_folder(output: Path, data_root: Path) -> None:
+    """Raise if the report cannot be written, would replace something, or lie among the images."""
     check_writable(output, "--output")
-    for name in (REPORT, TEXT, SHEET):
+    root, here = data_root.resolve(), output.resolve()
+    passed_over = any(is_ours(each) for each in (here, *here.parents) if root in each.parents)
+    if here.is_relative_to(root) and not passed_over and holds_more_than(output, FILES):
+        raise InputError(
+            f"--output {output} is among the images, and the contact sheet would become one; name "
+            "a new folder"
+        )
+    for name in FILES:
         check_output_file(output / name, "--output")
 
 
@@ -65,6 +72,7 @@ def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
         output / TEXT, "\n".join([SIGNATURE, "", *map(printable, full_lines(report))]) + "\n"
     )
     save_picture(sheet, output / SHEET)
+    make_folder(output, FILES)  # one that was empty is marked too
     for line in summary_lines(report):
         log.info("%s", line)
     log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
@@ -98,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
     output = args.output or Path("output") / f"check_{spec.name}"
-    check_report_folder(output)
+    check_report_folder(output, args.data_root)
     root = spec.find_root(spec, args.data_root)
     first, *others = (open_split(spec, root, name) for name in spec.official_splits(root))
     whose, remedy = f"split {first.name}", "train them, or take them out"

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,15 +30,19 @@ FOLDERS_OF_A_RUN = ("checkpoints", "fiftyone")
 # --- Folders that our programs make ---------------------------------------------------------------
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, ours: Container[str] = (SYNTHETIC_FOLDER,)) -> None:
     """Make a folder and those above it that do not exist, and mark all that are made.
 
-    A folder that exists is the user's, and stays as it is; but images may have been drawn there
-    before anything else was written.
+    A folder that exists is the user's, and stays as it is, unless we filled it.
+
+    Args:
+        folder: path of the folder.
+        ours: names in it that we gave before it was marked, such as that of drawn images.
     """
     new = [path for path in (folder, *folder.parents) if kind_of(path) is None]
     folder.mkdir(parents=True, exist_ok=True)
-    if not new and [path.name for path in _entries(folder)] == [SYNTHETIC_FOLDER]:
+    there = _entries(folder)
+    if there and all(path.name in ours for path in there):
         new = [folder]
     for path in new:
         mark(path)
@@ -61,6 +65,11 @@ def new_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def holds_more_than(folder: Path, ours: Container[str]) -> bool:
+    """Return whether a folder holds more than files of ours, known by these names."""
+    return any(not (_is_nothing(path) or path.name in ours) for path in _entries(folder))
 
 
 def mark(folder: Path) -> None:

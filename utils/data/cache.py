@@ -270,6 +270,7 @@ def open_cache(
             cache = _open(folder, files)
         else:
             log.info("cache: reading %s", folder)
+    make_folder(cache_dir, {key, f"{key}.lock"})  # one that was empty is marked too
     if cache is None:
         raise RunError(f"the cache in {folder} vanished")
     return cache
