@@ -115,8 +115,8 @@ class TestWhatIsNoFile:
             ("--pretrained {}", "--pretrained {} is a {kind}; name a file"),
             ("--resume {}", "--resume {} is a {kind}; name a file"),
             ("--tiny_train_subset {}", "{} is neither folder_tiny nor a file"),
-            ("--dataset csv --data_root {}", "{} cannot be read (it is a {kind}, not a file)"),
-            ("--dataset flower102", "setid.mat cannot be read (it is a {kind}, not a file)"),
+            ("--dataset csv --data_root {}", "{}: it is a {kind}, not a file"),
+            ("--dataset flower102", "setid.mat: it is a {kind}, not a file"),
         ],
     )
     def test_in_training(self, refused, drawn, photos, tmp_path, make, flags, said):

@@ -95,8 +95,10 @@ def test_another_version_is_named(monkeypatch, version):
 def test_the_packages_are_those_of_requirements_txt():
     lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if "==" in line} - {"pytest"}
-    modules = {"ml-collections": "ml_collections", "pillow": "PIL", "pyyaml": "yaml"}
-    assert {modules.get(name, name) for name in pinned} == set(environment.PACKAGES)
+    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    assert {modules.get(name, name).replace("-", "_") for name in pinned} == set(
+        environment.PACKAGES
+    )
 
 
 # --- The set-up of the shell scripts ------------------------------------------------------------
