@@ -26,8 +26,8 @@ from scripts.data_check.scan import Files, Look, collect, scan
 from utils.cli.parser import Parser
 from utils.cli.types import path, positive_int
 from utils.console import log
-from utils.data.catalog import dataset_names, get_spec
-from utils.data.splits import match_classes
+from utils.data.catalog import DatasetSpec, dataset_names, get_spec
+from utils.data.splits import Split, match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
@@ -78,6 +78,14 @@ def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
     log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
 
 
+def _open_splits(spec: DatasetSpec, root: Path, class_depth: int | None) -> list[Split]:
+    """Return all splits of a dataset, with the classes of the first."""
+    names = spec.official_splits(root)
+    first, *others = (open_split(spec, root, name, class_depth) for name in names)
+    whose, remedy = f"split {first.name}", "train them, or take them out"
+    return [first, *(match_classes(each, first.classes, whose, remedy) for each in others)]
+
+
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Read the lists, decode the images, write and print the report.
@@ -90,6 +98,12 @@ def main(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("dataset", choices=dataset_names(), metavar="DATASET", help="name of a dataset")
     add("data_root", type=path, metavar="ROOT", help="folder of the data, train.py's --data_root")
+    add(
+        "--class_depth",
+        type=positive_int,
+        metavar="N",
+        help="with folder: the folders that make a class name; 2: genus/species",
+    )
     add(
         "--output",
         type=path,
@@ -108,9 +122,7 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or Path("output") / f"check_{spec.name}"
     check_report_folder(output, args.data_root)
     root = spec.find_root(spec, args.data_root)
-    first, *others = (open_split(spec, root, name) for name in spec.official_splits(root))
-    whose, remedy = f"split {first.name}", "train them, or take them out"
-    splits = [first, *(match_classes(split, first.classes, whose, remedy) for split in others)]
+    splits = _open_splits(spec, root, args.class_depth)
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:
