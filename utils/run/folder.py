@@ -14,7 +14,7 @@ from utils.data.formats import IMAGE_ENDINGS
 from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable, with_home
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of, read_regular, write_text
-from utils.ownership import why_not_events, why_not_run
+from utils.ownership import is_ours, why_not_events, why_not_run
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_text, list_of, wrong_fields
@@ -74,7 +74,10 @@ def check_only_ours(paths: RunPaths, is_resumed: bool = False) -> None:
 
 
 def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
-    """Raise if the data lie in the run's folder, with which they would be moved."""
+    """Raise if the data lie in the run's folder, with which they would be moved.
+
+    Nor may a class be an output folder: next time it would be passed over as one.
+    """
     flag, root = "--data_root", flags.data_root
     if root is None and flags.dataset != "synthetic":
         flag, root = "$DATA_ROOT", os.environ.get("DATA_ROOT")
@@ -88,6 +91,20 @@ def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
                 f"{flag} {root} is in {folder}, where --name {paths.name} is written; choose "
                 "another --name or --output_dir"
             )
+
+    output = paths.output_dir.resolve()
+    is_below = flags.dataset == "folder" and resolved in output.parents
+    if is_below and kind_of(output) and not is_ours(output) and _holds_images(output):
+        raise InputError(
+            f"--output_dir {paths.output_dir} is a folder of the images in {flag} {root}; choose "
+            "another"
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether there are images in a folder or in those in it, as in a class or a split."""
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return any(path.name.lower().endswith(IMAGE_ENDINGS) for path in found)
 
 
 def _is_in(path: Path, folder: Path) -> bool:

@@ -184,6 +184,23 @@ def test_data_in_the_folder_of_the_run_are_refused(tmp_path, checkpoint, monkeyp
         start_training(output, "--dataset", "folder")
 
 
+def test_a_class_or_split_of_the_images_is_not_an_output_folder(tmp_path):
+    for name in ("train/rose/1.jpg", "train/rose/more/2.PNG", "train/fern/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    data = ("--dataset", "folder", "--data_root", tmp_path)
+    for output in ("train", "train/rose", "train/fern"):
+        with pytest.raises(InputError, match=r"^--output_dir .* is a folder of the images in --da"):
+            start_training(tmp_path / output, *data)
+    (tmp_path / "notes").mkdir()
+    for output in (".", "train/new", "notes"):
+        start_training(tmp_path / output, *data)
+    leave_a_run(tmp_path / "old", "finished")
+    put_file(tmp_path / "old" / "drawn.png")
+    (tmp_path / "old" / "tb").mkdir()
+    start_training(tmp_path / "old", *data)  # it is passed over
+
+
 @pytest.mark.parametrize("root", [".", "..", "ab", "../photos"])
 def test_data_above_and_beside_it_are_not(tmp_path, root):
     leave_a_run(tmp_path / "out", "finished")
