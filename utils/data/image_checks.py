@@ -22,6 +22,7 @@ from utils.data.looks import (
     trouble_of,
 )
 from utils.data.presets import Size
+from utils.data.readers.file_names import Folders
 from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import InputError
@@ -139,10 +140,11 @@ def _check_missing(split: Split, looks: Looks, indices: np.ndarray) -> None:
     if not missing:
         return
     first = Path(looks.paths[missing[0]])
+    near = Folders(split.root).near(first.relative_to(split.root).as_posix())
     remedy = MISSING_REMEDIES.get(split.dataset, "fetch the whole archive, or choose another split")
     raise InputError(
         f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
-        f"{first.parent} (first: {first.name}); {remedy}"
+        f"{first.parent} (first: {first.name}{near}); {remedy}"
     )
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
+from utils.data.image_checks import USERS_OWN
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
@@ -43,6 +44,7 @@ class ImageDataset(Dataset):
     mixing: Mixing | None = None  # mixes a batch
     # Whether an image that cannot be decoded makes its batch smaller instead of raising.
     leaves_out_bad: bool = False
+    remedy: str = ""  # what to do about such an image
 
     def __len__(self) -> int:
         return len(self.split)
@@ -78,7 +80,7 @@ class ImageDataset(Dataset):
                 resized = self.images.load(position)
             except RunError as error:
                 if not self.leaves_out_bad:
-                    raise
+                    raise RunError(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
                 continue
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
@@ -176,6 +178,17 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     return files
 
 
+def _remedy(config: FrozenConfigDict) -> str:
+    """Return what to do about an image that turns out to be damaged within the run."""
+    mend = "replace or remove it" if config.dataset in USERS_OWN else "fetch it again"
+    if "checkpoint" in config:
+        return f"{mend}, or leave it out by --skip_bad_images 1"
+    return (
+        f"{mend} and resume with --allow_change data, or leave it out by --skip_bad_images 1 "
+        "--allow_change skip_bad_images"
+    )
+
+
 def train_loader(
     config: FrozenConfigDict,
     split: Split,
@@ -204,6 +217,7 @@ def train_loader(
         config.seed,
         Mixing(augmentation, len(split.classes)),
         leaves_out_bad=config.skip_bad_images > 0,
+        remedy=_remedy(config),
     )
     step_size = config.train_batch_size
     batches = TrainBatches(
@@ -228,6 +242,14 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     leaves_out_bad = config.skip_bad_images > 0
-    dataset = ImageDataset(split, images, view, config.img_size, 0, leaves_out_bad=leaves_out_bad)
+    dataset = ImageDataset(
+        split,
+        images,
+        view,
+        config.img_size,
+        seed=0,
+        leaves_out_bad=leaves_out_bad,
+        remedy=_remedy(config),
+    )
     batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

@@ -48,6 +48,7 @@ class TestUnderstood:
             ("image_id,class_id\na,x\n", "path from column 'image_id', label from .*'class_id'$"),
             ("filename,label,Set\na,x,train\n", "split from column 'Set'$"),
             ("path,label\n,\n a , x \n\t,,,\n", "^$"),
+            ('path, label\n"a", "x"\n', "^$"),
             ("\n,,\npath,label,\na,x\n", "columns without a name: 1, not used"),
         ],
     )
@@ -126,8 +127,8 @@ class TestRefusals:
             ("genus,species,image\n", r"two columns that may be the label: 'genus' and 'species'"),
             ("path,label,Label\n", r"two columns that may be the label: 'label' and 'Label'"),
             ("path,label,set,usage\n", r"two columns that may be the split: 'set' and 'usage'"),
-            ("path,label,note\na,x\n", r"line 2 has 2 fields, not 3"),
-            ("path,label,\na,b,x,x\n", r"line 2 has 4 fields, not 2"),
+            ("path,label,note\na,x\n", r"line 2 has 2 fields, not 3$"),
+            ("path,label,\na,b,x,x\n", r"line 2 has 4 fields, not 2; a cell that holds ',' need"),
             ("path;label\na,b;x\nb;c;y\n", r"line 3 has 3 fields, not 2"),
             ('path,label\n"a\nb",x\n\n"c,y\n', r"is not CSV \(unexpected end of data\)"),
             ('"path,label\n', r"line 1 is not CSV"),
