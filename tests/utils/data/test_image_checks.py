@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import image_checks, looks
+from utils.data import image_checks
 from utils.data.decode import decode
 from utils.data.digests import whole_digest
 from utils.data.image_checks import MAX_DECODED_IN_CHECK, check_images
@@ -20,6 +20,7 @@ from utils.data.image_files import decode_rgb
 from utils.data.presets import PRESETS, Size
 from utils.data.splits import Split
 from utils.data.structure import jpeg as jpeg_structure
+from utils.data.structure import looks
 from utils.errors import InputError
 
 NOISE = Image.fromarray(
