@@ -67,7 +67,11 @@ HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at
 HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
 
 
-class TooLarge(RunError):
+class BadImage(RunError):
+    """An image that cannot be decoded."""
+
+
+class TooLarge(BadImage):
     """An image of more pixels than can be decoded."""
 
 
@@ -128,17 +132,17 @@ def open_image_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file to read, unless it is a pipe, a socket or a device: those are never waited for.
 
     Raises:
-        RunError: the file is missing, cannot be read or decoded, or is no file; names it.
+        BadImage: the file is missing, cannot be read or decoded, or is no file; names it.
     """
     try:
         # Opening a pipe would wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RunError(f"image {path} cannot be decoded (it is not a regular file)")
+                raise BadImage(f"image {path} cannot be decoded (it is not a regular file)")
             yield file
     except IMAGE_ERRORS as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
-        raise RunError(f"image {path} cannot be decoded ({' '.join(why.split())})") from error
+        raise BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})") from error
 
 
 # --- Decoding and describing ----------------------------------------------------------------------
