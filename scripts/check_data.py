@@ -23,8 +23,8 @@ from scripts.data_check.scan import Files, Look, collect, scan
 from utils.cli.parser import Parser
 from utils.cli.types import positive_int
 from utils.console import log
-from utils.data.catalog import dataset_names, get_spec
-from utils.data.splits import check_same_classes
+from utils.data.catalog import DatasetSpec, dataset_names, get_spec
+from utils.data.splits import Split, match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
@@ -45,6 +45,14 @@ def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | Non
 LESS_MEMORY = "fewer --num_workers need less"
 
 
+def _open_splits(spec: DatasetSpec, root: Path, class_depth: int | None) -> list[Split]:
+    """Return all splits of a dataset, with the classes of the first."""
+    names = spec.official_splits(root)
+    first, *others = (open_split(spec, root, name, class_depth) for name in names)
+    whose, remedy = f"split {first.name}", "train them, or take them out"
+    return [first, *(match_classes(each, first.classes, whose, remedy) for each in others)]
+
+
 @entrypoint
 def main(argv: Sequence[str]) -> None:
     """Read the lists, decode the images, write and print the report.
@@ -57,6 +65,12 @@ def main(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("dataset", choices=dataset_names(), metavar="DATASET", help="name of a dataset")
     add("data_root", type=Path, metavar="ROOT", help="folder of the data, train.py's --data_root")
+    add(
+        "--class_depth",
+        type=positive_int,
+        metavar="N",
+        help="with folder: the folders that make a class name; 2: genus/species",
+    )
     add(
         "--output",
         type=Path,
@@ -75,9 +89,7 @@ def main(argv: Sequence[str]) -> None:
     output = args.output or Path("output") / f"check_{spec.name}"
     check_writable(output, "--output")
     root = spec.find_root(spec, args.data_root)
-    splits = [open_split(spec, root, name) for name in spec.official_splits(root)]
-    for split in splits[1:]:
-        check_same_classes(splits[0], split)
+    splits = _open_splits(spec, root, args.class_depth)
 
     with named_failures(lambda: f"while reading {root}", lambda: LESS_MEMORY):
         if spec.prepare is not None:

@@ -15,6 +15,7 @@ from utils.console import log
 from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.catalog import dataset_names as dataset_names
 from utils.data.digests import Digests
+from utils.data.formats import HEIC_ENDINGS, heic_note
 from utils.data.image_checks import check_images
 from utils.data.presets import PRESETS
 from utils.data.source import Source, find_source, resolve_data_root
@@ -111,7 +112,7 @@ def open_data(flags: FrozenConfigDict) -> Data:
     full_eval = match_classes(
         full_eval, full_train.classes, f"split {full_train.name}", "train them, or take them out"
     )
-    say_classes(_labelmap_of(flags), full_train, full_eval)
+    _say(flags, full_train, full_eval)
     data = Data(source, decided, full_eval, full_eval, "", full_train, full_train)
     return data.divided(full_train, full_eval, flags)
 
@@ -144,7 +145,7 @@ def open_eval_data(flags: FrozenConfigDict, checkpoint: Mapping[str, Any]) -> Ev
     decided = _decide(source, flags, "eval", is_all=bool(heap) or flags.eval_split == ALL)
     # A heap is read undivided: the checkpoint knows its val by content.
     (full_eval,) = _read(replace(source, held_out=None) if heap else source, decided["eval_split"])
-    say_classes(_labelmap_of(flags), full_eval)
+    _say(flags, full_eval)
     evaluated = _subset_of(full_eval, flags, decided, "eval")
     return EvalData(source, decided, full_eval, evaluated, heap)
 
@@ -203,8 +204,14 @@ def _read(source: Source, *splits: str) -> list[Split]:
     return [whole[name] for name in splits]
 
 
-def _labelmap_of(flags: FrozenConfigDict) -> str:
-    return str(RunPaths(Path(flags.output_dir), flags.name).labelmap)
+def _say(flags: FrozenConfigDict, *splits: Split) -> None:
+    """Log what a person should know of the data of a run, once."""
+    say_classes(str(RunPaths(Path(flags.output_dir), flags.name).labelmap), *splits)
+    count = sum(
+        path.lower().endswith(HEIC_ENDINGS) for split in splits for path in split.paths.tolist()
+    )
+    if flags.cache == "none" and (note := heic_note(count)):
+        log.info("%s", note)
 
 
 def _subset_of(

@@ -349,6 +349,43 @@ def test_other_classes_are_another_run(copied, resume):
         assert "3 classes, the data now have 3 (first that differs: '2'); start another run" in said
 
 
+def damage(path: Path) -> None:
+    """Damage an image inside its data, which no check before a run sees."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"\xff\xd8" * 40 + content[-2:])
+
+
+def put_another(path: Path) -> None:
+    photo(path, 7000)
+
+
+@pytest.mark.parametrize("mend", [put_another, Path.unlink])
+def test_a_run_that_a_bad_image_ended_goes_on_as_its_message_says(tmp_path, capsys, mend):
+    """More images than are decoded in the check."""
+    root = write_heap(tmp_path / "photos", photos=30)
+    flags = f"--name run --dataset folder {TINY_TRAIN} --num_steps 30 --save_every 1 --log_every 1"
+    where = ("--data_root", root, "--output_dir", tmp_path / "out")
+    bad = root / "1" / "7.jpg"
+    damage(bad)
+    assert train(flags, *where) == 1
+    error = capsys.readouterr().err
+    assert f"image {bad} cannot be decoded" in error
+    remedy = "replace or remove it and resume with --allow_change data, or leave it out by "
+    assert f"; {remedy}--skip_bad_images 1 --allow_change skip_bad_images; after step" in error
+    paths = RunPaths(tmp_path / "out", "run")
+    skipped = shutil.copytree(paths.output_dir, tmp_path / "skipped")
+    again = f"{flags} --resume"
+    leave_out = "--skip_bad_images 1 --allow_change skip_bad_images"
+    assert train(f"{again} {leave_out}", "--data_root", root, "--output_dir", skipped) == 0
+    mend(bad)
+    assert train(again, *where) == 2
+    assert "--allow_change data" in capsys.readouterr().err
+    assert train(f"{again} --allow_change data", *where) == 0
+    assert load_newest(paths).header.step == 30
+    (changes,) = read_json(paths.env_stamp)["sessions"][-1]["data_changes"].values()
+    assert changes == {"count": 1, "ids": ["1/7"]}
+
+
 # --- The depth of classes -------------------------------------------------------------------------
 
 
@@ -368,7 +405,7 @@ def test_the_depth_of_classes_is_the_runs(tmp_path, capsys):
     assert load_checkpoint(run.checkpoint).class_depth == 2
     again = f"--name run {flags} --num_steps 6 --resume --allow_change num_steps,data"
     assert train(f"{again} --class_depth 1", *where) == 2
-    assert "--resume: the run " in capsys.readouterr().err
+    assert "was started otherwise: class_depth 2 -> 1; give its" in capsys.readouterr().err
     look = f"--name look {TINY_EVAL} --checkpoint {run.checkpoint}"
     assert evaluate(look, *where) == 0
     assert (

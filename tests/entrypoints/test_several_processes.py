@@ -16,6 +16,7 @@ import pytest
 import torch
 from forked import Together
 from helpers import REPO, SUBSETS, TINY_EVAL, TINY_TRAIN, evaluate, read_json, read_scalars, train
+from layouts_own import write_folder
 
 from utils.data.batches import sample_order
 from utils.data.catalog import get_spec
@@ -224,6 +225,37 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, r
     assert code == 0, output
     metrics = read_json(RunPaths(tmp_path / "out", "again").metrics)
     assert (metrics["samples"], metrics["skipped_images"]) == (len(split) - 1, 1)
+
+
+def test_other_images_are_found_alike_in_all_processes(tmp_path, run_forked):
+    """Images of a heap: trained in two processes, renamed and replaced, evaluated, resumed."""
+    root, output = write_folder(tmp_path / "photos", split_folders=False), tmp_path / "out"
+    where = ("--data_root", root, "--output_dir", output)
+    line = f"--name run --dataset folder {TINY_TRAIN}"
+    code, said = run_forked(2, "train.py", line, *where)
+    assert code == 0, said
+    paths = RunPaths(output, "run")
+    kept = load_newest(paths).parts["images"]["eval_ids"]
+    first, second, *_ = sorted((root / "rose").iterdir())
+    first.rename(first.with_name("another name.jpg"))
+    look = f"--name look --num_workers 0 --checkpoint {paths.checkpoint}"
+    code, said = run_forked(2, "eval.py", look, *where)
+    assert code == 0, said
+    metrics = [read_json(each.metrics) for each in (paths, RunPaths(output, "look"))]
+    assert [each["samples"] for each in metrics] == [4, 4]
+    assert [each["trained_on_images"] for each in metrics] == [0, 0]
+    assert said.count("found by content: 4 of 18 images; 0 are in neither") == 1
+    (root / "rose" / "another name.jpg").rename(first)
+    shutil.copyfile(first, second)
+    again = f"{line} --num_steps 6 --resume --allow_change num_steps"
+    code, said = run_forked(2, "train.py", again, *where)
+    assert code == 2, said
+    assert "1 images replaced (first: rose/" in errors(said)[0]
+    code, said = run_forked(2, "train.py", f"{again},data", *where)
+    assert code == 0, said
+    newest = load_newest(paths)
+    assert newest.header.step == 6
+    assert torch.equal(newest.parts["images"]["eval_ids"], kept)
 
 
 LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"

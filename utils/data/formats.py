@@ -76,6 +76,7 @@ def what_it_is(head: bytes) -> str:
     return f"it is {known}" if known else "it is not an image of a kind that is read"
 
 
+HEIC_ENDINGS = (".heic", ".heif", ".hif")
 MANY_HEIC = 100  # images from which on a word about decoding them is worth a line
 
 

@@ -45,6 +45,7 @@ class ImageDataset(Dataset):
     mixing: Mixing | None = None  # mixes a batch
     # Whether an image that cannot be decoded makes its batch smaller instead of raising.
     leaves_out_bad: bool = False
+    remedy: str = ""  # what to do about such an image
 
     def __len__(self) -> int:
         return len(self.split)
@@ -80,7 +81,7 @@ class ImageDataset(Dataset):
                 resized = self.images.load(position)
             except BadImage as error:
                 if not self.leaves_out_bad:
-                    raise _with_remedy(error, self.split) from error
+                    raise RunError(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
                 continue
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
@@ -119,12 +120,6 @@ class ImageDataset(Dataset):
             if len(before.labels):
                 return before
         return None
-
-
-def _with_remedy(error: BadImage, split: Split) -> RunError:
-    """Return an error that says what to do about a bad image."""
-    replace = "replace or remove it" if split.dataset in USERS_OWN else "replace it"
-    return RunError(f"{error}; {replace}, or leave it out by --skip_bad_images 1")
 
 
 # --- Loaders --------------------------------------------------------------------------------------
@@ -183,8 +178,19 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
         try:
             return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
         except BadImage as error:
-            raise _with_remedy(error, split) from error
+            raise RunError(f"{error}; {_remedy(config)}") from error
     return files
+
+
+def _remedy(config: FrozenConfigDict) -> str:
+    """Return what to do about an image that turns out to be damaged within the run."""
+    mend = "replace or remove it" if config.dataset in USERS_OWN else "fetch it again"
+    if "checkpoint" in config:
+        return f"{mend}, or leave it out by --skip_bad_images 1"
+    return (
+        f"{mend} and resume with --allow_change data, or leave it out by --skip_bad_images 1 "
+        "--allow_change skip_bad_images"
+    )
 
 
 def train_loader(
@@ -215,6 +221,7 @@ def train_loader(
         config.seed,
         Mixing(augmentation, len(split.classes)),
         leaves_out_bad=config.skip_bad_images > 0,
+        remedy=_remedy(config),
     )
     step_size = config.train_batch_size
     batches = TrainBatches(
@@ -239,6 +246,14 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     leaves_out_bad = config.skip_bad_images > 0
-    dataset = ImageDataset(split, images, view, config.img_size, 0, leaves_out_bad=leaves_out_bad)
+    dataset = ImageDataset(
+        split,
+        images,
+        view,
+        config.img_size,
+        seed=0,
+        leaves_out_bad=leaves_out_bad,
+        remedy=_remedy(config),
+    )
     batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.console import log
-from utils.data.digests import Digests, contains, whole_digest
+from utils.data.digests import TWINS, Digests, contains, whole_digest
 from utils.data.readers.file_names import folded, nearest
 from utils.data.readers.list_files import read_bytes
 from utils.data.readers.listing import without_ending
@@ -131,6 +131,11 @@ def count_trained(whole: Split, used: Split, digests: Digests, trained: np.ndarr
     return int(is_among(trained, whole, digests)[whole.positions_of(used)].sum())
 
 
+def count_images(known: np.ndarray) -> int:
+    """Return the number of images in a set of digests, equal ones once."""
+    return int((known & np.uint64(3) != TWINS).sum())
+
+
 def tag_heap(heap: Split, digests: Digests, known: KnownImages) -> Split:
     """Return the samples of one heap, tagged as `train`, `val` or `new` for the checkpoint."""
     is_val = is_among(known.val, heap, digests)
@@ -156,11 +161,13 @@ def choose_of_heap(heap: Split, digests: Digests, known: KnownImages) -> Split:
             f"{heap.root}: {trained} of {len(heap)} images were trained on, and none is of the val "
             "of that run; --eval_split all evaluates them nevertheless"
         )
+    lost = count_images(known.val) - len(np.unique(digests.values[chosen]))
     log.info(
-        "val is that of the run, found by content: %d of %d images; %d are in neither its train "
+        "val is that of the run, found by content: %d of %d images%s; %d are in neither its train "
         "split nor its val and are left out; --eval_split all evaluates every image",
         len(chosen),
         len(heap),
+        f", {lost} more are not here" if lost > 0 else "",
         int((heap.tags == "new").sum()),
     )
     return replace(heap.select(chosen), name="val", tags=None)

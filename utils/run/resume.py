@@ -93,6 +93,12 @@ def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint
     bad_images = BadImages(config.skip_bad_images)
     start = StartPoint(resume, progress, EventLog(), bad_images, RunImages())
     if resume is not None:
+        depth, before = config.class_depth, resume.header.config.get("class_depth")
+        if depth not in (None, before):  # else it would be said of classes that it has others
+            raise InputError(
+                f"--resume: the run was started otherwise: class_depth {before} -> {depth}; give "
+                "its value, or start another run"
+            )
         resume.restore(start.parts)
         if resume.stamp is None:
             progress.forget_best(*progress.best)
@@ -203,11 +209,13 @@ def check_same_run(
 def is_changed(
     resume: ResumePoint, experiment: Mapping[str, Any], stamp: Mapping[str, Any]
 ) -> bool:
-    """Return whether flags or machine differ from the start before, and so maybe the last bits."""
+    """Return whether flags, images or machine differ from the start before, and so the results."""
     *_, before = (resume.stamp or {}).get("sessions") or [{}]
+    has_other_images = "data_changes" in stamp["sessions"][-1]
     keys = ("device", "num_threads", "processes", "torch_version", "hosts")
     is_other_machine = any(before.get(key) != stamp[key] for key in keys)
-    return is_other_machine or bool(differences(resume.header.experiment, experiment))
+    is_other_experiment = bool(differences(resume.header.experiment, experiment))
+    return is_other_machine or has_other_images or is_other_experiment
 
 
 def forget_lost_best(progress: Progress, paths: RunPaths, is_changed: bool) -> None:

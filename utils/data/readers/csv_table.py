@@ -166,7 +166,8 @@ def _column(where: str, header: Sequence[str], role: str) -> int | None:
 def _numbered_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line, from 1, at which each row ends, and its cells; not if all are blank."""
     # strict: a quote that is never closed would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     try:
         for row in reader:
             if row and (row[0].strip() or any(map(str.strip, row))):

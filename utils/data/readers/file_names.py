@@ -14,6 +14,7 @@ from typing import NamedTuple
 from utils.data.formats import IMAGE_ENDINGS
 from utils.errors import near_miss, printable
 
+MAX_FOLDERS = 100  # in which a name is looked for
 MAX_COMPARED = 5000  # names to look for a near one among them: more would take seconds
 
 
@@ -91,9 +92,13 @@ class Folders:
         self._alike: dict[str, dict[str, list[str]]] = {}  # by path: entries by what is the same
 
     def entries(self, folder: str) -> frozenset[str]:
-        """Return the names in a folder; none if there is no such folder."""
+        """Return the names in a folder; none if no folder is called so to the letter."""
         if folder not in self.listed:
+            above, _, name = folder.rpartition("/")
             try:
+                # A Mac would take another case of the letters for the same folder.
+                if folder and name not in self.entries(above):
+                    raise FileNotFoundError
                 entries = frozenset(os.listdir(f"{self.root}/{folder}"))  # noqa: PTH208 - names
             except PermissionError:
                 entries = _Anything()
@@ -128,9 +133,14 @@ class Folders:
     def near(self, name: str) -> str:
         """Return what a name without a file may mean, as the end of a sentence, or nothing."""
         folder, _, file = name.rpartition("/")
-        found = self.find(name) or self.find(name.rpartition(".")[0])
-        if found:  # two that are alike, or one with another ending
-            return f", did you mean {' or '.join(repr(printable(path)) for path in found[:2])}?"
+        # Two that are alike, one with another ending, or one as seen from another folder.
+        below = sorted(self.entries(folder))[:MAX_FOLDERS]
+        places = [name.rpartition(".")[0], name.partition("/")[2]]
+        places += [f"{folder}/{entry}/{file}".lstrip("/") for entry in below]
+        for place in (name, *places):
+            found = self.find(place) if place else []
+            if found:
+                return f", did you mean {' or '.join(repr(printable(path)) for path in found[:2])}?"
         if folder and not self.entries(folder):
             return self.near(folder) or f", there is no folder {printable(folder)!r}"
         return nearest(file, map(printable, self.entries(folder)))

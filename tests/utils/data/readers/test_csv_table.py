@@ -48,6 +48,7 @@ class TestUnderstood:
             ("image_id,class_id\na,x\n", "path from column 'image_id', label from .*'class_id'$"),
             ("filename,label,Set\na,x,train\n", "split from column 'Set'$"),
             ("path,label\n,\n a , x \n\t,,,\n", "^$"),
+            ('path, label\n"a", "x"\n', "^$"),
             ("\n,,\npath,label,\na,x\n", "columns without a name: 1, not used"),
         ],
     )
