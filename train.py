@@ -11,7 +11,8 @@ import utils.environment  # isort: split
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from utils.run.session import Plan, TrainingRun
 
 
-def starting_weights(config: FrozenConfigDict) -> "tuple[Pretrained | None, np.ndarray]":
-    """Read the weights of `--pretrained`, None without it, and which images they were trained on.
+def read_weights(path: Path, profile: str) -> "tuple[Pretrained, np.ndarray]":
+    """Read the weights of `--pretrained`, and which images they were trained on.
 
     Raises:
         InputError: the file is damaged, or contradicts another flag.
@@ -46,27 +47,45 @@ def starting_weights(config: FrozenConfigDict) -> "tuple[Pretrained | None, np.n
     from models.pretrained.weights import open_pretrained, own_pretrained
     from utils.run.checkpoint import is_checkpoint, load_checkpoint
 
-    no_images = np.empty(0, np.uint64)
-    if config.pretrained is None:
-        if config.resume is None:
-            log.warning("warning: no --pretrained: starting from random weights")
-        return None, no_images
-    path = Path(config.pretrained)
     if not is_checkpoint(path):
-        weights = open_pretrained(path, config.pretrained_profile)
-        if weights.assumed:
-            log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-        return weights, no_images
-    if config.pretrained_profile != "auto":
+        return open_pretrained(path, profile), np.empty(0, np.uint64)
+    if profile != "auto":
         raise InputError(
-            f"--pretrained_profile {config.pretrained_profile}: {path} says itself how it was "
-            "trained; use --pretrained_profile auto"
+            f"--pretrained_profile {profile}: {path} says itself how it was trained; use "
+            "--pretrained_profile auto"
         )
     own = load_checkpoint(path)
     if own.older_rules:
         log.warning("warning: %s %s", path, own.older_rules)
     weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
     return weights, own.known_images.trained
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Name the file of weights that cannot be used.
+
+    Raises:
+        InputError: they cannot, or a file beside them cannot.
+    """
+    from models.pretrained.weights import ProfileError, WeightsError
+
+    try:
+        yield
+    except (WeightsError, ProfileError, OSError) as error:
+        raise InputError(f"--pretrained {path}: {error}") from error
+
+
+def check_weights(path: Path, profile: str, model_type: str) -> None:
+    """Raise if weights are of another model type.
+
+    Raises:
+        InputError: they are, or cannot be used.
+    """
+    from models.pretrained.weights import adapt_config
+
+    with blaming(path):
+        adapt_config(get_config(model_type), read_weights(path, profile)[0])
 
 
 def build_planned_model(
@@ -81,14 +100,17 @@ def build_planned_model(
         InputError: the weights cannot be used.
     """
     from models.build import plan_model
-    from models.pretrained.weights import ProfileError, WeightsError
 
-    try:
-        weights, trained = starting_weights(config)
+    weights, trained = None, np.empty(0, np.uint64)
+    with blaming(config.pretrained):
+        if config.pretrained is not None:
+            weights, trained = read_weights(Path(config.pretrained), config.pretrained_profile)
+            if weights.assumed:
+                log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
+        elif config.resume is None:
+            log.warning("warning: no --pretrained: starting from random weights")
         plan = plan_model(config, weights, classes)
         model, report = plan.build()
-    except (WeightsError, ProfileError, OSError) as error:
-        raise InputError(f"--pretrained {config.pretrained}: {error}") from error
     if report is not None:
         title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
         log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
@@ -185,7 +207,8 @@ def main(argv: Sequence[str]) -> None:
     with joined_processes():
         with failing_together():
             configs = {name: get_config(name) for name in model_names()}
-            flags = parse_train(argv, {"dataset": dataset_names(), "model_type": configs})
+            choices = {"dataset": dataset_names(), "model_type": configs}
+            flags = parse_train(argv, choices, check_weights)
             check_run_can_start(flags)
             data = open_data(flags)
         progress = Progress()

@@ -34,8 +34,10 @@ import utils.environment  # isort: split
 from scripts.shared.fiftyone_rows import CheckFailed, check_rows, load_errors
 from scripts.shared.fiftyone_services import private_environment, start_database, try_app
 from utils.cli.parser import Parser
+from utils.cli.types import path
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
+from utils.files import open_regular
 
 WHAT_TO_DO = {
     "import": "run scripts/setup_fiftyone.sh, then this check with the Python that it names",
@@ -81,7 +83,7 @@ def _check_import() -> str:
 def _check_predictions(path: Path) -> str:
     import fiftyone as fo
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         samples, problems = check_rows(file)
     if problems:
         more = f"; and {len(problems) - NAMED_ROWS} more" if len(problems) > NAMED_ROWS else ""
@@ -187,9 +189,9 @@ def main(argv: Sequence[str]) -> None:
         "Prints a JSON report. Exit code: 0 ready, 1 rows are bad, 2 not ready or no such file."
     )
     add = parser.add_argument
-    add("--predictions", type=Path, metavar="JSONL", help="output/<run>/fiftyone/predictions.jsonl")
+    add("--predictions", type=path, metavar="JSONL", help="output/<run>/fiftyone/predictions.jsonl")
     add("--timeout", type=float, default=180.0, metavar="SECONDS", help="limit of the whole check")
-    add("--inside", type=Path, help=argparse.SUPPRESS)  # the second process
+    add("--inside", type=path, help=argparse.SUPPRESS)  # the second process
     options = parser.parse_args(argv)
     if options.inside is not None:
         return _inside(options.inside, options.predictions)
@@ -197,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--timeout must be above 0 and within a day, not {options.timeout:g}")
     if options.predictions is not None:
         try:
-            options.predictions.open("rb").close()
+            open_regular(options.predictions).close()
         except OSError as error:
             raise InputError(f"--predictions cannot be read: {one_line(error)}") from error
     checks = run_checks(options.predictions, options.timeout)

@@ -22,11 +22,13 @@ from PIL import Image, ImageDraw, ImageOps
 
 from scripts.data_check.contact_sheet import paste_tiles, save_picture
 from utils.cli.parser import Parser
-from utils.cli.types import positive_int
+from utils.cli.types import path, positive_int
 from utils.console import log
 from utils.data.image_files import decode_rgb
 from utils.entrypoint import entrypoint
 from utils.errors import InputError
+from utils.files import read_regular
+from utils.ownership import check_output_file
 
 TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
 DOT = 5  # radius, pixels
@@ -39,7 +41,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: it cannot be read, is not JSON, or has rows without parts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"--predictions {path} cannot be read: {error}") from error
@@ -85,12 +87,13 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--predictions", type=Path, required=True, help="predictions.jsonl of a run")
-    add("--out", type=Path, required=True, help="file for the picture, .png or .jpg")
+    add("--predictions", type=path, required=True, help="predictions.jsonl of a run")
+    add("--out", type=path, required=True, help="file for the picture, .png or .jpg")
     add("--count", type=positive_int, default=12, help="number of images to draw")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out} is not a .png or .jpg in an existing folder")
+    check_output_file(args.out, "--out")
     rows = read_rows(args.predictions)
     count = min(args.count, len(rows))
     tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]

@@ -35,6 +35,9 @@ else
   PYTHON=$PWD/.venv/bin/python
   if ! "$PYTHON" -c '' 2> /dev/null; then
     base_python=$(find_python)
+    # --clear empties the folder.
+    [ ! -e .venv ] || [ -f .venv/pyvenv.cfg ] || fail ".venv is not an environment of Python (it" \
+      "has no pyvenv.cfg); move it away"
     [ -n "$base_python" ] || fail "Python 3.11, 3.12 or 3.13 is needed, but there is" \
       "$(python3 --version 2>&1 || true); install one from python.org or Homebrew, or use conda" \
       "(environment.yml)"
@@ -58,5 +61,6 @@ if ! "$PYTHON" scripts/dev/check_pins.py "$REQUIREMENTS"; then
   # the first import had to compile, every process would do so again where PYTHONDONTWRITEBYTECODE
   # is set: tests that start processes took two to three times as long.
   "$PYTHON" -m compileall -qq -j 0 \
-    "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+    "$("$PYTHON" -c 'import os, sysconfig; os.write(1, os.fsencode(sysconfig.get_path("purelib")))')" \
+    || true
 fi

@@ -1,8 +1,10 @@
 """Show a person at the terminal log lines, progress bars and tables.
 
-Log lines go to stdout. Only a terminal's progress bar and the one error line go to stderr.
+Log lines go to stdout. Only a terminal's progress bar and the one error line go to stderr. Whatever
+a name from outside holds, it is shown: as escapes where the terminal lacks a letter or would obey.
 """
 
+import io
 import logging
 import os
 import sys
@@ -13,6 +15,7 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from utils.errors import printable
 from utils.processes import is_main
 
 log = logging.getLogger("fine_vit")
@@ -26,6 +29,20 @@ def drop(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def escape_what_cannot_be_shown() -> None:
+    """Make stdout and stderr write a letter that their encoding lacks as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None: it was closed from the start
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Printable(logging.Formatter):
+    """Write each record as one line in which nothing moves the cursor or turns the text around."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 @contextmanager
 def log_to_stdout() -> Iterator[None]:
     """Send the project's log lines to the current stdout for the length of the block.
@@ -34,7 +51,7 @@ def log_to_stdout() -> Iterator[None]:
     Ctrl-C ends `| tee` too.
     """
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if is_main() else logging.CRITICAL)
     raises, logging.raiseExceptions = logging.raiseExceptions, False
@@ -56,7 +73,7 @@ def progress_bar(total: int, what: str, unit: str) -> tqdm:
     is_shown = sys.stderr.isatty() and is_main()
     return tqdm(
         total=total,
-        desc=what,
+        desc=printable(what),
         unit=unit,
         file=sys.stderr,
         disable=not is_shown,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import canonical_json
+from utils.files import canonical_json, kind_of
 
 # --- Run paths ------------------------------------------------------------------------------------
 
@@ -123,7 +123,10 @@ def check_writable(folder: Path, flag: str) -> None:
         InputError: it or something above it is a file or may not be written; names `flag`.
     """
     absolute = folder.absolute()
-    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    there = (path for path in (absolute, *absolute.parents) if kind_of(path, follow=False))
+    nearest = next(there)
+    if not nearest.exists():
+        raise InputError(f"{flag} {folder}: {nearest} is a link that leads nowhere")
     if not nearest.is_dir():
         raise InputError(f"{flag} {folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -136,9 +139,34 @@ def check_file(path: Path, flag: str) -> None:
     Raises:
         InputError: names `flag` and what is there instead.
     """
-    if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
+    kind = kind_of(path)
+    if kind != "file":
+        state = "does not exist" if kind is None else f"is a {kind}"
         raise InputError(f"{flag} {path} {state}; name a file")
+
+
+def with_home(text: str, blamed: str = "") -> str:
+    """Return a path with `~` or `~user` at its start expanded; a folder called `~` is `./~`.
+
+    Shells leave it as it is in `--flag=~/x`, in quotes, and in a variable that was set in quotes.
+
+    Args:
+        text: path.
+        blamed: what to name at the start of the error message.
+
+    Raises:
+        InputError: `text` is empty, as a variable that was never set, or there is no such user.
+    """
+    if not text:
+        raise InputError(f"{blamed}'' is not a path")
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path takes `./~` for `~`
+    if text.startswith("~") and expanded == text:
+        name = text.partition("/")[0]
+        raise InputError(
+            f"{blamed}{text!r}: there is no user {name[1:]}; a file or folder of that name is "
+            f"./{name}"
+        )
+    return expanded
 
 
 # --- Seeding --------------------------------------------------------------------------------------

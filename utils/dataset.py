@@ -30,7 +30,7 @@ from utils.data.subsets import (
     tag_heap,
 )
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, RunPaths
-from utils.errors import InputError, unusable_paths_are_input_errors
+from utils.errors import InputError, os_errors_are_input_errors
 from utils.processes import failing_together, main_first, on_main
 
 SUBSET_FLAGS = {"train": "tiny_train_subset", "eval": "tiny_infer_subset"}
@@ -229,7 +229,7 @@ def _resolve_subset(spec: DatasetSpec, wanted: str | None, flag: str) -> str | N
     tiny = f"{spec.name}_tiny"
     if wanted in {f"{name}_tiny" for name in spec.names}:
         return tiny
-    with unusable_paths_are_input_errors({flag: wanted}):
+    with os_errors_are_input_errors({flag: wanted}):
         if Path(wanted).is_file():
             return str(Path(wanted).resolve())
     raise InputError(f"{flag} {wanted} is neither {tiny} nor a file with one sample id a line")

@@ -1,6 +1,7 @@
 """End every entrypoint the same way: with its exit code and at most one error line."""
 
 import functools
+import os
 import signal
 import sys
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from utils.console import drop, log_to_stdout
+from utils.console import drop, escape_what_cannot_be_shown, log_to_stdout
 from utils.errors import (
     Alone,
     InputError,
@@ -21,6 +22,7 @@ from utils.errors import (
     is_out_of_memory,
     lost_process,
     one_line,
+    printable,
 )
 from utils.processes import is_main
 
@@ -86,6 +88,20 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
+def _restart_in_utf8_mode() -> None:
+    """Start this program again if Python took another encoding than UTF-8 for names of files.
+
+    Elsewhere than on macOS it takes the locale's, once and for all (PEP 540): an argument, a folder
+    or a class would be read and written as other letters than the user sees. The encoding of the
+    terminal stays what it is.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    encoding = getattr(sys.stdout or sys.stderr, "encoding", "ascii")
+    os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{encoding}:backslashreplace"}
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def _ending(failure: BaseException) -> tuple[int, str]:
     """Return the exit code and the message of a failure or signal."""
     match failure:
@@ -128,6 +144,9 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        if argv is None:
+            _restart_in_utf8_mode()
+        escape_what_cannot_be_shown()
         with _sigterm_raises() as ignore_sigterm:
             try:
                 with log_to_stdout(), _quiet_threads():
@@ -137,7 +156,7 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
                 caught, failure = error, failure_behind(error)
                 code, said = _ending(failure)
                 if is_main() or isinstance(failure, Alone):
-                    _say(f"error: {said}\n")
+                    _say(f"error: {printable(said)}\n")
             else:
                 return 0
         # After a signal the process ends at once, and Python ends the loaders' processes.

@@ -22,6 +22,7 @@ PACKAGES = (
     "tensorboard",
     "tqdm",
     "PIL",
+    "pi_heif",
     "safetensors",
     "yaml",
 )

@@ -4,8 +4,10 @@ import difflib
 import errno
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -28,23 +30,44 @@ class Terminated(SystemExit):
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line; without a message, the name of its type.
 
-    A DataLoader worker hands its exception over as a multi-line traceback whose last line is
-    `module.Type: message`; only that message is returned.
+    Our own messages have one line: what else breaks them is a name's, and is written as an escape.
+    Libraries' messages are joined. A DataLoader worker hands its exception over as a multi-line
+    traceback whose last line is `module.Type: message`; only that message is returned.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if "Original Traceback" not in str(error):
-        return " ".join(lines)
+        is_ours = isinstance(error, InputError | RunError)
+        return printable(str(error).strip()) if is_ours else " ".join(lines)
     prefix, separator, message = lines[-1].partition(": ")
     return message if separator and " " not in prefix else lines[-1]
 
 
+# Format characters that are spelling in Persian and Indic names (zero width non-joiner and joiner).
+JOINERS = "\u200c\u200d"
+
+
+def _is_shown(character: str) -> bool:
+    is_space = unicodedata.category(character) == "Zs"  # of a Mac's screenshots, of Chinese names
+    return character.isprintable() or is_space or character in JOINERS
+
+
 def printable(text: str) -> str:
-    """Return `text` with control characters and bytes that are not UTF-8 written as escapes."""
+    """Return `text` with all that could change how a terminal shows it written as escapes.
+
+    That is control characters, invisible ones, those that turn the direction of text around, and
+    bytes that are not UTF-8.
+    """
+    if text.isprintable():  # nearly all, and quick
+        return text
+    try:
+        data = text.encode("utf-8", "surrogateescape")  # a file name's bytes
+    except UnicodeEncodeError:  # halves of characters, from a JSON text
+        data = text.encode("utf-8", "backslashreplace")
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in os.fsencode(text).decode("utf-8", errors="backslashreplace")
+        character if _is_shown(character) else character.encode("unicode_escape").decode()
+        for character in data.decode("utf-8", "backslashreplace")
     )
 
 
@@ -74,35 +97,46 @@ def check_utf8(text: str) -> None:
     """Check that stamps, reports and predictions can quote an argument or a path.
 
     Raises:
-        InputError: `text` holds bytes that are not UTF-8.
+        InputError: `text` holds bytes that are not UTF-8, or Python did not read them as UTF-8.
     """
     try:
         text.encode()
+        os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise InputError(f"{printable(text)} is not UTF-8; rename it") from error
+        trouble = "is not UTF-8; rename it"
+        with suppress(UnicodeError):
+            text.encode("utf-8", "surrogateescape").decode()  # its bytes are UTF-8 after all
+            trouble = f"is read as {sys.getfilesystemencoding()}; set PYTHONUTF8=1"
+        raise InputError(f"{printable(text)} {trouble}") from error
 
 
 @contextmanager
-def unusable_paths_are_input_errors(paths: Mapping[str, Any]) -> Iterator[None]:
+def os_errors_are_input_errors(
+    paths: Mapping[str, Any] | None = None, otherwise: str = "--data_root"
+) -> Iterator[None]:
     """Turn the system's refusal of a path (too long, not to be entered) into an `InputError`.
 
     Args:
         paths: paths in use, by the flag that named them.
+        otherwise: what to blame where the path lies in none of them.
 
     Raises:
-        InputError: names the flag and the path.
+        InputError: names the flag, the path and the reason.
     """
     try:
         yield
     except OSError as error:
         named = [
             (len(str(path)), flag)
-            for flag, path in paths.items()
+            for flag, path in (paths or {}).items()
             if str(path) in str(error.filename or "")
         ]
         # The longest: one folder may lie in another, as the cache does in the output folder.
-        flag = max(named)[1] if named else "a path"
-        raise InputError(f"{flag} {error.filename}: {error.strerror}") from error
+        flag = max(named)[1] if named else otherwise
+        # macOS keeps programs out of Documents and external disks until the user lets them in.
+        is_private = error.errno == errno.EPERM
+        hint = "; let the terminal in: System Settings, Privacy & Security" if is_private else ""
+        raise InputError(f"{flag} {error.filename}: {error.strerror}{hint}") from error
 
 
 # How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. Both arrive as

@@ -98,7 +98,12 @@ def _read(path: Path) -> object:
         return _read_archive(path)
     if start.startswith(b"\x80"):  # a pickle
         return _read_torch(path)
-    raise WeightsError("it is neither .npz, safetensors nor a PyTorch file")
+    known = ""
+    if start.lstrip().startswith(b"<"):  # from a server that wants people to sign in
+        known = " but a web page; fetch the weights in a browser"
+    elif start == b"version h":
+        known = " but a pointer of Git LFS; fetch the weights with git lfs pull"
+    raise WeightsError(f"it is neither .npz, safetensors nor a PyTorch file{known}")
 
 
 def _state_dict(payload: object) -> dict[str, Tensor]:

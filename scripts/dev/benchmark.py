@@ -27,16 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
+from models.configs import model_names
 from scripts.dev.benchmarks.contenders import CLASSES
 from scripts.dev.benchmarks.data import measure_data
 from scripts.dev.benchmarks.model import measure_model
 from scripts.dev.benchmarks.save import measure_save
 from scripts.dev.benchmarks.timing import Figure, in_pairs
 from utils.cli.parser import Parser
-from utils.cli.types import fraction, positive_int
+from utils.cli.types import fraction, path, positive_int
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
+from utils.ownership import SIGNATURE, check_output_file
 
 REPO = Path(__file__).resolve().parents[2]
 IMPORTS = ("-c", "import torch, torchvision, torch.utils.tensorboard")
@@ -151,7 +153,7 @@ def _parser() -> Parser:
         add = command.add_argument
         pairs = 5 if name == "model" else 7
         add("--pairs", type=positive_int, default=pairs, help="number of pairs that count")
-        add("--json", type=Path, metavar="FILE", help="file for the figures")
+        add("--json", type=path, metavar="FILE", help="file for the figures")
         add("--check", action="store_true", help="exit 1 if a promise is missed")
         add(
             "--tolerance",
@@ -160,11 +162,17 @@ def _parser() -> Parser:
             help="share by which a speed may miss its promise, for slower or busy machines",
         )
     add = commands.choices["block"].add_argument
-    add("--model_type", default="ViT-B_16", help="name of the architecture")
+    add(
+        "--model_type",
+        choices=model_names(),
+        metavar="NAME",
+        default="ViT-B_16",
+        help="name of the architecture",
+    )
     add("--img_size", type=positive_int, default=224, help="image side in pixels")
     add("--batch_size", type=positive_int, default=8, help="images of a step")
     add = commands.choices["data"].add_argument
-    add("--data_root", type=Path, help="folder of the real Flowers-102 (default: $DATA_ROOT)")
+    add("--data_root", type=path, help="folder of the real Flowers-102 (default: $DATA_ROOT)")
     add("--images", type=positive_int, default=256, help="number of images that are read")
     add("--steps", type=positive_int, default=60, help="number of train steps, batch 16")
     return parser
@@ -181,11 +189,13 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     if args.json is not None and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     figures, missed = args.measure(args)
     report = {**machine(), **figures}
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if args.json:
-        write_json(args.json, report)
+        write_json(args.json, {"about": SIGNATURE, **report})
     if args.check and missed:
         raise RunError("missed: " + "; ".join(missed))
 

@@ -22,7 +22,7 @@ from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
 from utils.cli.parser import Parser
-from utils.cli.types import positive_int, seed
+from utils.cli.types import path, positive_int, seed
 from utils.console import log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
@@ -37,7 +37,7 @@ def _parser() -> Parser:
         command = commands.add_parser(name, help=soak.__doc__.splitlines()[0])
         command.add_argument(
             "--data_root",
-            type=Path,
+            type=path,
             metavar="PATH",
             help="Flowers-102 or its parent (default: $DATA_ROOT; without one, drawn flowers)",
         )

@@ -217,7 +217,7 @@ class TestBadInput:
         monkeypatch.setattr(os, "stat", refusing(stat))
         monkeypatch.setattr(os, "scandir", refusing(scandir))
         error = refused_run(refused, dataset, root)
-        assert "cannot be read (Operation not permitted)" in error
+        assert ": Operation not permitted; let the terminal in: System Settings" in error
         assert str(folder) in error
 
     def test_an_image_to_evaluate_of_a_class_that_is_not_trained(self, tmp_path, refused):

@@ -254,6 +254,11 @@ class TestOwnCheckpoint:
         same = {key for key in before if torch.equal(before[key], after[key])}
         assert same == before.keys() - {"pos_embed"}
 
+    def test_is_not_its_snapshot(self, own, refused, drawn):
+        last = own.with_name("last.bin")
+        error = refused(train, f"--name a {BASE}", "--pretrained", last, "--data_root", drawn)
+        assert error.endswith(f"{last} is a snapshot, for --resume; name a run's ckpt.bin\n")
+
     def test_takes_no_profile(self, own, refused, drawn):
         flags = f"--name a {BASE} --pretrained_profile imagenet"
         error = refused(train, flags, "--pretrained", own, "--data_root", drawn)
@@ -337,6 +342,36 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(refused, drawn, tmp_p
     path.write_bytes(content)
     error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
     assert error.startswith(f"error: --pretrained {path}: {said}")
+
+
+class TestOfAnotherModelType:
+    """Where other flags do not fit the model type, but it does not fit the weights either."""
+
+    @pytest.mark.parametrize(
+        ("model_type", "flags", "says"),
+        [
+            ("ViT-S_14", "--img_size 98", "patch_size 14, not 16"),
+            ("ViT-Ti_16", "--img_size 60", "embed_dim 192, not 64"),
+            ("ViT-S_32", "--split overlap --slide_step 20 --img_size 64", "patch_size 32, not 16"),
+            ("ViT-Ti_16", "--freeze 7", "embed_dim 192, not 64"),
+        ],
+    )
+    def test_the_one_that_fits_is_named(self, refused, drawn, tmp_path, model_type, flags, says):
+        path = tmp_path / "weights.bin"
+        config = get_config(model_type)
+        torch.save(build_model(config, 2).state_dict(), path)
+        error = refused(train, f"--name a {BASE} {flags}", "--pretrained", path)
+        assert error.startswith(f"error: --pretrained {path}: it has ")
+        assert says in error
+        assert error.endswith(f"; use --model_type {model_type}\n")
+
+    def test_else_the_other_flag_is_to_blame(self, refused, tmp_path):
+        own = tmp_path / "weights.bin"
+        torch.save(our_weights(), own)
+        error = refused(train, f"--name a {BASE} --img_size 60", "--pretrained", own)
+        assert error.endswith("--img_size 60 is not a multiple of the patch, 16; try 64\n")
+        error = refused(train, f"--name a {BASE} --img_size 60", "--pretrained", "absent")
+        assert error == "error: --pretrained absent does not exist; name a file\n"
 
 
 @pytest.mark.parametrize(("name", "said"), [("", "is a folder"), ("/absent", "does not exist")])

@@ -155,17 +155,21 @@ def assert_refused(path: Path, content: bytes, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "known"),
     [
-        b"",
-        b"\x00" * 64,
-        b"<!DOCTYPE html><html>",
-        b"\x93NUMPY\x01\x00",
-        b"version https://git-lfs.github.com/spec/v1\n",
+        (b"", ""),
+        (b"\x00" * 64, ""),
+        (b"\x93NUMPY\x01\x00", ""),
+        (b"<!DOCTYPE html><html>", " but a web page; fetch the weights in a browser"),
+        (b"\n\n<html><title>Sign in", " but a web page; fetch the weights in a browser"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            " but a pointer of Git LFS; fetch the weights with git lfs pull",
+        ),
     ],
 )
-def test_a_file_of_another_kind_is_refused(path, content):
-    assert_refused(path, content, f"^{NEITHER}$")
+def test_a_file_of_another_kind_is_refused_with_what_is_known(path, content, known):
+    assert_refused(path, content, f"^{NEITHER}{known}$")
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Check exit codes, the one line on stderr, log lines on stdout, progress bars and tables."""
 
 import fcntl
+import io
 import logging
 import os
 import select
@@ -46,8 +47,8 @@ class TestEntrypoint:
             (RunError("disk full; after step 3"), 1, "error: disk full; after step 3\n"),
             (KeyboardInterrupt(), 130, "error: interrupted\n"),
             (Terminated(), 143, "error: terminated\n"),
-            (InputError("two\nlines\n"), 2, "error: two lines\n"),
-            (RunError("two\r\n\u2028lines"), 1, "error: two lines\n"),
+            (InputError("two\nlines\n"), 2, "error: two\\nlines\n"),
+            (RunError("two\r\n\u2028lines"), 1, "error: two\\r\\n\\u2028lines\n"),
         ],
     )
     def test_a_failure_is_a_code_and_one_line(self, capsys, error, code, line):
@@ -151,6 +152,27 @@ class TestEntrypoint:
         main([])
         assert capsys.readouterr().out == "once\nonce\n"
         assert log.handlers == handlers
+
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+    def test_no_line_is_lost_and_none_is_obeyed(self, monkeypatch, encoding):
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+
+        @entrypoint
+        def main(argv):
+            log_table("t\u202eitle", {"class": "猫\n\x1b[31m", "loss": 0.5})
+            sys.stdout.write("printed 猫\n")
+            raise RunError("猫\x1b[2J é")
+
+        assert main([]) == 1
+        cat = "猫" if encoding == "utf-8" else "\\u732b"
+        e = "\\xe9" if encoding == "ascii" else "é"
+        said = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]
+        assert said == [
+            f"t\\u202eitle\n  class  {cat}\\n\\x1b[31m\n  loss   0.5000\nprinted {cat}\n",
+            f"error: {cat}\\x1b[2J {e}\n",
+        ]
 
     def test_works_off_the_main_thread(self, capsys):
         codes = []

@@ -200,7 +200,7 @@ class TestListedSubset:
             ("photo_001\n photo_001", r"ids.txt lists photo_001 more than once"),
             (
                 "photo_001\nphoto_009\nx\n",
-                r"2 of 3 ids are not in split val of toy \(first: 'photo_009', did you mean 'photo",
+                r"2 of 3 ids are not in split val of toy \(first: 'photo_009'\)",
             ),
             (
                 "photo_001.png",

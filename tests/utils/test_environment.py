@@ -56,7 +56,7 @@ def test_a_missing_environment_is_one_line(path):
     code, out, error = run([*BARE_PYTHON, path.relative_to(REPO)])
     assert (code, out) == (2, "")
     assert error.startswith(
-        f"error: {sys.executable} has no torch, torchvision, numpy and 7 more; "
+        f"error: {sys.executable} has no torch, torchvision, numpy and 8 more; "
     )
     assert error.count("\n") == 1
     assert error.endswith(": source .venv/bin/activate\n")
@@ -95,8 +95,10 @@ def test_another_version_is_named(monkeypatch, version):
 def test_the_packages_are_those_of_requirements_txt():
     lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if "==" in line} - {"pytest"}
-    modules = {"ml-collections": "ml_collections", "pillow": "PIL", "pyyaml": "yaml"}
-    assert {modules.get(name, name) for name in pinned} == set(environment.PACKAGES)
+    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    assert {modules.get(name, name).replace("-", "_") for name in pinned} == set(
+        environment.PACKAGES
+    )
 
 
 # --- The set-up of the shell scripts ------------------------------------------------------------
@@ -132,6 +134,18 @@ def test_a_machine_without_a_supported_python_is_told_before_anything_is_made(tm
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert "is needed, but there is Python 3.9.6; install one" in error
     assert not (tmp_path / ".venv").exists()
+
+
+def test_a_folder_that_is_not_an_environment_is_not_emptied(tmp_path):
+    shutil.copytree(REPO / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "notes.txt").write_text("precious")
+    code, out, error = run(["bash", "scripts/smoke.sh"], cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert error == (
+        "error: .venv is not an environment of Python (it has no pyvenv.cfg); move it away\n"
+    )
+    assert (tmp_path / ".venv" / "notes.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

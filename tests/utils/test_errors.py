@@ -12,7 +12,15 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from utils.entrypoint import named_failures
-from utils.errors import Alone, InputError, RunError, Terminated, near_miss, one_line
+from utils.errors import (
+    Alone,
+    InputError,
+    RunError,
+    Terminated,
+    near_miss,
+    one_line,
+    printable,
+)
 
 
 def raised_in_a_worker(error: Exception) -> BaseException:
@@ -55,10 +63,41 @@ class TestNearMiss:
         assert near_miss(name, ["val", "flower102", "ViT-B_16"]) == ""
 
 
+class TestPrintable:
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("\x1b[2J\r\x07\x9b", r"\x1b[2J\r\x07\x9b"),  # erases the screen, rings, begins again
+            ("photo\u202egpj.exe", r"photo\u202egpj.exe"),  # shown as photoexe.jpg
+            ("a\u2066b\u2069\u200e\u061c", r"a\u2066b\u2069\u200e\u061c"),
+            ("ro\u200bse\ufeff\xad", r"ro\u200bse\ufeff\xad"),
+            ("caf\udce9 \udcc3\udca9 \ud83d", r"caf\udce9 \udcc3\udca9 \ud83d"),
+            ("caf\udce9 \udcc3\udca9", r"caf\xe9 é"),
+            ("a\u2028b\x85", r"a\u2028b\x85"),
+        ],
+    )
+    def test_writes_as_escapes_what_a_terminal_would_obey_or_not_show(self, text, shown):
+        assert printable(text) == shown
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Gänseblümchen",
+            "می\u200cگویم",
+            "क्\u200dष",
+            "\U0001f468\u200d\U0001f469",
+            "at 3.14\u202fPM\u3000猫",
+        ],
+    )
+    def test_keeps_spelling_and_spaces(self, text):
+        assert printable(text) == text
+
+
 class TestOneLine:
     def test_is_the_message(self):
         assert one_line(InputError("--seed x: not a number")) == "--seed x: not a number"
-        assert one_line(RunError("a\n\n  b\r\nc\n")) == "a b c"
+        assert one_line(ValueError("a\n\n  b\r\nc\n")) == "a b c"
+        assert one_line(RunError("image a\nb.jpg is cut\n")) == r"image a\nb.jpg is cut"
 
     @pytest.mark.parametrize("error", [MemoryError(), RunError(""), RunError(" \n ")])
     def test_of_no_message_is_the_type(self, error):
@@ -67,10 +106,12 @@ class TestOneLine:
     @settings(max_examples=50, deadline=None)
     @given(message=st.text())
     def test_is_one_line_that_says_something(self, message):
-        line = one_line(RunError(message))
-        assert len(line.splitlines()) == 1
-        assert line.strip()
-        assert "".join(line.split()) in ("".join(message.split()), "RunError")
+        for error in (ValueError(message), RunError(message)):
+            line = one_line(error)
+            assert len(line.splitlines()) == 1
+            assert line.strip()
+        joined = one_line(ValueError(message))
+        assert "".join(joined.split()) in ("".join(message.split()), "ValueError")
 
     @pytest.mark.parametrize(
         "error",

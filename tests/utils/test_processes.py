@@ -143,7 +143,7 @@ class TestFailingTogether:
             ("os", "RunError", "[Errno 28] No space left on device: '/x'"),
             ("memory", "OutOfMemory", "out of memory"),
             ("loader", "RunError", "DataLoader worker (pid 7) is killed by signal: Killed."),
-            ("lines", "RunError", "one two"),
+            ("lines", "RunError", r"one\n  two"),
         ],
     )
     def test_is_one_message_in_both(self, two, name, kind, message, who):

@@ -15,6 +15,7 @@ from utils.cli import types
 from utils.cli.recipes import recipe_names, recipe_or_list
 from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
+from utils.errors import near_miss
 from utils.files import sha256_file
 
 MAX_WARMUP_STEPS = 500
@@ -79,9 +80,10 @@ def changeable_flags(text: str) -> str:
     names = [name.strip().removeprefix("--") for name in text.split(",") if name.strip()]
     wrong = [name for name in names if name not in CHANGEABLE]
     if wrong or not names:
+        meant = near_miss(wrong[0], CHANGEABLE) if wrong else ""
         raise argparse.ArgumentTypeError(
             f"{', '.join(wrong) or 'nothing'} cannot change within a run; what can: "
-            f"{', '.join(CHANGEABLE)}"
+            f"{', '.join(CHANGEABLE)}{meant}"
         )
     return ",".join(names)
 
@@ -105,14 +107,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             f"take the defaults of a published or own recipe: {', '.join(recipe_names())}; list "
             "prints them with their sources"
         ),
-        Flag("checkpoint", Path, REQUIRED, EVAL, hashed="content", path="file").help(
+        Flag("checkpoint", types.path, REQUIRED, EVAL, hashed="content", path="file").help(
             "checkpoint to evaluate, a run's ckpt.bin"
         ),
         Flag("eval_batch_size", types.positive_int, 8, BOTH, changeable=True).help(
             "images that are evaluated at a time"
         ),
         Flag("seed", types.seed, 42, BOTH).help("seed of everything that is random"),
-        Flag("output_dir", Path, Path("output"), BOTH, hashed="never", path="place").help(
+        Flag("output_dir", types.path, Path("output"), BOTH, hashed="never", path="place").help(
             "folder that holds all runs"
         ),
         Flag("prefer_mps", bool, True, BOTH, hashed="never").help(
@@ -132,7 +134,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("dataset", (), "flower102", BOTH, checkpoint_decides=True).help(
             "name of the dataset, one of {names}"
         ),
-        Flag("data_root", Path, None, BOTH, hashed="never", path="place").help(
+        Flag("data_root", types.path, None, BOTH, hashed="never", path="place").help(
             "the dataset's official folder or its parent; for csv the file (default: $DATA_ROOT; "
             f"for synthetic <output_dir>/{SYNTHETIC_FOLDER}, drawn if absent)"
         ),
@@ -160,11 +162,22 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("split_seed", types.seed, None).help(
             f"seed that chooses the held-out images (default: {DEFAULT_SPLIT_SEED})"
         ),
-        Flag("tiny_train_subset", str, None, metavar="SUBSET", hashed="content", path="place").help(
-            f"train on {_SUBSET}"
-        ),
         Flag(
-            "tiny_infer_subset", str, None, BOTH, metavar="SUBSET", hashed="content", path="place"
+            "tiny_train_subset",
+            types.maybe_path,
+            None,
+            metavar="SUBSET",
+            hashed="content",
+            path="place",
+        ).help(f"train on {_SUBSET}"),
+        Flag(
+            "tiny_infer_subset",
+            types.maybe_path,
+            None,
+            BOTH,
+            metavar="SUBSET",
+            hashed="content",
+            path="place",
         ).help(f"evaluate on {_SUBSET}"),
         Flag("img_size", types.image_side, 224, BOTH, checkpoint_decides=True).help(
             "side of the square input in pixels, a multiple of the patch"
@@ -203,7 +216,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "disk: keep decoded and resized images on disk, mapped into memory; changes no result"
         ),
         Flag(
-            "cache_dir", Path, None, BOTH, needs={"cache": ("disk",)}, hashed="never", path="place"
+            "cache_dir",
+            types.path,
+            None,
+            BOTH,
+            needs={"cache": ("disk",)},
+            hashed="never",
+            path="place",
         ).help(f"folder of --cache disk (default: <output_dir>/{CACHE_FOLDER})"),
     ),
     "model": (
@@ -225,7 +244,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("drop_path", types.fraction, 0.0).help(
             "rate of stochastic depth in the last block, rising linearly from 0 in the first"
         ),
-        Flag("pretrained", Path, None, hashed="content", path="file").help(
+        Flag("pretrained", types.path, None, hashed="content", path="file").help(
             "start from these weights: Google .npz, timm, Hugging Face, torchvision, ViT-pytorch, "
             "TransFG, or a ckpt.bin of this project; recognised by content (default: random "
             "weights)"
@@ -329,9 +348,15 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "evaluation, at Ctrl-C and at SIGTERM"
         ),
         Flag("keep", types.count, 1, hashed="never").help("snapshots to keep besides the newest"),
-        Flag("resume", str, None, metavar="PATH", bare=LAST, hashed="never", path="place").help(
-            "resume the run --name from its newest snapshot, or from the snapshot at PATH"
-        ),
+        Flag(
+            "resume",
+            types.maybe_path,
+            None,
+            metavar="PATH",
+            bare=LAST,
+            hashed="never",
+            path="place",
+        ).help("resume the run --name from its newest snapshot, or from the snapshot at PATH"),
         Flag(
             "allow_change",
             changeable_flags,

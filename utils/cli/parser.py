@@ -3,12 +3,11 @@
 import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.cli.flags import GROUPS, REQUIRED, Flag, help_of
-from utils.cli.types import Number
-from utils.errors import InputError, check_utf8
+from utils.cli.types import Number, path
+from utils.errors import InputError, check_utf8, near_miss
 
 ABOUT = {
     "train": "Fine-tune a Vision Transformer.",
@@ -36,12 +35,24 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, but of text that can be written: stamps and reports quote it.
 
         Raises:
-            InputError: an argument is not UTF-8.
+            InputError: an argument is not UTF-8, or is none of the parser's.
         """
         args = sys.argv[1:] if args is None else list(args)
         for text in args:
             check_utf8(text)
-        return super().parse_known_args(args, namespace)
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            meant = near_miss(rest[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return known, rest
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """As argparse does, and name the choice that a wrong value nearly spells."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += near_miss(str(value), map(str, action.choices))
+            raise
 
     def error(self, message: str) -> NoReturn:
         """End with the one line of bad input.
@@ -87,7 +98,7 @@ def _options(flag: Flag, program: str, choices: tuple[str, ...]) -> dict[str, An
     else:
         options["type"] = flag.kind
     is_whole = isinstance(flag.kind, Number) and flag.kind.kind is int
-    usual = "PATH" if flag.kind is Path else "NAME" if choices else "N" if is_whole else None
+    usual = "PATH" if flag.kind is path else "NAME" if choices else "N" if is_whole else None
     options["metavar"] = flag.metavar or usual
     if flag.bare is not None:
         options |= {"nargs": "?", "const": flag.bare}

@@ -5,7 +5,7 @@ recipe, the preset, the default. Imports no torch.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,21 @@ from utils.cli.parser import parse
 from utils.cli.recipes import recipe_layer
 from utils.data.presets import PRESETS
 from utils.data_utils import check_file, check_writable
-from utils.errors import InputError, unusable_paths_are_input_errors
+from utils.errors import InputError, os_errors_are_input_errors
 
 
-def parse_train(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
+def parse_train(
+    argv: Sequence[str],
+    choices: Mapping[str, Collection[str]],
+    check_weights: Callable[[Path, str, str], None] = lambda path, profile, model_type: None,
+) -> FrozenConfigDict:
     """Parse and check the flags of `train.py`, without looking for runs or data.
 
     Args:
         argv: arguments after the program's name.
         choices: names of datasets (`dataset`), and model configs by name (`model_type`).
+        check_weights: function of the weights' path and profile and of the model type, which raises
+            an `InputError` if the weights are of another model type.
 
     Returns:
         A value for every flag; None where data or weights decide it.
@@ -47,9 +53,16 @@ def parse_train(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> 
         if values[flag] is None:
             values[flag] = value
     values["pretrained_profile"] = _resolve_profile(values)
-    model = choices["model_type"][values["model_type"]]
-    check_freeze(values["freeze"], values["model_type"], model.depth)
-    check_img_size(values["img_size"], model.patch_size, values["slide_step"])
+    weights, model_type = values["pretrained"], values["model_type"]
+    model = choices["model_type"][model_type]
+    try:
+        check_freeze(values["freeze"], model_type, model.depth)
+        check_img_size(values["img_size"], model.patch_size, values["slide_step"])
+    except InputError:  # these flags may be right, and the model type is not that of the weights
+        if weights is not None:
+            check_file(weights, "--pretrained")
+            check_weights(weights, values["pretrained_profile"], model_type)
+        raise
     check_loss(values)
     if values["resume"] not in (None, LAST):
         values["resume"] = Path(values["resume"]).resolve()
@@ -95,7 +108,7 @@ def _resolve_profile(values: Mapping[str, Any]) -> str | None:
 
 def _with_paths(values: dict[str, Any]) -> FrozenConfigDict:
     """Return the values frozen, once their files and the cache's folder are checked."""
-    with unusable_paths_are_input_errors(paths_in(values)):
+    with os_errors_are_input_errors(paths_in(values)):
         for name, row in FLAGS.items():
             if row.path == "file" and values.get(name) is not None:
                 check_file(values[name], f"--{name}")

@@ -5,8 +5,10 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from utils.data_utils import TENSORBOARD_FOLDER
+from utils.data_utils import TENSORBOARD_FOLDER, with_home
+from utils.errors import InputError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 MAX_NAME_LENGTH = 200  # file systems take 255 bytes, and a kept run's name gets longer
@@ -47,6 +49,27 @@ factor = Number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1")
 share = Number(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
 probability = Number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
 cosine = Number(float, lambda x: -1 <= x <= 1, "a number from -1 to 1")
+
+
+def maybe_path(text: str) -> str:
+    """Return a name, or a path whose `~` is expanded.
+
+    Raises:
+        ArgumentTypeError: it is empty, or names a user that does not exist.
+    """
+    try:
+        return with_home(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def path(text: str) -> Path:
+    """Return a path whose `~` is expanded.
+
+    Raises:
+        ArgumentTypeError: as `maybe_path`.
+    """
+    return Path(maybe_path(text))
 
 
 def frozen_blocks(text: str) -> str:

@@ -4,8 +4,7 @@ No torch here. To add a dataset, write a reader in `utils/data/readers/` and add
 `SPECS`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,23 +24,9 @@ from utils.data.readers import (
     synthetic,
 )
 from utils.data.readers.listing import Listing
-from utils.errors import InputError, near_miss
+from utils.errors import InputError, near_miss, os_errors_are_input_errors
 
 TRAIN_TEST = ("train", "test")
-
-
-@contextmanager
-def os_errors_are_input_errors() -> Iterator[None]:
-    """Turn an OSError into an InputError: a folder may not be entered, a path is not valid.
-
-    macOS keeps programs out of Documents and external disks until the user lets them in.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"--data_root: {error.filename} cannot be read ({error.strerror})"
-        ) from error
 
 
 @os_errors_are_input_errors()
@@ -63,7 +48,10 @@ def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
     a parent of all datasets has it two levels down.
     """
     if not _existing(spec, data_root).is_dir():
-        raise InputError(f"--data_root {data_root} is a file, not the folder of {spec.name}")
+        raise InputError(
+            f"--data_root {data_root} is a file, not the folder of {spec.name}; "
+            "a list of your own images is --dataset csv"
+        )
     below = [data_root / folder for folder in spec.folders]
     nested = [outer / folder for outer in below for folder in spec.folders]
     candidates = (data_root, *below, *nested)
@@ -83,7 +71,7 @@ def _holding_the_entries(spec: "DatasetSpec", data_root: Path) -> Path:
         raise InputError(f"{best} lacks {_listed(missing[best])} of {spec.name}{remedy}")
     raise InputError(
         f"--data_root {data_root} holds no {_listed(spec.entries)}, nor does a "
-        f"{'/ or '.join(spec.folders)}/ in it{remedy}"
+        f"{'/ or '.join(spec.folders)}/ in it{remedy}; your own images are --dataset folder"
     )
 
 
@@ -272,4 +260,5 @@ def get_spec(name: str) -> DatasetSpec:
     for spec in SPECS:
         if name in spec.names:
             return spec
-    raise InputError(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
+    known = dataset_names()
+    raise InputError(f"unknown dataset {name!r}; known: {', '.join(known)}{near_miss(name, known)}")

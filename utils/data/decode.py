@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from utils.data.headers import read_header
 from utils.data.image_files import (
+    IMAGE_ERRORS,
     check_resized_size,
     decode_stored,
-    open_image_file,
+    read_image_file,
     scale_of,
+    undecodable,
 )
-from utils.data.pixels import Profile, read_profile, to_srgb
+from utils.data.images.headers import read_header
+from utils.data.images.pixels import Profile, read_profile, to_srgb
 from utils.data.presets import Size
 from utils.data.transforms import resize
 
@@ -65,19 +67,20 @@ def _decode_quickly(data: bytes) -> Tensor | None:
 
 
 def _decode_stored(path: str, size_of: SizeOf | None) -> _Stored:
-    with open_image_file(path) as file:
-        data = file.read()
+    try:
+        data = read_image_file(path)
         header, scale = read_header(data), 1
         if header is not None:
             original = Size(header.height, header.width)
             upright = original if header.orientation < 5 else Size(header.width, header.height)
-            wanted = None if size_of is None else min(size_of(upright))
-            scale = scale_of(path, header, wanted)
+            scale = scale_of(path, header, None if size_of is None else min(size_of(upright)))
             image = _decode_quickly(data) if header.is_plain and scale == 1 else None
             if image is not None:
                 profile = read_profile(header.profile, "L" if header.components == 1 else "RGB")
                 return _Stored(image, header.orientation, profile, original)
         stored = decode_stored(path, data, header, scale)
+    except IMAGE_ERRORS as error:
+        raise undecodable(path, error) from error
     image = torch.from_numpy(np.array(stored.image)).permute(2, 0, 1)
     width, height = stored.size
     return _Stored(image, stored.orientation, stored.profile, Size(height, width))

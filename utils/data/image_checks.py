@@ -14,6 +14,7 @@ from utils.console import log, progress_bar
 from utils.data.digests import NONE, Digests
 from utils.data.image_files import MAX_PIXELS, check_resized_size, decode_rgb
 from utils.data.presets import Size
+from utils.data.readers.file_names import Folders
 from utils.data.splits import Split
 from utils.data.structure.looks import (
     MISSING,
@@ -137,10 +138,11 @@ def _check_missing(split: Split, looks: Looks, indices: np.ndarray) -> None:
     if not missing:
         return
     first = Path(looks.paths[missing[0]])
+    near = Folders(split.root).near(first.relative_to(split.root).as_posix())
     remedy = MISSING_REMEDIES.get(split.dataset, "fetch the whole archive, or choose another split")
     raise InputError(
         f"{len(missing)} of {len(split)} images of split {split.name} are missing in "
-        f"{first.parent} (first: {first.name}); {remedy}"
+        f"{first.parent} (first: {first.name}{near}); {remedy}"
     )
 
 

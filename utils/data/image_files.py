@@ -9,22 +9,20 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from utils.data.headers import (
+from utils.data.images.headers import (
     JPEG_MAGIC,
     JpegHeader,
     jpeg_without_notes,
     read_header,
 )
-from utils.data.openers import Opened, open_image
-from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.images.openers import Opened, open_image
+from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
 from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
@@ -112,6 +110,10 @@ def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
         TooLarge: it has more pixels than can be decoded.
     """
     width, height = header.width, header.height
+    if wanted is not None and min(width, height) < 2 * MARGINS[2] * wanted:
+        wanted = None  # as most
+    if wanted is None and width * height <= MAX_PIXELS:
+        return 1
     if not header.is_scalable:
         check_image_size(path, width, height)
         return 1
@@ -127,22 +129,36 @@ def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
 # --- Opening --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def open_image_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file to read, unless it is a pipe, a socket or a device: those are never waited for.
+def _open_file(path: str | Path) -> int:
+    """Open a file to read, and return its descriptor.
 
     Raises:
-        BadImage: the file is missing, cannot be read or decoded, or is no file; names it.
+        ValueError: it is a pipe, a socket or a device; those are never waited for.
+        OSError: it cannot be opened.
     """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else a pipe would wait
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise ValueError("it is not a regular file")
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """Return the content of a file; raise errors as `_open_file`."""
+    descriptor = _open_file(path)  # a file object would cost 10 us
     try:
-        # Opening a pipe would wait for a writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadImage(f"image {path} cannot be decoded (it is not a regular file)")
-            yield file
-    except IMAGE_ERRORS as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
-        raise BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})") from error
+        parts = []
+        while part := os.read(descriptor, max(os.fstat(descriptor).st_size, 1)):
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def undecodable(path: str | Path, error: Exception) -> BadImage:
+    """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line."""
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
+    return BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})")
 
 
 # --- Decoding and describing ----------------------------------------------------------------------
@@ -214,13 +230,15 @@ def decode_rgb(path: str | Path, wanted: int | None = None) -> Image.Image:
     Raises:
         RunError: the file is missing, cut, damaged, too large or not an image; names it.
     """
-    with open_image_file(path) as file:
-        data = file.read()
+    try:
+        data = read_image_file(path)
         header = read_header(data)
         scale = 1 if header is None else scale_of(path, header, wanted)
         stored = decode_stored(path, data, header, scale)
         rgb = Image.fromarray(to_srgb(np.asarray(stored.image), stored.profile))
         return rgb.transpose(UPRIGHT[stored.orientation]) if stored.orientation > 1 else rgb
+    except IMAGE_ERRORS as error:
+        raise undecodable(path, error) from error
 
 
 class Description(NamedTuple):
@@ -241,25 +259,32 @@ def describe(path: str | Path) -> Description:
     Raises:
         RunError: the file is missing, not an image, too large, or of a kind that is not decoded.
     """
-    with open_image_file(path) as file:
-        head = file.read(HEAD)
-        header = read_header(head)
-        if header is None and head.startswith(JPEG_MAGIC):
-            header = read_header(head + file.read())
-        if header is not None:
-            return _describe_jpeg(path, header)
-        file.seek(0)
-        opened = open_image(file, with_pixels=False)
-        image = opened.image
-        check_image_size(path, *image.size)
-        return Description(
-            f"{image.format} {image.mode}",
-            *_upright(image.size, opened.orientation),
-            opened.orientation,
-            opened.range_bits,
-            image.mode == "F",
-            read_profile(opened.profile, _profile_mode(image.mode)).is_damaged,
-        )
+    try:
+        with os.fdopen(_open_file(path), "rb") as file:
+            return _described(path, file)
+    except IMAGE_ERRORS as error:
+        raise undecodable(path, error) from error
+
+
+def _described(path: str | Path, file: BinaryIO) -> Description:
+    head = file.read(HEAD)
+    header = read_header(head)
+    if header is None and head.startswith(JPEG_MAGIC):
+        header = read_header(head + file.read())
+    if header is not None:
+        return _describe_jpeg(path, header)
+    file.seek(0)
+    opened = open_image(file, with_pixels=False)
+    image = opened.image
+    check_image_size(path, *image.size)
+    return Description(
+        f"{image.format} {image.mode}",
+        *_upright(image.size, opened.orientation),
+        opened.orientation,
+        opened.range_bits,
+        image.mode == "F",
+        read_profile(opened.profile, _profile_mode(image.mode)).is_damaged,
+    )
 
 
 def _describe_jpeg(path: str | Path, header: JpegHeader) -> Description:

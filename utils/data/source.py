@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.data.catalog import DatasetSpec, os_errors_are_input_errors
+from utils.data.catalog import DatasetSpec, get_spec
 from utils.data.splits import HeldOut, Split, hold_out, match_classes, united
-from utils.data_utils import SYNTHETIC_FOLDER
-from utils.errors import InputError, check_utf8
+from utils.data_utils import SYNTHETIC_FOLDER, with_home
+from utils.errors import InputError, check_utf8, os_errors_are_input_errors
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def resolve_data_root(dataset: str, data_root: str | None, output_dir: str) -> s
         return str(Path(output_dir) / SYNTHETIC_FOLDER)
     from_environment = os.environ.get("DATA_ROOT", "")
     if from_environment:
-        return from_environment
-    raise InputError(
-        f"no data for {dataset}: give --data_root PATH or `export DATA_ROOT=PATH`; "
-        "scripts/get_flowers.py fetches the flowers, --dataset synthetic needs none"
-    )
+        return with_home(from_environment, "$DATA_ROOT: ")
+    ways = "give --data_root PATH or `export DATA_ROOT=PATH`"
+    if remedy := get_spec(dataset).remedy:  # of the default, which nobody may have meant
+        ways += f"; {remedy}; your own images are --dataset folder, --dataset synthetic needs none"
+    raise InputError(f"no data for {dataset}: {ways}")

@@ -260,6 +260,7 @@ def hold_out(split: Split, held_out: HeldOut) -> tuple[Split, Split]:
         raise InputError(
             f"--val_fraction {held_out.fraction} of {len(split)} samples of {split.dataset} in "
             f"{int((counts > 0).sum())} classes holds out none; give more"
+            f"{' images, two of a class' if counts.max() < 2 else ''}"
         )
     train, val = split.select(by_class[~is_val]), split.select(by_class[is_val])
     return replace(train, name="train"), replace(val, name="val")

@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.data.subsets import KnownImages
 from utils.errors import InputError
+from utils.files import open_regular
 from utils.run.tensor_file import load_archive, save_archive
 from utils.schema import (
     dict_of,
@@ -24,7 +25,8 @@ from utils.schema import (
     wrong_fields,
 )
 
-FORMAT = "fine-vit checkpoint"
+FAMILY = "fine-vit "
+FORMAT = f"{FAMILY}checkpoint"
 VERSION = 3
 # What a checkpoint of an older version lacks, as the code that wrote it did it.
 _UNKNOWN = {
@@ -152,15 +154,15 @@ def save_checkpoint(
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether the file at `path` says it is one of ours, intact or not.
+    """Return whether the file at `path` says it is of ours, a snapshot too, intact or not.
 
     Raises:
         InputError: it cannot be read.
     """
     # `torch.save` writes the pickle first, and a payload begins with its format.
     try:
-        with path.open("rb") as file:
-            return FORMAT.encode() in file.read(4096)
+        with open_regular(path) as file:
+            return FAMILY.encode() in file.read(4096)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -174,7 +176,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     payload = load_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        raise InputError(f"checkpoint {path} was not written by train.py; name a run's ckpt.bin")
+        is_ours = isinstance(payload, dict) and str(payload.get("format")).startswith(FAMILY)
+        what = "is a snapshot, for --resume" if is_ours else "was not written by train.py"
+        raise InputError(f"checkpoint {path} {what}; name a run's ckpt.bin")
     version = payload.get("version")
     if version not in [*BEFORE, VERSION]:
         raise InputError(

@@ -16,7 +16,7 @@ from typing import Any
 from scripts.dev.soak_tests.full_disk import FullDisk
 from utils.data.catalog import get_spec
 from utils.data.readers import synthetic
-from utils.data_utils import EMA, RunPaths, checkpoint_paths
+from utils.data_utils import EMA, RunPaths, checkpoint_paths, with_home
 from utils.errors import InputError, RunError
 from utils.run.folder import read_stamp
 
@@ -47,7 +47,7 @@ def tiny_flags(data_root: Path | None, folder: Path) -> list[str]:
     named = data_root or os.environ.get("DATA_ROOT")
     if named:
         spec = get_spec("flower102")
-        dataset, root = "flower102", spec.find_root(spec, Path(named)).resolve()
+        dataset, root = "flower102", spec.find_root(spec, Path(with_home(str(named)))).resolve()
     else:
         dataset, root = "synthetic", folder / "drawn"
         synthetic.draw(root)

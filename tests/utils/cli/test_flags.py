@@ -113,7 +113,13 @@ class TestParser:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            (["--nam", "x"], "unrecognized arguments: --nam x"),
+            (["--nam", "x"], "unrecognized arguments: --nam x, did you mean '--name'"),
+            (["--eval-batch-size=4"], "--eval-batch-size=4, did you mean '--eval_batch_size'"),
+            (["--tta", "flop"], "invalid choice: 'flop' .*, did you mean 'flip'"),
+            (["--model_type", "vit b16"], ".*, did you mean 'ViT-B_16'"),
+            (["--dataset", "flower_102"], ".*, did you mean 'flower102'"),
+            (["--data_root", ""], "--data_root: '' is not a path"),
+            (["--data_root", "~nobody-here/x"], ".*there is no user nobody-here"),
             (["--eval_batch", "2"], "unrecognized arguments"),
             (["stray"], "unrecognized arguments: stray"),
             (["--prefer_mps", "false"], "unrecognized arguments: false"),

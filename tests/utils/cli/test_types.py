@@ -88,6 +88,21 @@ def test_a_run_name_is_taken_exactly_if_it_matches(name):
         refused(types.run_name, name)
 
 
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("~", "HOME"),
+        ("~/photos/a b", "HOME/photos/a b"),
+        ("./~", "~"),
+        ("photos/~", "photos/~"),
+        ("/x/~y", "/x/~y"),
+    ],
+)
+def test_a_path_begins_at_home_where_it_says_so(monkeypatch, tmp_path, text, expanded):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(types.path(text)) == expanded.replace("HOME", str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["none", "backbone", "1", "12", "9999"])
 def test_what_can_be_frozen_is_taken(text):
     assert types.frozen_blocks(text) == text

@@ -259,6 +259,8 @@ class TestFields:
     def test_format_and_version(self, tmp_path):
         self.refuse(tmp_path, r"ckpt.bin was not written by train.py", format="other")
         self.refuse(tmp_path, r"ckpt.bin was not written by train.py", format=...)
+        said = r"ckpt.bin is a snapshot, for --resume; name a run's ckpt.bin$"
+        self.refuse(tmp_path, said, format="fine-vit state")
         self.refuse(tmp_path, r"has format version 4, this code reads 1, 2, 3;", version=4)
         self.refuse(tmp_path, r"has format version None, this code reads 1, 2, 3;", version=...)
         self.refuse(tmp_path, r"has format version \[2\], this code", version=[2])

@@ -159,7 +159,7 @@ def _parse(path: Path, _state: object) -> _List:
         line_of[image] = line
         codes.append(labels.code(line, label))
         if split not in spelled:
-            spelled[split] = _split_name(f"{path} line {line}", split)
+            spelled[split] = _split_name(f"{path} line {line}", split, table.name_of("split"))
         splits_of.append(spelled[split])
     if not line_of:
         raise InputError(f"{path} has no row below its header")
@@ -173,11 +173,12 @@ def _parse(path: Path, _state: object) -> _List:
     return _List(labels.names, {name: rows[name] for name in SPLITS if len(rows[name].ids)}, note)
 
 
-def _split_name(where: str, raw: str) -> str:
+def _split_name(where: str, raw: str, column: str) -> str:
     split = SPELLINGS.get(raw.casefold())
     if split is None:
+        of = "" if column == "split" else f" of column {column!r}"
         raise InputError(
-            f"{where}: split {raw!r} is not one of {', '.join(SPLITS)}{near_miss(raw, SPLITS)}"
+            f"{where}: split {raw!r}{of} is not one of {', '.join(SPLITS)}{near_miss(raw, SPLITS)}"
         )
     return split
 

@@ -72,9 +72,17 @@ class CsvTable(NamedTuple):
         at_split = self.columns.get("split")
         for line, row in lines:
             if len(row) < width or any(map(str.strip, row[len(self.header) :])):
-                raise InputError(f"{self.path} line {line} has {len(row)} fields, not {width}")
+                remedy = f"; a cell that holds {SEPARATORS[self.separator]} needs quotes"
+                raise InputError(
+                    f"{self.path} line {line} has {len(row)} fields, not {width}"
+                    f"{remedy if len(row) > width else ''}"
+                )
             split = "train" if at_split is None else row[at_split].strip()
             yield line, row[at_path].strip(), row[at_label].strip(), split
+
+    def name_of(self, role: str) -> str:
+        """Return what the file calls the column of a role; empty if it has none."""
+        return printable(self.header[self.columns[role]]) if role in self.columns else ""
 
     def understood(self) -> list[str]:
         """Return what people should know of how the file is read; nothing of our own format."""
@@ -84,10 +92,7 @@ class CsvTable(NamedTuple):
         is_ours = all(self.header[at] == role for role, at in self.columns.items())
         if is_ours and not unused and self.separator == ",":
             return []
-        roles = [
-            f"{role} from column {printable(self.header[at])!r}"
-            for role, at in self.columns.items()
-        ]
+        roles = [f"{role} from column {self.name_of(role)!r}" for role in self.columns]
         parts = [", ".join(roles)]
         if named:
             more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""

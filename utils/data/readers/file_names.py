@@ -5,6 +5,7 @@ ending of an image is meant, if there is just one. No image is opened: folders a
 """
 
 import os
+import re
 import unicodedata
 from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
@@ -147,10 +148,18 @@ class Folders:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return what `near_miss` says of a name, comparing it with no more than `MAX_COMPARED`."""
+    """Return what `near_miss` says of a name, comparing it with no more than `MAX_COMPARED`.
+
+    Another number is another image: `IMG_0002` is not what `IMG_0001` means.
+    """
     ordered = sorted(known)
     at, half = bisect(ordered, name), MAX_COMPARED // 2
-    return near_miss(name, ordered[max(0, at - half) : at + half])
+    near = ordered[max(0, at - half) : at + half]
+    return near_miss(name, [other for other in near if _numberless(other) != _numberless(name)])
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"[0-9]+", "0", name)
 
 
 def folded(name: str) -> str:

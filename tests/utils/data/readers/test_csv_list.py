@@ -240,6 +240,7 @@ class TestRefusals:
             ([HEADER, " ,x,train"], r"line 2 has no path"),
             ([HEADER, "a.jpg,_,train"], r"line 2: '_' does not name a class"),
             ([HEADER, "a.jpg,x,dev"], r"line 2: split 'dev' is not one of train, val, test$"),
+            (["path,label,Set", "a.jpg,x,B"], r"line 2: split 'B' of column 'Set' is not one of"),
             ([HEADER, "a.jpg,x,tain"], r"line 2: split 'tain' .*, did you mean 'train'\?$"),
             ([HEADER, "a.jpg,A_1,train", "b.jpg,A 1,val"], r"'A_1' \(line 2\) and 'A 1' \(line 3"),
             ([HEADER, "a.jpg,x,train", "b.jpg,x\u200b,train"], r"line 3: .* U\+200B \(zero width"),
