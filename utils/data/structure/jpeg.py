@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from utils.data.headers import APP2, ICC_MAGIC
+from utils.data.images.headers import APP2, ICC_MAGIC
 from utils.data.structure.content import ODDITIES, Content
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
