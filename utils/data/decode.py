@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from utils.data.headers import read_header
 from utils.data.image_files import (
     IMAGE_ERRORS,
     check_resized_size,
@@ -21,7 +20,8 @@ from utils.data.image_files import (
     scale_of,
     undecodable,
 )
-from utils.data.pixels import Profile, read_profile, to_srgb
+from utils.data.images.headers import read_header
+from utils.data.images.pixels import Profile, read_profile, to_srgb
 from utils.data.presets import Size
 from utils.data.transforms import resize
 

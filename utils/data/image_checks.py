@@ -13,7 +13,10 @@ import numpy as np
 from utils.console import log, progress_bar
 from utils.data.digests import NONE, Digests
 from utils.data.image_files import MAX_PIXELS, check_resized_size, decode_rgb
-from utils.data.looks import (
+from utils.data.presets import Size
+from utils.data.readers.file_names import Folders
+from utils.data.splits import Split
+from utils.data.structure.looks import (
     MISSING,
     THREADS,
     TOO_LARGE,
@@ -21,9 +24,6 @@ from utils.data.looks import (
     Looks,
     trouble_of,
 )
-from utils.data.presets import Size
-from utils.data.readers.file_names import Folders
-from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import InputError
 

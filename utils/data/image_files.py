@@ -15,14 +15,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.data.headers import (
+from utils.data.images.headers import (
     JPEG_MAGIC,
     JpegHeader,
     jpeg_without_notes,
     read_header,
 )
-from utils.data.openers import Opened, open_image
-from utils.data.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
+from utils.data.images.openers import Opened, open_image
+from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
 from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from utils.data import image_files
 from utils.data.decode import decode, decode_resized
-from utils.data.headers import read_header
 from utils.data.image_files import TooLarge, decode_rgb, describe, scale_of
+from utils.data.images.headers import read_header
 from utils.data.presets import PRESETS, Size, shorter_side_to
 from utils.data.transforms import resize
 from utils.errors import RunError

@@ -1,4 +1,4 @@
-"""utils/data/pixels.py and openers.py: range, transparency and color of every kind of image."""
+"""utils/data/images/: range, transparency and color of every kind of image."""
 
 import os
 import socket

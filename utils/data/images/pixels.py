@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from utils.data.headers import MAX_UNPACKED
+from utils.data.images.headers import MAX_UNPACKED
 
 # Colors as device values that tell whether a profile is sRGB: all of 0, 51, ..., 255.
 _GRID = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), -1).reshape(1, -1, 3)

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
-from utils.data.headers import PNG_MAGIC, exif_orientation, read_png
+from utils.data.images.headers import PNG_MAGIC, exif_orientation, read_png
 
 # --- TIFF -----------------------------------------------------------------------------------------
 
