@@ -12,10 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import utils.environment  # isort: split
+
+from PIL.Image import Image
 
 from scripts.data_check.contact_sheet import contact_sheet, save_picture
 from scripts.data_check.report import full_lines, make_report, summary_lines
@@ -28,8 +31,9 @@ from utils.data.splits import Split, match_classes
 from utils.data_utils import check_writable
 from utils.dataset import open_split
 from utils.entrypoint import entrypoint, named_failures
-from utils.errors import RunError
+from utils.errors import InputError, RunError
 from utils.files import write_json, write_text
+from utils.ownership import SIGNATURE, check_output_file, holds_more_than, is_ours, make_folder
 
 
 def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | None]:
@@ -42,6 +46,7 @@ def example_of_each_class(files: Files, looks: Sequence[Look]) -> list[str | Non
     return examples
 
 
+FILES = REPORT, TEXT, SHEET = "report.json", "report.txt", "contact_sheet.png"
 LESS_MEMORY = "fewer --num_workers need less"
 
 
@@ -51,6 +56,32 @@ def _open_splits(spec: DatasetSpec, root: Path, class_depth: int | None) -> list
     first, *others = (open_split(spec, root, name, class_depth) for name in names)
     whose, remedy = f"split {first.name}", "train them, or take them out"
     return [first, *(match_classes(each, first.classes, whose, remedy) for each in others)]
+
+
+def check_report_folder(output: Path, data_root: Path) -> None:
+    """Raise if the report cannot be written, would replace something, or lie among the images."""
+    check_writable(output, "--output")
+    root, here = data_root.resolve(), output.resolve()
+    passed_over = any(is_ours(each) for each in (here, *here.parents) if root in each.parents)
+    if here.is_relative_to(root) and not passed_over and holds_more_than(output, FILES):
+        raise InputError(
+            f"--output {output} is among the images, and the contact sheet would become one; name "
+            "a new folder"
+        )
+    for name in FILES:
+        check_output_file(output / name, "--output")
+
+
+def write_report(output: Path, report: dict[str, Any], sheet: Image) -> None:
+    """Write the report into a folder: as JSON, as text, and a contact sheet."""
+    make_folder(output)
+    write_json(output / REPORT, {"about": SIGNATURE, **report})
+    write_text(output / TEXT, "\n".join([SIGNATURE, "", *full_lines(report)]) + "\n")
+    save_picture(sheet, output / SHEET)
+    make_folder(output, FILES)  # one that was empty is marked too
+    for line in summary_lines(report):
+        log.info("%s", line)
+    log.info("%s, %s and %s are in %s", REPORT, TEXT, SHEET, output)
 
 
 @entrypoint
@@ -87,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     spec = get_spec(args.dataset)
     output = args.output or Path("output") / f"check_{spec.name}"
-    check_writable(output, "--output")
+    check_report_folder(output, args.data_root)
     root = spec.find_root(spec, args.data_root)
     splits = _open_splits(spec, root, args.class_depth)
 
@@ -98,13 +129,8 @@ def main(argv: Sequence[str]) -> None:
         looks = scan(files, args.num_workers)
         report = make_report(files, looks, splits)
     with named_failures(lambda: f"while writing to {output}", lambda: LESS_MEMORY):
-        write_json(output / "report.json", report)
-        write_text(output / "report.txt", "\n".join(full_lines(report)) + "\n")
         sheet = contact_sheet(splits[0].classes, example_of_each_class(files, looks))
-        save_picture(sheet, output / "contact_sheet.png")
-    for line in summary_lines(report):
-        log.info("%s", line)
-    log.info("report.json, report.txt and contact_sheet.png are in %s", output)
+        write_report(output, report, sheet)
 
     if not any(split["is_at_hand"] for split in report["splits"].values()):
         raise RunError(f"{splits[0].root} holds no image of {spec.name}; is it the right folder?")
@@ -112,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
     if bad:
         raise RunError(
             f"{len(bad)} images are missing or damaged (first: {bad[0]['path']}); replace them or "
-            f"leave them out, {output / 'report.json'} names all"
+            f"leave them out, {output / REPORT} names all"
         )
 
 

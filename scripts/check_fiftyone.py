@@ -36,6 +36,7 @@ from scripts.shared.fiftyone_services import private_environment, start_database
 from utils.cli.parser import Parser
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
+from utils.files import open_regular
 
 WHAT_TO_DO = {
     "import": "run scripts/setup_fiftyone.sh, then this check with the Python that it names",
@@ -81,7 +82,7 @@ def _check_import() -> str:
 def _check_predictions(path: Path) -> str:
     import fiftyone as fo
 
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         samples, problems = check_rows(file)
     if problems:
         more = f"; and {len(problems) - NAMED_ROWS} more" if len(problems) > NAMED_ROWS else ""
@@ -197,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--timeout must be above 0 and within a day, not {options.timeout:g}")
     if options.predictions is not None:
         try:
-            options.predictions.open("rb").close()
+            open_regular(options.predictions).close()
         except OSError as error:
             raise InputError(f"--predictions cannot be read: {one_line(error)}") from error
     checks = run_checks(options.predictions, options.timeout)

@@ -27,6 +27,8 @@ from utils.console import log
 from utils.data.image_files import decode_rgb
 from utils.entrypoint import entrypoint
 from utils.errors import InputError
+from utils.files import read_regular
+from utils.ownership import check_output_file
 
 TILE, CAPTION, COLUMNS = 300, 32, 4  # pixels, pixels, images a row
 DOT = 5  # radius, pixels
@@ -39,7 +41,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InputError: it cannot be read, is not JSON, or has rows without parts.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"--predictions {path} cannot be read: {error}") from error
@@ -91,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out} is not a .png or .jpg in an existing folder")
+    check_output_file(args.out, "--out")
     rows = read_rows(args.predictions)
     count = min(args.count, len(rows))
     tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]

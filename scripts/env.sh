@@ -35,6 +35,9 @@ else
   PYTHON=$PWD/.venv/bin/python
   if ! "$PYTHON" -c '' 2> /dev/null; then
     base_python=$(find_python)
+    # --clear empties the folder.
+    [ ! -e .venv ] || [ -f .venv/pyvenv.cfg ] || fail ".venv is not an environment of Python (it" \
+      "has no pyvenv.cfg); move it away"
     [ -n "$base_python" ] || fail "Python 3.11, 3.12 or 3.13 is needed, but there is" \
       "$(python3 --version 2>&1 || true); install one from python.org or Homebrew, or use conda" \
       "(environment.yml)"

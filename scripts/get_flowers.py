@@ -29,6 +29,7 @@ from utils.cli.parser import Parser
 from utils.console import log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
+from utils.files import kind_of, open_regular
 
 BASE_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
@@ -40,6 +41,8 @@ OFFICIAL_FILES: Mapping[str, Official] = {
     "setid.mat": Official("a5357ecc9cb78c4bef273ce3793fc85c", 14_989),
     ARCHIVE: Official("52808999861908f626f3c1f4e79d11fa", 344_862_509),
 }
+GZIP = b"\x1f\x8b"  # how the archive begins
+UNPACKING = ".jpg.part"  # folder in which the images lie until all are there
 IMAGE_COUNT = 8189  # jpg/image_00001.jpg to jpg/image_08189.jpg
 
 # JPEGs hardly shrink in a .tgz: the images need as much again, and a little for whole blocks.
@@ -110,10 +113,26 @@ def _image_names() -> list[str]:
 def _is_jpeg(path: Path) -> bool:
     """Return whether a JPEG begins at `path`; train.py checks the images of its splits closer."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(3) == b"\xff\xd8\xff"
     except (FileNotFoundError, IsADirectoryError):
         return False
+
+
+def _check_remains(dest: Path) -> None:
+    """Raise if what an interrupted call would have left in `dest` is something else."""
+    parts = [part_path(dest / name) for name in OFFICIAL_FILES]
+    odd = [part for part in parts if kind_of(part, follow=False) not in ("file", None)]
+    archive = part_path(dest / ARCHIVE)
+    if archive not in odd and file_size(archive):
+        with archive.open("rb") as file:
+            odd += [] if GZIP.startswith(file.read(len(GZIP))) else [archive]
+    unpacked = dest / UNPACKING
+    if (kind := kind_of(unpacked, follow=False)) is not None:
+        is_ours = kind == "folder" and {path.name for path in unpacked.iterdir()} <= {"jpg"}
+        odd += [] if is_ours else [unpacked]
+    if odd:
+        raise InputError(f"{odd[0]} was not left by an earlier call; move it away and run again")
 
 
 def find_missing(dest: Path) -> list[str]:
@@ -130,7 +149,8 @@ def find_missing(dest: Path) -> list[str]:
         raise InputError(f"{folder} is not a folder: name one that exists or can be made")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} is not writable: name another folder")
-    present = [name for name in OFFICIAL_FILES if (dest / name).exists()]
+    _check_remains(dest)
+    present = [name for name in OFFICIAL_FILES if kind_of(dest / name, follow=False)]
     for name in present:
         found, official = file_md5(dest / name), OFFICIAL_FILES[name]
         if found != official.md5:
@@ -139,7 +159,7 @@ def find_missing(dest: Path) -> list[str]:
                 "move it away and run again"
             )
     jpg = dest / "jpg"
-    if not jpg.exists():
+    if kind_of(jpg, follow=False) is None:
         return [name for name in OFFICIAL_FILES if name not in present]
     damaged = [name for name in _image_names() if not _is_jpeg(jpg / name)]
     if damaged:
@@ -191,7 +211,7 @@ def unpack(archive: Path, jpg: Path) -> None:
         RunError: the archive is damaged, or holds anything but the images.
         OSError: the images cannot be written.
     """
-    beside = jpg.with_name(".jpg.part")
+    beside = jpg.with_name(UNPACKING)
     if beside.exists():  # from a call that was killed
         shutil.rmtree(beside)
     beside.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import canonical_json
+from utils.files import canonical_json, kind_of
 
 # --- Run paths ------------------------------------------------------------------------------------
 
@@ -123,7 +123,10 @@ def check_writable(folder: Path, flag: str) -> None:
         InputError: it or something above it is a file or may not be written; names `flag`.
     """
     absolute = folder.absolute()
-    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    there = (path for path in (absolute, *absolute.parents) if kind_of(path, follow=False))
+    nearest = next(there)
+    if not nearest.exists():
+        raise InputError(f"{flag} {folder}: {nearest} is a link that leads nowhere")
     if not nearest.is_dir():
         raise InputError(f"{flag} {folder}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -136,8 +139,9 @@ def check_file(path: Path, flag: str) -> None:
     Raises:
         InputError: names `flag` and what is there instead.
     """
-    if not path.is_file():
-        state = "is a folder" if path.is_dir() else "does not exist"
+    kind = kind_of(path)
+    if kind != "file":
+        state = "does not exist" if kind is None else f"is a {kind}"
         raise InputError(f"{flag} {path} {state}; name a file")
 
 

@@ -16,7 +16,7 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 from utils.data_utils import seed_everything
 from utils.errors import InputError
-from utils.files import canonical_json, sha256_text
+from utils.files import canonical_json, read_regular, sha256_text
 from utils.processes import hosts, world_size
 
 REPO = Path(__file__).resolve().parent.parent
@@ -149,11 +149,10 @@ def _exported_versions(path: Path) -> Iterator[tuple[str, str]]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}); export it again"
-        ) from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"{path} cannot be read ({reason}); export it again") from error
     try:
         parsed = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -104,6 +104,8 @@ _HF_MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file; empty if the file does not exist."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise ProfileError(f"{path} is not a file; remove it")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -7,11 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from utils.console import progress_bar
 from utils.data.image_files import decode_rgb
 from utils.data.threads import in_threads
 from utils.files import open_atomic
+from utils.ownership import SIGNATURE
 
 CAPTION_SIZE = 11  # points
 CAPTION_HEIGHT = 16  # pixels
@@ -32,9 +34,17 @@ def paste_tiles(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Save a picture as PNG or, if the path ends in .jpg, as JPEG; whole or not at all."""
+    """Save a picture as PNG or, if the path ends in .jpg, as JPEG; whole or not at all.
+
+    It says that it is ours, so that it may be replaced.
+    """
+    note = PngInfo()
+    note.add_text("Comment", SIGNATURE)
     with open_atomic(path) as file:
-        picture.save(file, format="JPEG" if path.suffix.lower() == ".jpg" else "PNG")
+        if path.suffix.lower() == ".jpg":
+            picture.save(file, format="JPEG", comment=SIGNATURE)
+        else:
+            picture.save(file, format="PNG", pnginfo=note)
 
 
 def _font(names: Sequence[str]) -> ImageFont.FreeTypeFont:

@@ -37,6 +37,7 @@ from utils.cli.types import fraction, positive_int
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError
 from utils.files import write_json
+from utils.ownership import SIGNATURE, check_output_file
 
 REPO = Path(__file__).resolve().parents[2]
 IMPORTS = ("-c", "import torch, torchvision, torch.utils.tensorboard")
@@ -181,11 +182,13 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     if args.json is not None and not args.json.parent.is_dir():
         raise InputError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     figures, missed = args.measure(args)
     report = {**machine(), **figures}
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if args.json:
-        write_json(args.json, report)
+        write_json(args.json, {"about": SIGNATURE, **report})
     if args.check and missed:
         raise RunError("missed: " + "; ".join(missed))
 

@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 from utils.console import log, progress_bar
 from utils.errors import RunError, one_line
+from utils.files import open_regular
 
 
 class Official(NamedTuple):
@@ -37,7 +38,7 @@ class _Dropped(Exception):
 
 def file_md5(path: Path) -> str:
     """Return the MD5 of the file at `path`, in hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         # Systems that forbid MD5 for security allow it to find damage.
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

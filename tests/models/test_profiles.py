@@ -1,6 +1,7 @@
 """Pixel statistics, LayerNorm eps and activation: what the files beside the weights say of them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,13 @@ def test_a_config_of_another_library_says_nothing(tmp_path, config):
 
 
 # --- Files that cannot be used --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pipe_beside_the_weights_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ProfileError, match=f"{name} is not a file; remove it"):
+        read_sidecar(tmp_path)
 
 
 NOT_JSON, NOT_AN_OBJECT = "is not readable as JSON", "is not a JSON object"

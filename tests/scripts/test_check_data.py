@@ -32,6 +32,7 @@ from scripts.data_check.scan import collect, is_union
 from utils.data.catalog import get_spec
 from utils.data.splits import Split
 from utils.dataset import open_split
+from utils.ownership import MARKER, is_ours
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -388,6 +389,32 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, message, tmp_path, capsy
     assert error.count("\n") == 1
     assert message.format(root=root) in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.txt", "contact_sheet.png"])
+def test_a_report_replaces_reports_and_nothing_else(name, tmp_path, capsys):
+    root, output = tmp_path / "data", tmp_path / "mine"
+    for path in ("a/1.jpg", "b/2.jpg"):
+        save(root / path, photo(len(path)))
+    output.mkdir()
+    (output / name).write_text("precious")
+    assert check("folder", root, output) == 2
+    assert f"--output: {output / name} exists and is not one that" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in output.iterdir()} == {name: "precious"}
+    (output / name).unlink()
+    for _ in range(2):
+        assert check("folder", root, output) == 0
+    assert is_ours(output)
+    (output / "mine.txt").touch()
+    (output / MARKER).unlink()
+    assert check("folder", root, output) == 0
+    assert not is_ours(output)  # somebody uses it
+    for place in (root, root / "a"):
+        assert check("folder", root, place) == 2
+        assert f"--output {place} is among the images" in capsys.readouterr().err
+    assert check("folder", root, root / "output" / "check") == 0
+    assert [path.name for path in root.iterdir() if is_ours(path)] == ["output"]
+    assert check("folder", root / "a" / "..", root / "output") == 0  # passed over with all in it
 
 
 def split_of(name: str, letters: str) -> Split:

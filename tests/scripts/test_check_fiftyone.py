@@ -208,6 +208,13 @@ def test_a_bad_flag_is_one_line_before_fiftyone_is_touched(argument, reason, cap
     assert err.count("\n") == 1
 
 
+def test_a_pipe_in_place_of_the_rows_is_not_waited_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check_fiftyone, "run_checks", None)
+    os.mkfifo(tmp_path / "rows")
+    assert check_fiftyone.main([f"--predictions={tmp_path / 'rows'}"]) == 2
+    assert "it is a pipe, not a file" in capsys.readouterr().err
+
+
 def test_fiftyone_that_hangs_is_ended_after_the_timeout(machine, listener):
     machine.replace_fiftyone(HANGING_IMPORT.format(port=listener.getsockname()[1]))
     report, _ = machine.run(2, "--timeout", "1")

@@ -1,6 +1,7 @@
 """Draw selected parts onto images."""
 
 import json
+import os
 
 import pytest
 from helpers import TINY_TRAIN, rows_of, train
@@ -57,6 +58,25 @@ def test_rows_without_parts_are_refused(text, message, tmp_path, capsys):
     assert draw_parts.main(["--predictions", str(path), "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_picture_that_is_not_ours_stays(part_run, tmp_path, capsys):
+    holiday = tmp_path / "holiday.jpg"
+    Image.new("RGB", (8, 8)).save(holiday)
+    before = holiday.read_bytes()
+    flags = ["--predictions", str(part_run.predictions), "--count", "1", "--out"]
+    assert draw_parts.main([*flags, str(holiday)]) == 2
+    assert "holiday.jpg exists and is not one that this program wrote" in capsys.readouterr().err
+    assert holiday.read_bytes() == before
+    for _ in range(2):  # the second replaces the first
+        assert draw_parts.main([*flags, str(tmp_path / "own.jpg")]) == 0
+
+
+def test_a_pipe_in_place_of_the_rows_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    flags = ["--predictions", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "x.png")]
+    assert draw_parts.main(flags) == 2
+    assert "it is a pipe, not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["parts.gif", "none/parts.png"])

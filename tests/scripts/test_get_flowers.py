@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import random
 import re
 import subprocess
@@ -407,6 +408,25 @@ def test_interrupted_unpacking_is_redone(run, server, tmp_path, monkeypatch):
     run(tmp_path, 0)
     assert server.seen == []
     assert_whole(tmp_path, server)
+
+
+MINE = {
+    f"{ARCHIVE}.part": lambda path: path.write_bytes(b"notes"),
+    "setid.mat.part": lambda path: path.symlink_to("elsewhere"),
+    "imagelabels.mat.part": os.mkfifo,
+    "imagelabels.mat": os.mkfifo,
+    "setid.mat": lambda path: path.symlink_to("gone"),
+    ".jpg.part": lambda path: (path / "holiday").mkdir(parents=True),
+    "jpg": lambda path: path.symlink_to("gone"),
+}
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_what_is_not_ours_stays_untouched(run, server, tmp_path, name):
+    MINE[name](tmp_path / name)
+    before = tree(tmp_path)
+    assert str(tmp_path) in run(tmp_path, 2)
+    assert (tree(tmp_path), server.seen) == (before, [])
 
 
 def test_remains_of_a_killed_unpacking_are_replaced(run, server, tmp_path):

@@ -134,6 +134,18 @@ def test_a_machine_without_a_supported_python_is_told_before_anything_is_made(tm
     assert not (tmp_path / ".venv").exists()
 
 
+def test_a_folder_that_is_not_an_environment_is_not_emptied(tmp_path):
+    shutil.copytree(REPO / "scripts", tmp_path / "scripts")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "notes.txt").write_text("precious")
+    code, out, error = run(["bash", "scripts/smoke.sh"], cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert error == (
+        "error: .venv is not an environment of Python (it has no pyvenv.cfg); move it away\n"
+    )
+    assert (tmp_path / ".venv" / "notes.txt").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("arguments", "ran"),
     [

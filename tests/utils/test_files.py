@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 
 from utils.files import (
     canonical_json,
+    kind_of,
     open_atomic,
+    open_regular,
+    read_regular,
     sha256_file,
     sha256_text,
     write_json,
@@ -34,6 +38,35 @@ JSON_VALUES = st.recursive(
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+class TestOpenRegular:
+    def test_opens_a_file_and_what_links_to_one(self, tmp_path):
+        (tmp_path / "a").write_bytes(b"x")
+        (tmp_path / "b").symlink_to("a")
+        for name in ("a", "b"):
+            assert read_regular(tmp_path / name) == b"x"
+
+    @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", None])
+    def test_refuses_anything_else_at_once(self, tmp_path, monkeypatch, kind):
+        monkeypatch.chdir(tmp_path)  # a socket's path has at most 107 bytes
+        path = Path("x")
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind("x")
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "folder":
+            path.mkdir()
+        assert kind_of(path) == kind
+        reason = {"folder": "Is a directory", None: "No such file"}.get(
+            kind, f"it is a {kind}, not"
+        )
+        with pytest.raises(OSError, match=reason) as caught:
+            open_regular(path)
+        assert caught.value.filename == "x"
 
 
 class TestOpenAtomic:

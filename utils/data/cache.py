@@ -36,8 +36,16 @@ from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
 from utils.data.threads import in_threads
-from utils.errors import RunError
-from utils.files import canonical_json, sha256_text, write_json
+from utils.errors import InputError, RunError
+from utils.files import (
+    canonical_json,
+    kind_of,
+    open_regular,
+    read_regular,
+    sha256_text,
+    write_json,
+)
+from utils.ownership import is_cache, make_folder
 
 FORMAT = 5  # raise it when the bytes or their layout change
 PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"
@@ -161,8 +169,10 @@ def _locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: the file system has no locks, as some network drives.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    make_folder(path.parent)
+    if (kind := kind_of(path, follow=False)) not in (None, "file"):
+        raise RunError(f"{path} is a {kind}, not a lock; move it away or use another --cache_dir")
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -179,9 +189,12 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
     """Open the cache of `files` in `folder`, or return None if it is absent or damaged."""
     shape = (len(files.split), 2)
     try:
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        about = json.loads(read_regular(folder / ABOUT_FILE))
         bad = {int(position): message for position, message in about["bad"].items()}
-        with np.load(folder / INDEX_FILE, allow_pickle=False) as arrays:
+        with (
+            open_regular(folder / INDEX_FILE) as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             sizes, originals = arrays["sizes"], arrays["originals"]
         if not all(a.shape == shape and a.dtype == np.int64 for a in (sizes, originals)):
             return None
@@ -196,7 +209,9 @@ def _open(folder: Path, files: FileImages) -> CachedImages | None:
 def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: bool) -> None:
     beside = folder.with_name(f"{folder.name}.tmp")
     # A damaged cache, and what a killed builder left: the lock is ours, so nobody is at work there.
-    for left in (folder, beside):
+    for left in filter(kind_of, (folder, beside)):
+        if not is_cache(left, is_whole=False):
+            raise InputError(f"{left} is not a cache; move it away or use another --cache_dir")
         shutil.rmtree(left, ignore_errors=True)
     index = _plan(files, may_be_bad)
     total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
@@ -255,6 +270,7 @@ def open_cache(
             cache = _open(folder, files)
         else:
             log.info("cache: reading %s", folder)
+    make_folder(cache_dir, {key, f"{key}.lock"})  # one that was empty is marked too
     if cache is None:
         raise RunError(f"the cache in {folder} vanished")
     return cache

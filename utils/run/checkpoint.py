@@ -12,6 +12,7 @@ from torch import Tensor
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.data.subsets import KnownImages
 from utils.errors import InputError
+from utils.files import open_regular
 from utils.run.tensor_file import load_archive, save_archive
 from utils.schema import (
     dict_of,
@@ -159,7 +160,7 @@ def is_checkpoint(path: Path) -> bool:
     """
     # `torch.save` writes the pickle first, and a payload begins with its format.
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return FORMAT.encode() in file.read(4096)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error

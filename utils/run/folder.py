@@ -1,6 +1,7 @@
 """Keep a run's folder: its name, its stamp, earlier runs of the name, retention."""
 
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
+from utils.data.formats import IMAGE_ENDINGS
 from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
 from utils.errors import InputError, unusable_paths_are_input_errors
-from utils.files import write_text
+from utils.files import kind_of, read_regular, write_text
+from utils.ownership import is_ours, why_not_events, why_not_run
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_text, list_of, wrong_fields
@@ -29,8 +32,9 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
         flags: flags of `train.py` or `eval.py`.
 
     Raises:
-        InputError: the name or output folder cannot be used, another process writes the run, an
-            unfinished run would be replaced, or there is nothing to resume or to evaluate.
+        InputError: the name or output folder cannot be used, or something that is not ours stands
+            there; the data lie in the run's folder; another process writes the run, an unfinished
+            run would be replaced, or there is nothing to resume or to evaluate.
     """
     if not is_main():
         return
@@ -42,6 +46,73 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
             _check_evaluation(paths, Path(flags.checkpoint))
         else:
             _check_training(paths, flags.resume)
+        _check_data_root(flags, paths)
+
+
+def check_only_ours(paths: RunPaths, is_resumed: bool = False) -> None:
+    """Raise if something that no run wrote stands where a run is to be written.
+
+    Args:
+        paths: paths of the run.
+        is_resumed: whether it goes on: its folder is not moved then, and may be a symbolic link.
+
+    Raises:
+        InputError: says what stands there.
+        OSError: a folder cannot be read.
+    """
+    for folder, why_not in ((paths.run, why_not_run), (paths.tensorboard, why_not_events)):
+        if is_resumed and folder == paths.run:
+            continue
+        why = why_not(folder)
+        if not why and not is_resumed and folder.is_symlink():
+            why = "is a symbolic link, which is never moved"
+        if why:
+            raise InputError(
+                f"--name {paths.name}: {folder} {why}; it stays as it is: choose another --name or "
+                "--output_dir"
+            )
+
+
+def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
+    """Raise if the data lie in the run's folder, with which they would be moved.
+
+    Nor may a class be an output folder: next time it would be passed over as one.
+    """
+    flag, root = "--data_root", flags.data_root
+    if root is None and flags.dataset != "synthetic":
+        flag, root = "$DATA_ROOT", os.environ.get("DATA_ROOT")
+    if not root:
+        return
+    resolved = Path(root).expanduser().resolve()
+    for folder in (paths.run, paths.tensorboard):
+        if _is_in(resolved, folder):
+            raise InputError(
+                f"{flag} {root} is in {folder}, where --name {paths.name} is written; choose "
+                "another --name or --output_dir"
+            )
+
+    output = paths.output_dir.resolve()
+    is_below = flags.dataset == "folder" and resolved in output.parents
+    if is_below and kind_of(output) and not is_ours(output) and _holds_images(output):
+        raise InputError(
+            f"--output_dir {paths.output_dir} is a folder of the images in {flag} {root}; choose "
+            "another"
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether there are images in a folder or in those in it, as in a class or a split."""
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return any(path.name.lower().endswith(IMAGE_ENDINGS) for path in found)
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Return whether `path`, resolved, is `folder` or below it, whatever its spelling."""
+    if path.is_relative_to(folder.resolve()):
+        return True
+    # Names that differ only in case are one folder on a Mac.
+    above = (path, *path.parents)
+    return folder.exists() and any(each.exists() and each.samefile(folder) for each in above)
 
 
 def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
@@ -54,15 +125,16 @@ def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
 
 
 def _check_training(paths: RunPaths, resume: str | None) -> None:
-    if resume is None:
-        if _is_unfinished(paths):
-            raise InputError(
-                f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
-                "another name"
-            )
-    elif resume != LAST:
+    if resume is None and _is_unfinished(paths):
+        raise InputError(
+            f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
+            "another name"
+        )
+    is_own = resume is not None and has_snapshot(paths)  # it proves itself when it is read
+    check_only_ours(paths, is_resumed=is_own)
+    if resume not in (None, LAST):
         check_file(Path(resume), "--resume")
-    elif not has_snapshot(paths):
+    elif resume == LAST and not is_own:
         raise InputError(
             f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
         )
@@ -76,6 +148,7 @@ def _check_evaluation(paths: RunPaths, checkpoint: Path) -> None:
             f"--name {paths.name} is the run that --checkpoint {checkpoint} lies in; choose "
             "another name"
         )
+    check_only_ours(paths)
 
 
 def has_snapshot(paths: RunPaths) -> bool:
@@ -95,7 +168,7 @@ _STAMP = {"run_id": is_text, "timestamp": is_text, "status": is_text, "sessions"
 def read_stamp(paths: RunPaths) -> dict[str, Any]:
     """Return what the stamp of a run says; empty if there is none that can be used."""
     try:
-        stamp = json.loads(paths.env_stamp.read_text(encoding="utf-8"))
+        stamp = json.loads(read_regular(paths.env_stamp))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(stamp, dict):
@@ -113,8 +186,17 @@ def check_run_name(paths: RunPaths) -> None:
     """
     check_writable(paths.output_dir, "--output_dir")
     tensorboard = paths.output_dir / TENSORBOARD_FOLDER
-    if tensorboard.exists() and not tensorboard.is_dir():
-        raise InputError(f"--output_dir {paths.output_dir}: {tensorboard} is a file, not a folder")
+    if (kind := kind_of(tensorboard)) not in ("folder", None):
+        raise InputError(
+            f"--output_dir {paths.output_dir}: {tensorboard} is a {kind}, not a folder"
+        )
+    entries = sorted(tensorboard.iterdir()) if kind else []
+    images = [path.name for path in entries if path.name.lower().endswith(IMAGE_ENDINGS)]
+    if images:  # a class of photographs: nothing of ours belongs there
+        raise InputError(
+            f"--output_dir {paths.output_dir}: {tensorboard} holds images ({images[0]}); choose "
+            "another --output_dir"
+        )
     for parent in (paths.output_dir, tensorboard):
         taken = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         for name in taken:
@@ -131,23 +213,24 @@ def keep_previous_run(paths: RunPaths) -> RunPaths | None:
     Returns:
         Where the previous run is now, or None if there was none.
     """
-    if not (paths.run.exists() or paths.tensorboard.exists()):
+    if not _is_taken(paths):
         return None
     number = 1
-    while True:
-        kept = RunPaths(paths.output_dir, f"{paths.name}~{number}")
-        if not (kept.run.exists() or kept.tensorboard.exists()):
-            break
+    while _is_taken(kept := RunPaths(paths.output_dir, f"{paths.name}~{number}")):
         number += 1
     for before, after in ((paths.run, kept.run), (paths.tensorboard, kept.tensorboard)):
         if before.exists():
             before.rename(after)
-    if kept.retention.exists():  # it says where the run lies, and that has changed
+    if kind_of(kept.retention) == "file":  # it says where the run lies, and that has changed
         note = kept.retention.read_text(encoding="utf-8", errors="replace")
         date = re.search(r"^keep until: (\S+)$", note, re.MULTILINE)
         if date is not None:
             write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
     return kept
+
+
+def _is_taken(paths: RunPaths) -> bool:
+    return any(kind_of(path, follow=False) for path in (paths.run, paths.tensorboard))
 
 
 def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:

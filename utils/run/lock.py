@@ -14,7 +14,11 @@ from typing import Any, TextIO
 from utils.console import log
 from utils.data_utils import RunPaths
 from utils.errors import InputError
+from utils.files import kind_of
+from utils.ownership import make_folder
 from utils.processes import failing_together, is_main
+
+MAX_BYTES = 4096  # of a lock, which names one process
 
 
 def _owner(file: TextIO) -> dict[str, Any]:
@@ -42,12 +46,25 @@ def _is_of_another_host(owner: dict[str, Any]) -> bool:
     )
 
 
+def _check_is_lock(path: Path) -> None:
+    """Raise if what is at the path of a lock cannot be one: it would be waited for, or emptied."""
+    kind = kind_of(path, follow=False)
+    what = f"a {kind}" if kind not in (None, "file") else ""
+    if kind == "file" and path.stat().st_size > MAX_BYTES:
+        what = f"a file of over {MAX_BYTES} bytes"
+    if what:
+        raise InputError(
+            f"{path} is {what}, not the lock of a run; move it away, or choose another --name"
+        )
+
+
 def check_not_locked(path: Path) -> None:
     """Raise if another process is writing the run; writes nothing.
 
     Raises:
-        InputError: names the process.
+        InputError: names the process, or what is not a lock.
     """
+    _check_is_lock(path)
     try:
         file = path.open("r", encoding="utf-8")
     except FileNotFoundError:
@@ -72,10 +89,11 @@ def run_lock(path: Path, name: str) -> Iterator[None]:
         name: name of the run.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or something else is at its path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
+        _check_is_lock(path)
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,6 +139,7 @@ def locked_run(paths: RunPaths) -> Iterator[None]:
     with ExitStack() as held:
         with failing_together():
             if is_main():
+                make_folder(paths.output_dir)
                 held.enter_context(run_lock(paths.lock, paths.name))
         yield
 

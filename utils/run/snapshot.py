@@ -11,7 +11,7 @@ from utils.console import log
 from utils.data.presets import DATA_RULES
 from utils.data_utils import RunPaths
 from utils.errors import InputError
-from utils.files import open_atomic
+from utils.files import open_atomic, open_regular
 from utils.processes import failing_together, is_main
 from utils.run.tensor_file import is_whole, load_archive, write_archive
 from utils.schema import Check, is_count, is_dict, is_text, wrong_fields
@@ -98,7 +98,7 @@ class SnapshotStore:
         """
 
         def copy(file: BinaryIO) -> None:
-            with path.open("rb") as source:
+            with open_regular(path) as source:
                 shutil.copyfileobj(source, file)
 
         self.replace(copy)
@@ -131,7 +131,7 @@ class SnapshotStore:
 def is_whole_snapshot(path: Path) -> bool:
     """Return whether the snapshot at `path` exists, can be read, and is what was once written."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return is_whole(file)
     except (OSError, EOFError):
         return False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, is_out_of_memory
-from utils.files import open_atomic
+from utils.files import open_atomic, open_regular
 
 COMMENT_BYTES = 64  # a SHA-256 in hex
 BLOCK_BYTES = 1 << 20  # read at a time
@@ -164,7 +164,7 @@ def load_archive(path: Path) -> Any:  # noqa: ANN401 - plain data of any shape
         InputError: unreadable, not an archive of ours, damaged, or holding more than plain data.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _load(path, file)
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read ({error.strerror})") from error

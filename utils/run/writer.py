@@ -10,7 +10,7 @@ from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import remove_unfinished, write_json
 from utils.processes import is_main
-from utils.run.folder import keep_previous_run, write_retention
+from utils.run.folder import check_only_ours, keep_previous_run, write_retention
 from utils.run.scalars import EVAL_SCALARS, EventLog
 
 
@@ -43,12 +43,16 @@ class RunWriter:
             step: optimizer steps done.
             is_resumed: whether the run of this name is resumed. If not, a previous run of the name
                 is moved aside.
+
+        Raises:
+            InputError: what stands there is not a run; nothing is moved.
         """
         if not is_main():
             return
         if is_resumed:
             remove_unfinished(self.paths.run)
         else:
+            check_only_ours(self.paths)  # once more: somebody may have been quick
             kept = keep_previous_run(self.paths)
             if kept is not None:
                 log.info("kept the previous run %s as %s", self.paths.name, kept.run)

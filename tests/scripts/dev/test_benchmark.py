@@ -112,6 +112,7 @@ class TestData:
     ("flags", "message"),
     [
         ("startup --json none/figures.json", "--json none/figures.json: the folder none does not"),
+        ("save --json {drawn}/setid.mat", "--json: {drawn}/setid.mat exists and is not one that"),
         ("model --pairs 0", "argument --pairs: '0' is not a whole number above 0"),
         ("data", "no data for flower102: give --data_root"),
         ("data --images 5 --data_root {drawn}", "--images 5 is under a batch of 32"),
@@ -119,4 +120,4 @@ class TestData:
 )
 def test_wrong_flags_are_refused_before_measuring(flags, message, drawn, capsys):
     assert benchmark.main(flags.format(drawn=drawn).split()) == 2
-    assert f"error: {message}" in capsys.readouterr().err
+    assert f"error: {message.format(drawn=drawn)}" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from utils.data import cache as cache_module
 from utils.data.cache import cache_key, open_cache
 from utils.data.presets import PRESETS
 from utils.data.resized_images import CachedImages, FileImages, Index
-from utils.errors import RunError
+from utils.errors import InputError, RunError
+from utils.ownership import MARKER, is_ours
 
 SIZE = 16
 GEOMETRY = {"phase": "train", "squash": False, "side": 36}
@@ -226,6 +227,38 @@ class TestCache:
         assert sum(line.startswith("cache: reading") for line in said) == 3
         for cache in caches:
             assert_same(cache, split)
+
+    @pytest.mark.parametrize("name", ["about.json", "index.npz", "pixels.bin"])
+    def test_a_pipe_in_a_cache_is_damage_and_not_waited_for(self, split, tmp_path, name):
+        build(split, tmp_path / "c")
+        (path,) = (tmp_path / "c").glob(f"*/{name}")
+        path.unlink()
+        os.mkfifo(path)
+        assert_same(build(split, tmp_path / "c"), split)
+
+    def test_a_pipe_for_a_lock_and_what_is_not_a_cache_stay(self, split, tmp_path):
+        folder = tmp_path / cache_key(split, GEOMETRY)
+        lock = folder.with_name(f"{folder.name}.lock")
+        folder.mkdir()
+        (folder / "mine").write_text("precious")
+        with pytest.raises(InputError, match=f"{folder.name} is not a cache; move it away"):
+            build(split, tmp_path)
+        assert (folder / "mine").read_text() == "precious"
+        lock.unlink()
+        os.mkfifo(lock)
+        with pytest.raises(RunError, match="lock is a pipe, not a lock; move it away"):
+            build(split, tmp_path)
+        assert not (tmp_path / MARKER).exists()
+
+    def test_a_folder_for_caches_is_marked_if_it_holds_nothing_else(self, split, tmp_path):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "1.jpg").touch()
+        for name in ("new", "empty", "mine"):
+            build(split, tmp_path / name)
+        marked = [path.name for path in sorted(tmp_path.iterdir()) if (path / MARKER).exists()]
+        assert marked == ["empty", "new"]
+        assert all(map(is_ours, folders_in(tmp_path / "mine")))
 
     def test_what_a_killed_builder_left_goes(self, split, tmp_path):
         """It was at work beside the cache's place; the system has let go of its lock."""

@@ -34,7 +34,7 @@ def checkpoint(tmp_path) -> Path:
 def leave_a_run(output: Path, status: str, snapshot: str = "last.bin") -> RunPaths:
     """What an earlier run `a` left."""
     paths = RunPaths(output, "a")
-    write_json(paths.env_stamp, {"status": status})
+    write_json(paths.env_stamp, {"run_id": "1", "status": status})
     paths.last.parent.mkdir(parents=True)
     paths.last.with_name(snapshot).touch()
     return paths
@@ -83,7 +83,7 @@ def test_what_is_resumed_must_be_there(tmp_path):
 
 def test_a_checkpoint_of_the_run_itself_is_refused(tmp_path, monkeypatch):
     own = tmp_path / "out" / "a" / "checkpoints" / "ckpt.bin"
-    own.parent.mkdir(parents=True)
+    leave_a_run(tmp_path / "out", "finished")
     own.touch()
     (tmp_path / "link").symlink_to(tmp_path / "out" / "a")
     monkeypatch.chdir(own.parent)
@@ -99,6 +99,112 @@ def test_a_checkpoint_of_the_run_itself_is_refused(tmp_path, monkeypatch):
     other.parent.mkdir()
     other.touch()
     start_evaluation(tmp_path / "out", other)
+
+
+PHOTO = "rose/1.jpg"
+
+
+def put_photos(folder: Path) -> None:
+    (folder / PHOTO).parent.mkdir(parents=True)
+    (folder / PHOTO).write_text("precious")
+
+
+def put_link(folder: Path) -> None:
+    target = folder.parent.parent / "elsewhere"
+    write_json(target / "env_stamp.json", {"run_id": "1", "status": "finished"})
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(target)
+
+
+def put_file(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+
+
+@pytest.mark.parametrize(
+    ("place", "put", "said"),
+    [
+        ("a", put_photos, "a holds rose and is not the folder of a run; it stays as it is: choose"),
+        ("a", put_link, "a is a symbolic link, which is never moved; it stays"),
+        ("a", lambda path: path.symlink_to("nowhere"), "a is a link that leads nowhere"),
+        ("a", put_file, "a is a file, not a folder"),
+        ("a", os.mkfifo, "a is a pipe, not a folder"),
+        ("tb/a", put_photos, "tb/a holds rose, which TensorBoard did not write; it stays"),
+        ("tb/a", put_link, "tb/a holds env_stamp.json, which TensorBoard did not write"),
+        ("tb/a", put_file, "tb/a is a file, not a folder"),
+        ("tb", put_file, "tb is a file, not a folder"),
+        ("tb", lambda path: put_file(path / "1.jpg"), r"tb holds images \(1.jpg\); choose another"),
+        (".a.lock", os.mkfifo, "[.]a.lock is a pipe, not the lock of a run; move it away"),
+        (".a.lock", put_link, "[.]a.lock is a symbolic link, not the lock of a run"),
+        (".a.lock", lambda path: path.write_bytes(bytes(5000)), "lock is a file of over 4096"),
+    ],
+)
+def test_what_is_not_ours_stays_as_it_is(tmp_path, checkpoint, place, put, said):
+    output = tmp_path / "out"
+    output.mkdir()
+    if "/" in place:
+        (output / place).parent.mkdir()
+    put(output / place)
+    for start in (
+        lambda: start_training(output),
+        lambda: start_evaluation(output, checkpoint),
+        lambda: start_training(output, "--resume", checkpoint),
+    ):
+        with pytest.raises(InputError, match=said):
+            start()
+
+
+def test_a_run_that_is_resumed_may_lie_behind_a_link_but_not_beside_photos(tmp_path):
+    leave_a_run(tmp_path / "big", "unfinished")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "big" / "a")
+    start_training(tmp_path / "out", "--resume")
+    put_photos(tmp_path / "out" / "tb" / "a")
+    with pytest.raises(InputError, match="tb/a holds rose, which TensorBoard did not write"):
+        start_training(tmp_path / "out", "--resume")
+
+
+@pytest.mark.parametrize("root", ["a", "a/photos", "a/photos/../list.csv", "tb/a", "link", "A"])
+def test_data_in_the_folder_of_the_run_are_refused(tmp_path, checkpoint, monkeypatch, root):
+    """Whether it exists or not: images may be still to be drawn there."""
+    output = tmp_path / "out"
+    leave_a_run(output, "finished")
+    (tmp_path / "out" / "a" / "photos").mkdir()
+    (output / "link").symlink_to("a/photos")
+    if root == "A":  # as on a Mac, whose names fold
+        monkeypatch.setattr(Path, "samefile", lambda one, other: one.name.lower() == "a")
+        monkeypatch.setattr(Path, "exists", lambda path: True)
+        monkeypatch.setattr("utils.run.folder.check_run_name", lambda paths: None)
+    for start in (start_training, lambda *more: start_evaluation(output, checkpoint, *more[1:])):
+        with pytest.raises(InputError, match=rf"^--data_root .*{root} is in .*, where --name a is"):
+            start(output, "--data_root", output / root)
+    monkeypatch.setenv("DATA_ROOT", str(output / root))
+    start_training(output)  # --dataset synthetic draws elsewhere
+    with pytest.raises(InputError, match=r"^\$DATA_ROOT .* is in .*, where --name a is written"):
+        start_training(output, "--dataset", "folder")
+
+
+def test_a_class_or_split_of_the_images_is_not_an_output_folder(tmp_path):
+    for name in ("train/rose/1.jpg", "train/rose/more/2.PNG", "train/fern/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    data = ("--dataset", "folder", "--data_root", tmp_path)
+    for output in ("train", "train/rose", "train/fern"):
+        with pytest.raises(InputError, match=r"^--output_dir .* is a folder of the images in --da"):
+            start_training(tmp_path / output, *data)
+    (tmp_path / "notes").mkdir()
+    for output in (".", "train/new", "notes"):
+        start_training(tmp_path / output, *data)
+    leave_a_run(tmp_path / "old", "finished")
+    put_file(tmp_path / "old" / "drawn.png")
+    (tmp_path / "old" / "tb").mkdir()
+    start_training(tmp_path / "old", *data)  # it is passed over
+
+
+@pytest.mark.parametrize("root", [".", "..", "ab", "../photos"])
+def test_data_above_and_beside_it_are_not(tmp_path, root):
+    leave_a_run(tmp_path / "out", "finished")
+    start_training(tmp_path / "out", "--data_root", tmp_path / "out" / root)
 
 
 def test_processes_that_do_not_write_look_at_nothing(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from utils.console import progress_bar
 from utils.data.readers.list_files import PARSER_ERRORS, read_bytes
 from utils.data.readers.listing import Listing, clean_names, make_listing
 from utils.errors import InputError, printable
-from utils.files import sha256_file, write_json
+from utils.files import read_regular, sha256_file, write_json
+from utils.ownership import new_folder
 
 IMAGE_FOLDER = "png"
 MARKER_FILE = "pickles.json"  # in IMAGE_FOLDER: SHA-256 of the pickles it was made from
@@ -100,21 +100,19 @@ class Cifar:
         }
         beside = root / f"{IMAGE_FOLDER}.{os.getpid()}.tmp"
         try:
-            shutil.rmtree(beside, ignore_errors=True)  # of a killed run that had our process id
-            _unpack(beside, splits)
-            write_json(beside / MARKER_FILE, checksums)
-            try:
-                beside.rename(root / IMAGE_FOLDER)
-            except OSError:
-                if not _is_prepared(root, checksums):  # else another run was faster
-                    raise
+            with new_folder(beside):
+                _unpack(beside, splits)
+                write_json(beside / MARKER_FILE, checksums)
+                try:
+                    beside.rename(root / IMAGE_FOLDER)
+                except OSError:
+                    if not _is_prepared(root, checksums):  # else another run was faster
+                        raise
         except OSError as error:
             raise InputError(
                 f"{root} cannot be written ({error.strerror}); the images are unpacked there once, "
                 f"about 250 MB in {IMAGE_FOLDER}/: copy the dataset to a folder that can be written"
             ) from error
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 CIFAR10 = Cifar(
@@ -145,7 +143,7 @@ def _is_prepared(root: Path, checksums: dict[str, str]) -> bool:
     if not folder.exists():
         return False
     try:
-        made_from = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+        made_from = json.loads(read_regular(folder / MARKER_FILE))
     except (OSError, ValueError):
         made_from = None
     if made_from != checksums:

@@ -4,6 +4,7 @@ No torch here.
 """
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from utils.errors import InputError
 HEADER = 128  # bytes, the last two of which tell the byte order
 BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 MATRIX, COMPRESSED = 14, 15
+FLAGS = 6  # type of the first element of a matrix, whose first byte is the class
+SPARSE, OPAQUE = 5, 17  # classes: of a matrix with fewer items than its size, and without a size
+MAX_UNPACKED = 1 << 26  # bytes of a file; the largest of the official ones has 10 million
 # Types of the elements that a file consists of (MAT-File Format, table 1-1).
 TYPES = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 12, 13, MATRIX, COMPRESSED, 16, 17, 18))
 
@@ -37,7 +41,7 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
     from scipy.io.matlab import MatReadError
 
     try:
-        _check_damaged(data)
+        _check_elements(data)
         return loadmat(io.BytesIO(data))
     except (*PARSER_ERRORS, MatReadError, struct.error, zlib.error) as error:
         raise InputError(
@@ -45,36 +49,59 @@ def load_mat(path: Path, remedy: str) -> Mapping[str, np.ndarray]:
         ) from error
 
 
-def _check_damaged(data: bytes) -> None:
+def _check_elements(data: bytes) -> None:
     """Check type and size of each element: scipy crashes Python over those it does not know.
 
+    It also takes memory for as many cells as a matrix says that it has, and unpacks any length.
+
     Raises:
-        ValueError: this is not a MATLAB 5 file, or an element is cut or of an unknown type; or a
-            `struct.error` or `zlib.error`.
+        ValueError: this is not a MATLAB 5 file; an element is cut, of an unknown type, or says that
+            it has more items than bytes; or it unpacks to too much. Or a `struct.error` or
+            `zlib.error`.
     """
     order = BYTE_ORDERS.get(data[HEADER - 2 : HEADER])
     if order is None:
         raise ValueError("no header")
+    tag, room = struct.Struct(f"{order}II"), MAX_UNPACKED
     blocks = [memoryview(data)[HEADER:]]
     while blocks:
         block = blocks.pop()
         while block:
-            kind, size = struct.unpack_from(f"{order}II", block)
+            kind, size = tag.unpack_from(block)
             start = 8
             if kind >> 16:  # up to 4 bytes of content stand in the place of the size
                 kind, size, start = kind & 0xFFFF, kind >> 16, 4
             content = block[start : start + size]
             if kind not in TYPES or len(content) < size:
                 raise ValueError(f"an element of type {kind} and {size} bytes")
-            if kind == COMPRESSED:  # what its checksum vouches for needs no closer look
-                stream = zlib.decompressobj()
-                stream.decompress(content)
-                if not stream.eof:
-                    raise ValueError("a compressed element is cut")
-            elif kind == MATRIX:
+            if kind == COMPRESSED:
+                blocks.append(memoryview(_unpacked(content, room)))
+                room -= len(blocks[-1])
+            elif kind == MATRIX and content:
+                _check_count(content, order)
                 blocks.append(content)
             padding = 0 if kind == COMPRESSED else -(start + size) % 8
             block = block[start + size + padding :]
+
+
+def _unpacked(content: memoryview, room: int) -> bytes:
+    """Return what a compressed element unpacks to, at most `room` bytes."""
+    stream = zlib.decompressobj()
+    unpacked = stream.decompress(content, room + 1)
+    if len(unpacked) > room:
+        raise ValueError(f"it unpacks to over {MAX_UNPACKED} bytes")
+    if not stream.eof:
+        raise ValueError("a compressed element is cut")
+    return unpacked
+
+
+def _check_count(matrix: memoryview, order: str) -> None:
+    """Check that a matrix has no more items than bytes."""
+    kind, _, flags, _, _, size = struct.unpack_from(f"{order}6I", matrix)
+    sizes = struct.unpack_from(f"{order}{size // 4}i", matrix, 24)
+    is_full = kind == FLAGS and flags & 0xFF not in (SPARSE, OPAQUE)
+    if is_full and math.prod(sizes) > len(matrix):
+        raise ValueError(f"a matrix of {' x '.join(map(str, sizes))} in {len(matrix)} bytes")
 
 
 def whole_numbers(values: object) -> np.ndarray | None:

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from utils.data.readers import flowers
 from utils.data.readers.listing import Listing
 from utils.errors import InputError
 from utils.files import write_json
+from utils.ownership import new_folder
 
 SEED = 102
 IMAGES_PER_CLASS = {"trnid": 20, "valid": 10, "tstid": 10}
@@ -110,7 +110,7 @@ def _draw_into(folder: Path) -> None:
     from scipy.io import savemat  # 0.3 s to import
 
     labels, splits = plan()
-    (folder / flowers.IMAGE_FOLDER).mkdir(parents=True)
+    (folder / flowers.IMAGE_FOLDER).mkdir()
     for number, label in enumerate(labels, start=1):
         generator = np.random.default_rng([SEED, number])
         image = Image.fromarray(draw_flower(FLOWERS[label], generator))
@@ -168,15 +168,13 @@ def draw(root: Path) -> None:
     if root == Path.cwd():  # it would be replaced, and relative paths would lead nowhere
         raise InputError("--data_root is the current folder; name another for synthetic flowers")
     beside = root.with_name(f"{root.name}.{os.getpid()}.tmp")
-    try:
+    with new_folder(beside):
         _draw_into(beside)
         try:
             beside.rename(root)  # replaces an empty folder
         except OSError:
             if not is_drawn(root):
                 raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def read(root: Path, split: str) -> Listing:

@@ -1,7 +1,9 @@
 """utils/data/readers/matlab.py: MATLAB 5 files, read or refused before scipy trips over them."""
 
 import io
+import resource
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,8 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts_objects import cells
 from scipy.io import savemat
+from scipy.sparse import coo_array
 
-from utils.data.readers.matlab import HEADER, load_mat, read_numbers, read_texts, whole_numbers
+from utils.data.readers.matlab import (
+    HEADER,
+    MAX_UNPACKED,
+    load_mat,
+    read_numbers,
+    read_texts,
+    whole_numbers,
+)
 from utils.errors import InputError
 
 NUMBERS = [[3, 1, 2]]
@@ -38,6 +48,24 @@ def with_type(kind: int) -> bytes:
     data[tag : tag + 4] = struct.pack("<I", kind)
     return bytes(data)
 
+
+def matrix(kind: int, *sizes: int) -> bytes:
+    """A matrix of a class that says how many items it has, and holds none."""
+    about = struct.pack(f"<6I{len(sizes)}i", 6, 8, kind, 0, 5, 4 * len(sizes), *sizes)
+    content = about + struct.pack("<II", 1, 0)  # no name
+    return struct.pack("<II", 14, len(content)) + content
+
+
+CELL, STRUCT, CHAR = 1, 2, 4
+HALF = struct.pack("<II", 2, MAX_UNPACKED // 2) + bytes(MAX_UNPACKED // 2)
+TOO_MUCH = {
+    "cells": mat()[:HEADER] + matrix(CELL, 40_000, 40_000),
+    "packed cells": compressed(zlib.compress(matrix(CELL, 1, 2_000_000_000))),
+    "packed texts": compressed(zlib.compress(matrix(CHAR, 2**30, 1))),
+    "structs": mat()[:HEADER] + matrix(STRUCT, 2**20, 2**5, 2**5, 2**2),
+    "zeros": compressed(zlib.compress(bytes(MAX_UNPACKED + 1))),
+    "zeros in two parts": mat()[:HEADER] + 2 * compressed(zlib.compress(HALF))[HEADER:],
+}
 
 DAMAGED = {
     "empty": b"",
@@ -86,6 +114,20 @@ class TestLoadMat:
             InputError, match=r"a.mat is not a readable MATLAB 5 file \(\w+\); fetch it again$"
         ):
             load_mat(tmp_path / "a.mat", "fetch it again")
+
+    @pytest.mark.parametrize("content", TOO_MUCH.values(), ids=TOO_MUCH)
+    def test_refuses_what_would_take_gigabytes(self, tmp_path, content):
+        (tmp_path / "a.mat").write_bytes(content)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(InputError, match=r"a.mat is not a readable MATLAB 5 file"):
+            load_mat(tmp_path / "a.mat", "fetch it again")
+        unit = 1 if sys.platform == "darwin" else 1024
+        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+        assert taken < 4 * MAX_UNPACKED
+
+    def test_takes_a_sparse_matrix(self, tmp_path):
+        savemat(tmp_path / "a.mat", {"a": coo_array(([7], ([3], [4])), shape=(10**4, 10**4))})
+        assert load_mat(tmp_path / "a.mat", "fetch it again")["a"].sum() == 7
 
     @settings(max_examples=200, deadline=None)
     @given(data=st.data())
