@@ -4,6 +4,7 @@ No torch here. `utils/data/decode.py` is faster; what it cannot decode comes her
 """
 
 import io
+import logging
 import os
 import stat
 import struct
@@ -28,10 +29,9 @@ from utils.data.structure.jpeg import completed_jpeg
 from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
-# where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
-# checked whenever an image is opened, and names the image. A JPEG whose decoder goes from top to
-# bottom is decoded at a half, a quarter or an eighth of its sides, whatever its size; one whose
-# coefficients are all kept in memory (2 bytes each, 6 a pixel: 1.1 GB) up to twice as many pixels.
+# where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off. A larger JPEG
+# is decoded at a half, a quarter or an eighth of its sides; one whose coefficients are all kept in
+# memory (2 bytes each, up to 6 a pixel: 1.1 GB), if it has at most twice as many pixels.
 MAX_PIXELS = 89_478_485
 MAX_COEFFICIENT_PIXELS = 2 * MAX_PIXELS
 Image.MAX_IMAGE_PIXELS = None
@@ -39,14 +39,15 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow's warnings (of tags that are cut, of odd palettes) are no concern of the user's. For the
 # whole process: `catch_warnings` would have threads decode one after another.
 warnings.filterwarnings("ignore", module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 # What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
 IMAGE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
     *(LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
 )
-# What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
-# it writes the EXIF anew and fails on tags of odd types.
+# What turns an image upright, by EXIF orientation. Not ImageOps.exif_transpose: it writes the EXIF
+# anew and fails on tags of odd types.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -136,7 +137,7 @@ def _open_file(path: str | Path) -> int:
         ValueError: it is a pipe, a socket or a device; those are never waited for.
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else a pipe would wait
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -145,9 +146,8 @@ def _open_file(path: str | Path) -> int:
 
 def read_image_file(path: str | Path) -> bytes:
     """Return the content of a file; raise errors as `_open_file`."""
-    descriptor = _open_file(path)  # a file object would cost 10 us
+    descriptor, parts = _open_file(path), []  # a file object would cost 10 us
     try:
-        parts = []
         while part := os.read(descriptor, max(os.fstat(descriptor).st_size, 1)):
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -136,6 +136,14 @@ def open_image(file: BinaryIO, with_pixels: bool) -> Opened:
         image = Image.open(file, formats=formats)
     except Image.UnidentifiedImageError as error:
         raise ValueError(what_it_is(head)) from error
+    except (ValueError, RuntimeError):
+        # An AVIF whose EXIF is damaged: the item that holds it gets a type that no decoder knows.
+        file.seek(0)
+        items, mark, pixels = file.read().partition(b"mdat")
+        if b"Exif" not in items:
+            raise
+        content = items.replace(b"Exif", b"none") + mark + pixels
+        image = Image.open(io.BytesIO(content), formats=formats)
     bits = 16 if image.mode.startswith("I") else 32 if image.mode == "F" else 8  # PPM's
     # libheif turns images itself.
     orientation = 1 if image.format == "HEIF" else exif_orientation(image.getexif)
