@@ -21,8 +21,8 @@ import numpy as np
 from scripts.data_check.duplicates import HASHED_SIDE, perceptual_hash, thumbnail
 from utils.console import progress_bar
 from utils.data.image_files import describe
-from utils.data.looks import lacks_end
 from utils.data.splits import Split
+from utils.data.structure.looks import lacks_end
 from utils.errors import RunError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from helpers import REPO, TINY_EVAL, evaluate, read_json, rows_of, train
 from layouts import LAYOUTS, draw
 from layouts_birds import write_cub
 from layouts_objects import write_cars, write_pet
-from layouts_own import write_folder
+from layouts_own import write_csv, write_folder
 from layouts_web import write_inat
 
 from utils.data.catalog import SPECS, get_spec
@@ -256,3 +256,64 @@ class TestBadInput:
 def test_the_docs_name_every_dataset():
     guide = (REPO / "specs/003-datasets-and-input/guide.md").read_text(encoding="utf-8")
     assert [spec.name for spec in SPECS if f"`{spec.name}`" not in guide] == []
+
+
+class TestSpreadsheet:
+    @pytest.fixture
+    def lists(self, tmp_path) -> tuple[Path, Path]:
+        """A list as we write it, and one of the same images as Excel and pandas would."""
+        plain = write_csv(tmp_path / "own")
+        rows = [line.split(",") for line in plain.read_text("utf-8").splitlines()[1:]]
+        lines = [
+            f"{number};40;{Path(path).with_suffix('')};{label};{split.title()};;"
+            for number, (path, label, split) in enumerate(rows)
+        ]
+        foreign = tmp_path / "own" / "excel.csv"
+        text = "\r\n".join(["\ufeff;Width;Image;Breed;Set;;", *lines[:3], ";;;;;;", *lines[3:]])
+        foreign.write_bytes(text.encode())
+        return plain, foreign
+
+    def test_is_the_data_that_its_plain_list_is(self, tmp_path, lists, capsys):
+        runs = [run("csv", path, tmp_path / path.stem) for path in lists]
+        out = capsys.readouterr().out
+        assert out.count("excel.csv is read as: path from column 'Image', label from column") == 1
+        assert out.count("excel.csv: 12 of 12 names differ from their files") == 1
+        assert "images.csv is read as" not in out
+        plain, foreign = [read_json(paths.env_stamp)["dataset"] for paths in runs]
+        assert plain == foreign
+        assert runs[0].checkpoint.read_bytes() == runs[1].checkpoint.read_bytes()
+
+    def test_of_rows_to_evaluate_only_is_enough(self, tmp_path, lists, capsys):
+        paths = run("csv", lists[0], tmp_path / "out")
+        lines = [
+            line for line in lists[1].read_text("utf-8-sig").splitlines() if "Train" not in line
+        ]
+        lists[1].write_text("\n".join(lines).replace(";Val;", ";test;"), "utf-8")
+        (tmp_path / "ids.txt").write_text(f"{lines[-1].split(';')[2]}.jpg\n", "utf-8")
+        arguments = ["--checkpoint", paths.checkpoint, "--output_dir", tmp_path / "out"]
+        arguments += ["--dataset", "csv", "--data_root", lists[1]]
+        assert evaluate(f"--name every {TINY_EVAL}", *arguments) == 0
+        assert len(rows_of(RunPaths(tmp_path / "out", "every"))) == 6
+        subset = ["--tiny_infer_subset", tmp_path / "ids.txt"]
+        assert evaluate(f"--name one {TINY_EVAL}", *arguments, *subset) == 0
+        assert len(rows_of(RunPaths(tmp_path / "out", "one"))) == 1
+        assert "1 of 1 lines are not the ids themselves" in capsys.readouterr().out
+        code = train(f"--name no --dataset csv {TWO_STEPS} --data_root", lists[1])
+        assert code == 2
+        assert "no split 'train'; it has test" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("plain", "unclear", "message"),
+        [
+            (
+                "path,label",
+                "image,class,breed",
+                "line 1 has two columns that may be the label: 'cl",
+            ),
+            ("IMG 0001", "IMG_0001", "(first: IMG_0001.jpg, did you mean 'IMG 0001.jpg'"),
+            ("rose", "ro\u200bse", "'ro\\u200bse' has the invisible character U+200B (zero width"),
+        ],
+    )
+    def test_that_is_unclear_is_refused(self, lists, refused, plain, unclear, message):
+        lists[0].write_text(lists[0].read_text("utf-8").replace(plain, unclear), "utf-8")
+        assert message in refused_run(refused, "csv", lists[0])

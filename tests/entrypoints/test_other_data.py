@@ -181,6 +181,24 @@ def test_the_val_of_the_run_is_found_by_content(run, copied, look, change):
     assert metrics["accuracy"] == read_json(run.metrics)["accuracy"]
 
 
+def test_what_a_given_val_has_of_train_is_counted(run, copied, look):
+    """It is held out anew, by names that are others now."""
+    rename(copied)
+    code, said, paths = look(copied, "--eval_split", "val")
+    trained = len(ids_of(paths) - ids_of(run))
+    assert (code, trained > 0) == (0, True)
+    assert f"{trained} of the {HELD_OUT} images to evaluate were trained on" in said
+    assert read_json(paths.metrics)["trained_on_images"] == trained
+
+
+def test_a_val_that_is_not_here_whole_is_said(run, copied, look):
+    for row in rows_of(run)[:2]:
+        (copied / row["relative_path"]).unlink()
+    code, said, _ = look(copied)
+    assert code == 0
+    assert f"{HELD_OUT - 2} of {3 * PHOTOS - 2} images, 2 more are not here; 0 are in" in said
+
+
 def test_a_heap_of_which_none_was_trained_on_is_evaluated_whole(tmp_path, look):
     code, said, paths = look(write_heap(tmp_path / "new", photos=4, seed=1000))
     assert code == 0

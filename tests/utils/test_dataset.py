@@ -231,6 +231,7 @@ def flags_for(root: Path | None, **changes) -> FrozenConfigDict:
         "preset": "vit",
         "img_size": 32,
         "skip_bad_images": 0,
+        "cache": "none",
         "data_root": None if root is None else str(root),
         "output_dir": "out",
         "train_split": "train",

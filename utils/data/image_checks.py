@@ -3,6 +3,7 @@
 No torch here: a missing or damaged image ends a run before torch is imported.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -11,19 +12,18 @@ import numpy as np
 
 from utils.console import log, progress_bar
 from utils.data.digests import NONE, Digests
-from utils.data.image_files import MAX_PIXELS, decode_rgb
-from utils.data.looks import (
+from utils.data.image_files import MAX_PIXELS, check_resized_size, decode_rgb
+from utils.data.presets import Size
+from utils.data.readers.file_names import Folders
+from utils.data.splits import Split
+from utils.data.structure.looks import (
     MISSING,
     THREADS,
     TOO_LARGE,
     UNREADABLE,
     Looks,
-    Trouble,
     trouble_of,
 )
-from utils.data.presets import Size
-from utils.data.readers.file_names import Folders
-from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import InputError
 
@@ -120,15 +120,13 @@ def _add_those_that_grow(looks: Looks, indices: np.ndarray, size_of: SizeOf) -> 
     """Note images that would be too large after they are resized: a line one pixel high."""
     sizes, of_size = np.unique(looks.sizes[indices], axis=0, return_inverse=True)
     for number, (height, width) in enumerate(sizes.tolist()):
-        size = size_of(Size(height, width)) if height else Size(0, 0)
-        if size.height * size.width <= MAX_PIXELS:
+        size = Size(height, width)
+        resized = size_of(size) if height else size
+        if resized.height * resized.width <= MAX_PIXELS:
             continue
-        text = (
-            f"is {width}x{height} pixels: resized for this run it would be "
-            f"{size.width}x{size.height}, over the limit of {MAX_PIXELS}"
-        )
+        check = functools.partial(check_resized_size, size=size, resized=resized)
         for index in indices[of_size == number].tolist():
-            looks.troubles.setdefault(index, Trouble(TOO_LARGE, text))
+            looks.troubles.setdefault(index, trouble_of(looks.paths[index], check))
 
 
 # --- Messages -------------------------------------------------------------------------------------
@@ -176,7 +174,7 @@ def _remedy(split: Split, kinds: set[str], count: int, can_skip: bool) -> str:
     if kinds == {UNREADABLE}:
         remedy = "make them readable for yourself"
     elif kinds == {TOO_LARGE}:
-        remedy = "scale them down or leave them out"
+        remedy = "shrink or crop them"
     elif split.dataset in USERS_OWN:
         remedy = "replace or remove them"
     elif split.dataset == "synthetic":

@@ -66,7 +66,11 @@ HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at
 HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
 
 
-class TooLarge(RunError):
+class BadImage(RunError):
+    """An image that cannot be decoded."""
+
+
+class TooLarge(BadImage):
     """An image of more pixels than can be decoded."""
 
 
@@ -151,10 +155,10 @@ def read_image_file(path: str | Path) -> bytes:
         os.close(descriptor)
 
 
-def undecodable(path: str | Path, error: Exception) -> RunError:
+def undecodable(path: str | Path, error: Exception) -> BadImage:
     """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line."""
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
-    return RunError(f"image {path} cannot be decoded ({' '.join(why.split())})")
+    return BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})")
 
 
 # --- Decoding and describing ----------------------------------------------------------------------

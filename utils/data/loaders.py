@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.image_checks import USERS_OWN
+from utils.data.image_files import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
@@ -78,7 +79,7 @@ class ImageDataset(Dataset):
             sample_id = str(self.split.ids[position])
             try:
                 resized = self.images.load(position)
-            except RunError as error:
+            except BadImage as error:
                 if not self.leaves_out_bad:
                     raise RunError(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
@@ -156,6 +157,16 @@ def make_loader(
     )
 
 
+def _remedy(config: FrozenConfigDict, is_training: bool = False) -> str:
+    """Return what to do about a bad image; within a run, to resume it."""
+    mend = "replace or remove it" if config.dataset in USERS_OWN else "fetch it again"
+    skip = "leave it out by --skip_bad_images 1"
+    if is_training:
+        mend += " and resume with --allow_change data"
+        skip += " --allow_change skip_bad_images"
+    return f"{mend}, or {skip}"
+
+
 def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImages | CachedImages:
     """Open the resized images of `split`, from their files or from a cache that is built if absent.
 
@@ -174,19 +185,11 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     if config.cache == "disk":
         side = preset.train_side if phase == "train" else preset.eval_side
         geometry = {"phase": phase, "squash": preset.squash, "side": side(config.img_size)}
-        return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        try:
+            return open_cache(Path(config.cache_dir), files, geometry, may_be_bad)
+        except BadImage as error:
+            raise RunError(f"{error}; {_remedy(config)}") from error
     return files
-
-
-def _remedy(config: FrozenConfigDict) -> str:
-    """Return what to do about an image that turns out to be damaged within the run."""
-    mend = "replace or remove it" if config.dataset in USERS_OWN else "fetch it again"
-    if "checkpoint" in config:
-        return f"{mend}, or leave it out by --skip_bad_images 1"
-    return (
-        f"{mend} and resume with --allow_change data, or leave it out by --skip_bad_images 1 "
-        "--allow_change skip_bad_images"
-    )
 
 
 def train_loader(
@@ -217,7 +220,7 @@ def train_loader(
         config.seed,
         Mixing(augmentation, len(split.classes)),
         leaves_out_bad=config.skip_bad_images > 0,
-        remedy=_remedy(config),
+        remedy=_remedy(config, is_training=True),
     )
     step_size = config.train_batch_size
     batches = TrainBatches(
@@ -249,7 +252,7 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
         config.img_size,
         seed=0,
         leaves_out_bad=leaves_out_bad,
-        remedy=_remedy(config),
+        remedy=_remedy(config, is_training="checkpoint" not in config),
     )
     batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.cli.flags import DATA, may_change
 from utils.console import log
-from utils.data.digests import NONE, Digests, digest_set, is_same, whole_digest
+from utils.data.digests import NONE, Digests, digest_set, is_same, union, whole_digest
 from utils.data.splits import Split
 from utils.data.subsets import keep_val
 from utils.errors import InputError
@@ -129,7 +129,7 @@ class RunImages:
         at = {sample_id: position for position, sample_id in enumerate(ids)}
         both = Digests(*(np.concatenate(pair) for pair in zip(*digests, strict=True)))
         of_heap = both.at(np.array([at[sample_id] for sample_id in heap.ids.tolist()]))
-        val = np.unique(self.eval.digests[self.eval.digests != NONE])
+        val = union(self.eval.digests[self.eval.digests != NONE])
         is_val = keep_val(heap, of_heap, self.train.ids, self.eval.ids, val)
         if is_val.all() or not is_val.any():
             what = "train on" if is_val.all() else "evaluate"
@@ -161,24 +161,27 @@ class RunImages:
         self.classes = list(data.train.classes)
         self.train = Used(data.full_train.ids.tolist(), train.values)
         self.eval = Used(data.full_eval.ids.tolist(), evaluated.values)
-        self.trained = np.union1d(self.trained, digest_set(used))
+        self.trained = union(self.trained, digest_set(used))
 
 
 def _changes(before: Used, split: Split, digests: Digests) -> dict[str, list[str]]:
+    """Return the ids of images that are removed, replaced or added since, of one split."""
     ids = split.ids.tolist()
-    had = {sample_id: position for position, sample_id in enumerate(before.ids)}
-    there = [position for position, sample_id in enumerate(ids) if sample_id in had]
-    known = before.digests[[had[ids[position]] for position in there]]
+    if ids == before.ids:  # nearly always, and quick
+        there, removed, added, known = np.arange(len(ids)), [], [], before.digests
+    else:
+        had = {sample_id: position for position, sample_id in enumerate(before.ids)}
+        there = np.array([i for i, sample_id in enumerate(ids) if sample_id in had], np.int64)
+        removed = sorted(had.keys() - set(ids))
+        added = [sample_id for sample_id in ids if sample_id not in had]
+        known = before.digests[[had[ids[position]] for position in there]]
 
     def whole_of(number: int) -> int:
         return whole_digest(split.path_of(there[number]))
 
-    same = is_same(known, digests.at(np.array(there, dtype=np.int64)), whole_of)
-    return {
-        "removed": sorted(had.keys() - set(ids)),
-        "replaced": [ids[there[number]] for number in np.flatnonzero(~same)],
-        "added": [sample_id for sample_id in ids if sample_id not in had],
-    }
+    same = is_same(known, digests.at(there), whole_of)
+    replaced = [ids[position] for position in there[~same]]
+    return {"removed": removed, "replaced": replaced, "added": added}
 
 
 def stamped(changes: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from utils.cli.flags import experiment_of
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
-from utils.data.digests import Digests, digest_set
+from utils.data.digests import Digests, digest_set, union
 from utils.data.loaders import eval_loader, train_loader
 from utils.data.presets import DATA_RULES
 from utils.data.subsets import count_trained
@@ -143,8 +143,7 @@ def with_images(
         changes: ids of images that changed since the run was started, by what became of them.
     """
     data, images = plan.data, plan.start.images
-    before = np.union1d(images.trained, trained)
-    images.trained = before
+    images.trained = union(images.trained, trained)
     images.add(data, digests)
     own, earlier = (
         count_trained(data.full_eval, data.eval, digests[1], known)

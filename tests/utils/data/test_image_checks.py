@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import image_checks, looks
+from utils.data import image_checks
 from utils.data.decode import decode
 from utils.data.digests import whole_digest
 from utils.data.image_checks import MAX_DECODED_IN_CHECK, check_images
@@ -20,6 +20,7 @@ from utils.data.image_files import decode_rgb
 from utils.data.presets import PRESETS, Size
 from utils.data.splits import Split
 from utils.data.structure import jpeg as jpeg_structure
+from utils.data.structure import looks
 from utils.errors import InputError
 
 NOISE = Image.fromarray(
@@ -113,6 +114,8 @@ class TestStructure:
             JPEG,
             PROGRESSIVE,
             GREY,
+            encoded(subsampling="4:1:1"),
+            encoded(image=NOISE.convert("CMYK")),
             JPEG + bytes(20_000),
             JPEG + b"trailing words" * 30,
             JPEG + encoded("GIF") * 30,  # an album of the camera's
@@ -162,6 +165,7 @@ class TestStructure:
             (JPEG.replace(b"\xff\xdb", b"\xff\xee"), "cannot be decoded"),  # no quantization tables
             (JPEG.replace(b"\xff\xc4\0\x1f\0", b"\xff\xc4\0\x1f\7"), "cannot be decoded"),
             (JPEG.replace(b"\xff\xc4\0\x1f\0\0", b"\xff\xc4\0\x1f\0\x99"), "cannot be decoded"),
+            (JPEG.replace(b"\3\1\x22\0", b"\3\1\x35\0"), "cannot be decoded"),  # sampling
             (of_size(JPEG, 65_535, 100), "cannot be decoded"),  # libjpeg has a limit of its own
             (of_size(PROGRESSIVE, 20_000, 10_000), "is 20000x10000 pixels, over the limit"),
             (PNG[:-1], "is cut"),
@@ -189,7 +193,7 @@ class TestStructure:
         preset = PRESETS["vit"]
         said = refusal(strip, sizes_of=[lambda size: preset.eval_size(224, size)])
         assert f"is {size[0]}x{size[1]} pixels: resized for this run it would be" in said
-        assert "; scale them down or leave them out" in said
+        assert "; shrink or crop them; --skip_bad_images 1 leaves them out" in said
         check_images([split], [], sizes_of=[lambda size: preset.train_size(224, size)])
         check_images([split], [], sizes_of=[lambda size: Size(256, 256)])
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.readers.listing import TEXT
-from utils.data.splits import PAIRS_AT_ONCE, HeldOut, Split, hold_out
+from utils.data.splits import (
+    PAIRS_AT_ONCE,
+    HeldOut,
+    Split,
+    class_line,
+    hold_out,
+    match_classes,
+    united,
+)
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
 
@@ -116,3 +125,75 @@ class TestHoldOut:
         )
         with pytest.raises(InputError, match=said):
             hold_out(split_of(["a", "b", "c"], [0, 1, 2]), HeldOut(0.9, 1))
+
+
+# Some differ only in case, one is a number, one would look like two in a line.
+NAMES = st.lists(st.sampled_from(["Rose", "rosa", "1", "2", "10", "é", "a, b"]), unique=True)
+
+
+class TestMatchClasses:
+    @settings(max_examples=100, deadline=None)
+    @given(own=NAMES.filter(len), known=NAMES.filter(len), data=st.data())
+    def test_keeps_the_name_of_every_sample(self, make_split, own, known, data):
+        labels = data.draw(st.lists(st.integers(0, len(own) - 1), min_size=1, max_size=12))
+        split = make_split(Path("unused"), labels, photos=False)
+        split = replace(split, classes=tuple(own), parents=tuple((f"of {n}",) for n in own))
+        names = dict(zip(split.ids.tolist(), (own[label] for label in labels), strict=True))
+        unknown = [name for name in names.values() if name not in known]
+        if len(unknown) == len(names):
+            with pytest.raises(InputError, match=r"all .* images of split val are of classes that"):
+                match_classes(split, known, "it", "", skip_unknown=True)
+            return
+        if unknown:
+            message = (
+                rf"{len(unknown)} of {len(names)} images of split val .* \({len({*unknown})}\)"
+            )
+            with pytest.raises(InputError, match=message):
+                match_classes(split, known, "it", "do this")
+        matched = match_classes(split, known, "it", "", skip_unknown=True)
+        assert matched.classes == tuple(known)
+        found = {i: known[n] for i, n in zip(matched.ids.tolist(), matched.labels, strict=True)}
+        assert found == {i: name for i, name in names.items() if name in known}
+        assert all(
+            above in ((f"of {n}",), ()) for n, above in zip(known, matched.parents, strict=True)
+        )
+
+    def test_says_what_may_be_meant(self, make_split):
+        split = replace(make_split(Path("x"), [0, 1, 1], photos=False), classes=("Rosa", "lily"))
+        with pytest.raises(
+            InputError, match=r"\(1\): 'Rosa' \(1, did you mean 'rosa'\?\); do this"
+        ):
+            match_classes(split, ("lily", "rosa"), "the checkpoint", "do this")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (2, "2 classes: c0, c1"),
+        (12, "12 classes: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11"),
+        (13, "13 classes: c0, c1, c2, ..., c10, c11, c12 (all are in out/labelmap.json)"),
+    ],
+)
+def test_a_line_says_which_classes_there_are(count, said):
+    assert class_line([f"c{number}" for number in range(count)], "out/labelmap.json") == said
+
+
+class TestUnited:
+    def test_has_each_image_once_and_says_its_split(self, make_split):
+        whole = make_split(Path("x"), [0, 1, 0, 1], photos=False)
+        parts = [
+            replace(whole.select([0, 1]), name="train"),
+            replace(whole.select([2]), name="val"),
+        ]
+        trainval = replace(whole, name="trainval")
+        every = united([*parts, trainval], "all")
+        assert every.ids.tolist() == [f"photo_{n:03d}" for n in range(4)]
+        assert [every.tag_of(n) for n in range(4)] == ["train", "train", "val", "trainval"]
+        assert every.select([2, 0]).tag_of(1) == "val"
+        assert whole.tag_of(0) == "val"
+
+    def test_of_one_id_for_two_images_is_refused(self, make_split):
+        whole = make_split(Path("x"), [0, 1], photos=False)
+        other = replace(whole, paths=np.array(["other/1.jpg", "other/2.jpg"]))
+        with pytest.raises(InputError, match="have the same id; name one as --eval_split"):
+            united([whole, other], "all")

@@ -363,9 +363,11 @@ class TestForeign:
         with pytest.raises(InputError, match=r"last\.bin has format version .*, this code reads 3"):
             load_snapshot(paths.last)
 
-    def test_old_version_is_refused_in_one_line_that_says_what_to_do(self, paths):
-        save_archive(paths.last, {"format": "fine-vit state", "version": 1, "run_id": "mine"})
-        message = r"^\S*last\.bin was saved by an older version .*finish that run with the code .*$"
+    @pytest.mark.parametrize("older", [{"version": 1}, {"version": 2}, {"data_rules": 1}])
+    def test_old_version_is_refused_in_one_line_that_says_what_to_do(self, paths, older):
+        save(paths, 0, 1)
+        save_archive(paths.last, {**load_archive(paths.last), **older})
+        message = r"^\S*last\.bin was saved by an older version .*decodes images .*finish that .*$"
         with pytest.raises(InputError, match=message):
             load_snapshot(paths.last)
 

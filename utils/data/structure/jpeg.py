@@ -23,12 +23,6 @@ MAX_SIDE = 65_500  # pixels; libjpeg refuses more
 TABLES = HUFFMAN, QUANTIZATION = 0xC4, 0xDB
 START_OF_SCAN = 0xDA
 WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-# Sampling factors, horizontal and vertical in a byte each: what cameras and encoders write.
-SAMPLING = frozenset(
-    first + others
-    for first in (b"\x11", b"\x12", b"\x21", b"\x22", b"\x41")
-    for others in (b"", b"\x11\x11")
-)
 
 
 class Jpeg(NamedTuple):
@@ -36,7 +30,7 @@ class Jpeg(NamedTuple):
 
     width: int
     height: int
-    # 8 bits, grey or three components, Huffman coding, all tables there: every decoder knows it.
+    # 8 bits, Huffman coding, all tables there: every decoder knows it.
     is_usual: bool
     scan: int  # where the first scan begins, in bytes
     has_profile: bool = False  # ICC
@@ -45,7 +39,7 @@ class Jpeg(NamedTuple):
 def read_jpeg(content: Content) -> Jpeg | None:
     """Read the headers of a JPEG; None if they are odd or do not lead to a scan."""
     at, frame, tables, has_profile = 2, b"", set(), False
-    while len(start := content.at(at, 20)) >= 4 and start[0] == 0xFF:
+    while len(start := content.at(at, 24)) >= 4 and start[0] == 0xFF:
         marker, length = start[1], int.from_bytes(start[2:4], "big")
         if marker == 0xFF:  # fill byte
             at += 1
@@ -85,7 +79,7 @@ def _tables(marker: int, segment: bytes) -> frozenset[tuple[int, int]]:
 
 
 def _jpeg(frame: bytes, tables: set[tuple[int, int]], scan: bytes, at: int) -> Jpeg | None:
-    if len(frame) < 19:
+    if len(frame) < 22:
         return None
     bits, height, width, components = struct.unpack_from(">BHHB", frame, 4)
     end = 10 + 3 * components
@@ -93,12 +87,24 @@ def _jpeg(frame: bytes, tables: set[tuple[int, int]], scan: bytes, at: int) -> J
         frame[1] in (BASELINE, EXTENDED, PROGRESSIVE)
         and bits == 8
         and 0 < min(width, height) <= max(width, height) <= MAX_SIDE
-        and components in (1, 3)
-        and frame[11:end:3] in SAMPLING
+        and components in (1, 3, 4)
+        and _can_be_sampled(frame[11:end:3])
         and all((QUANTIZATION, number) in tables for number in frame[12:end:3])
         and _has_tables(scan, frame[10:end:3], frame[1] == PROGRESSIVE, tables)
     )
     return Jpeg(width, height, is_usual, at)
+
+
+@functools.lru_cache(maxsize=1024)
+def _can_be_sampled(factors: bytes) -> bool:
+    """Tell whether libjpeg can: the largest factors are multiples of all, and blocks are few."""
+    pairs = [divmod(each, 16) for each in factors]  # horizontal and vertical
+    largest = [max(each) for each in zip(*pairs, strict=True)]
+    return all(
+        1 <= factor <= 4 and most % factor == 0
+        for pair in pairs
+        for factor, most in zip(pair, largest, strict=True)
+    ) and (len(pairs) == 1 or sum(across * down for across, down in pairs) <= 10)
 
 
 def _has_tables(

@@ -5,6 +5,7 @@ No torch here.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def trouble_of(
         read(path)
     except RunError as error:
         kind = TOO_LARGE if isinstance(error, TooLarge) else kind
-        return Trouble(kind, str(error).removeprefix(f"image {path} "))
+        text = str(error).removeprefix(f"image {path} ")
+        return Trouble(kind, re.sub(r"(over the limit of \d+).*", r"\1", text))  # no remedy
     return None
 
 
