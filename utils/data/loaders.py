@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.image_checks import USERS_OWN
-from utils.data.image_files import BadImage
+from utils.data.images.openers import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
