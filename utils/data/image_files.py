@@ -25,8 +25,8 @@ from utils.data.images.headers import (
 from utils.data.images.openers import Opened, open_image
 from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
+from utils.data.structure.content import BadImage
 from utils.data.structure.jpeg import completed_jpeg
-from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
 # where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off. A larger JPEG
@@ -64,10 +64,6 @@ MARGINS = {2: 1.25, 4: 1.25, 8: 2.0}
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by components
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at hand decodes
 HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
-
-
-class BadImage(RunError):
-    """An image that cannot be decoded."""
 
 
 class TooLarge(BadImage):
@@ -209,8 +205,7 @@ def decode_stored(
     try:
         image.load()
     except OSError:
-        completed = None if header is None else completed_jpeg(data)
-        if completed is None:
+        if header is None or (completed := completed_jpeg(data)) is None:
             raise
         return decode_stored(path, completed, header, scale)
     profile = read_profile(opened.profile, _profile_mode(image.mode))
