@@ -21,7 +21,6 @@ from utils.data.images.headers import (
 )
 from utils.data.images.openers import (
     IMAGE_ERRORS,
-    BadImage,
     Opened,
     open_file,
     open_image,
@@ -30,6 +29,7 @@ from utils.data.images.openers import (
 )
 from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
+from utils.data.structure.content import BadImage
 from utils.data.structure.jpeg import completed_jpeg
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
@@ -170,8 +170,7 @@ def decode_stored(
     try:
         image.load()
     except OSError:
-        completed = None if header is None else completed_jpeg(data)
-        if completed is None:
+        if header is None or (completed := completed_jpeg(data)) is None:
             raise
         return decode_stored(path, completed, header, scale)
     profile = read_profile(opened.profile, _profile_mode(image.mode))
