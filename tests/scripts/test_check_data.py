@@ -500,3 +500,27 @@ class TestContactSheet:
 def test_the_report_is_plain_json(found):
     text = (found.output / "report.json").read_text("utf-8")
     assert json.loads(text, parse_constant=lambda constant: pytest.fail(constant)) == found.report
+
+
+def test_images_of_one_color_dark_ones_and_odd_profiles_are_named(tmp_path, capsys):
+    """But not a black drawing on transparent black, nor 12 bits that a TIFF declares."""
+    root, values = tmp_path / "own", np.arange(0, 4096, 8, dtype=np.uint16).reshape(16, 32)
+    rose, fern = root / "rose", root / "fern"
+    save(rose / "plain.png", Image.new("RGB", (30, 20), (200, 0, 0)), "PNG")
+    save(rose / "clear.png", Image.new("RGBA", (30, 20), (9, 9, 9, 0)), "PNG")
+    drawing = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (5, 5, 15, 15))
+    save(rose / "drawing.png", drawing, "PNG")
+    save(fern / "dark.png", Image.fromarray(values), "PNG")
+    save(fern / "bright.png", Image.fromarray(values * 16), "PNG")
+    save(fern / "declared.tif", Image.fromarray(values), "TIFF", tiffinfo={281: 4095})
+    save(fern / "profile.jpg", photo(1), icc_profile=b"odd")
+    assert check("folder", root, tmp_path / "report") == 0
+    doubtful = read_json(tmp_path / "report" / "report.json")["doubtful"]
+    found = {note: [image["path"] for image in images] for note, images in doubtful.items()}
+    assert {note: paths for note, paths in found.items() if paths} == {
+        image_scan.ONE_COLOR: ["rose/clear.png", "rose/plain.png"],
+        image_scan.DARK: ["fern/dark.png"],
+        image_scan.NO_PROFILE: ["fern/profile.jpg"],
+    }
+    assert "of one color: 2\n  train rose/clear.png" in capsys.readouterr().out

@@ -4,11 +4,9 @@ No torch here. `utils/data/decode.py` is faster; what it cannot decode comes her
 """
 
 import io
+import logging
 import os
-import stat
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,17 +19,23 @@ from utils.data.images.headers import (
     jpeg_without_notes,
     read_header,
 )
-from utils.data.images.openers import Opened, open_image
+from utils.data.images.openers import (
+    IMAGE_ERRORS,
+    Opened,
+    open_file,
+    open_image,
+    read_image_file,
+    undecodable,
+)
 from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
+from utils.data.structure.content import BadImage
 from utils.data.structure.jpeg import completed_jpeg
-from utils.errors import RunError
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
-# where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off, since ours is
-# checked whenever an image is opened, and names the image. A JPEG whose decoder goes from top to
-# bottom is decoded at a half, a quarter or an eighth of its sides, whatever its size; one whose
-# coefficients are all kept in memory (2 bytes each, 6 a pixel: 1.1 GB) up to twice as many pixels.
+# where Pillow begins to warn: a quarter of a gigabyte in RGB. Its own limits are off. A larger JPEG
+# is decoded at a half, a quarter or an eighth of its sides; one whose coefficients are all kept in
+# memory (2 bytes each, up to 6 a pixel: 1.1 GB), if it has at most twice as many pixels.
 MAX_PIXELS = 89_478_485
 MAX_COEFFICIENT_PIXELS = 2 * MAX_PIXELS
 Image.MAX_IMAGE_PIXELS = None
@@ -39,14 +43,10 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow's warnings (of tags that are cut, of odd palettes) are no concern of the user's. For the
 # whole process: `catch_warnings` would have threads decode one after another.
 warnings.filterwarnings("ignore", module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-# What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
-IMAGE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
-    *(LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
-)
-# What turns an image upright, by EXIF orientation (TIFF 6.0, tag 274). Not ImageOps.exif_transpose:
-# it writes the EXIF anew and fails on tags of odd types.
+# What turns an image upright, by EXIF orientation. Not ImageOps.exif_transpose: it writes the EXIF
+# anew and fails on tags of odd types.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,10 +63,6 @@ MARGINS = {2: 1.25, 4: 1.25, 8: 2.0}
 JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # by components
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)  # frames that no decoder at hand decodes
 HEAD = 1 << 16  # bytes in which the header of most JPEGs ends
-
-
-class BadImage(RunError):
-    """An image that cannot be decoded."""
 
 
 class TooLarge(BadImage):
@@ -126,41 +122,6 @@ def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
     return max(s for s in fits if s == fits[0] or shorter >= s * MARGINS[s] * wanted)
 
 
-# --- Opening --------------------------------------------------------------------------------------
-
-
-def _open_file(path: str | Path) -> int:
-    """Open a file to read, and return its descriptor.
-
-    Raises:
-        ValueError: it is a pipe, a socket or a device; those are never waited for.
-        OSError: it cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else a pipe would wait
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise ValueError("it is not a regular file")
-
-
-def read_image_file(path: str | Path) -> bytes:
-    """Return the content of a file; raise errors as `_open_file`."""
-    descriptor = _open_file(path)  # a file object would cost 10 us
-    try:
-        parts = []
-        while part := os.read(descriptor, max(os.fstat(descriptor).st_size, 1)):
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        os.close(descriptor)
-
-
-def undecodable(path: str | Path, error: Exception) -> BadImage:
-    """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line."""
-    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
-    return BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})")
-
-
 # --- Decoding and describing ----------------------------------------------------------------------
 
 
@@ -209,8 +170,7 @@ def decode_stored(
     try:
         image.load()
     except OSError:
-        completed = None if header is None else completed_jpeg(data)
-        if completed is None:
+        if header is None or (completed := completed_jpeg(data)) is None:
             raise
         return decode_stored(path, completed, header, scale)
     profile = read_profile(opened.profile, _profile_mode(image.mode))
@@ -260,7 +220,7 @@ def describe(path: str | Path) -> Description:
         RunError: the file is missing, not an image, too large, or of a kind that is not decoded.
     """
     try:
-        with os.fdopen(_open_file(path), "rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             return _described(path, file)
     except IMAGE_ERRORS as error:
         raise undecodable(path, error) from error

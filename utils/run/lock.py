@@ -6,7 +6,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,8 +50,9 @@ def _check_is_lock(path: Path) -> None:
     """Raise if what is at the path of a lock cannot be one: it would be waited for, or emptied."""
     kind = kind_of(path, follow=False)
     what = f"a {kind}" if kind not in (None, "file") else ""
-    if kind == "file" and path.stat().st_size > MAX_BYTES:
-        what = f"a file of over {MAX_BYTES} bytes"
+    with suppress(FileNotFoundError):  # its holder has just given it back
+        if kind == "file" and path.stat().st_size > MAX_BYTES:
+            what = f"a file of over {MAX_BYTES} bytes"
     if what:
         raise InputError(
             f"{path} is {what}, not the lock of a run; move it away, or choose another --name"

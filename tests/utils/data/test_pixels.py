@@ -232,17 +232,23 @@ class TestNotes:
         assert np.array_equal(np.asarray(decode_rgb(path)), values)
         assert describe(path).has_damaged_profile
 
-    @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+    @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
     def test_damaged_notes_do_not_matter(self, tmp_path, format_):
         path = tmp_path / "notes"
         photo = Image.new("RGB", (16, 16), (200, 100, 50))
-        extra = {"resolution": 72} if format_ == "TIFF" else {"exif": b"Exif\0\0MM\0*\xff\xff\xff"}
+        exif = Image.Exif()
+        exif[0x010F] = "maker"
+        extra = {"resolution": 72} if format_ == "TIFF" else {"exif": exif.tobytes()}
         photo.save(path, format_, **extra)
         if format_ == "TIFF":  # a resolution of another type
             content = path.read_bytes()
             tag = struct.pack("<HH", 282, 5)
             assert tag in content
             path.write_bytes(content.replace(tag, struct.pack("<HH", 282, 2)))
+        else:
+            content = path.read_bytes()
+            assert b"MM\0*" in content
+            path.write_bytes(content.replace(b"MM\0*", bytes(4)))
         assert describe(path)[1:4] == (16, 16, 1)
         assert np.abs(np.asarray(decode_rgb(path)).astype(int) - (200, 100, 50)).max() <= 3
 
