@@ -13,14 +13,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.data.image_files import (
-    IMAGE_ERRORS,
     check_resized_size,
     decode_stored,
-    read_image_file,
     scale_of,
-    undecodable,
 )
 from utils.data.images.headers import read_header
+from utils.data.images.openers import IMAGE_ERRORS, read_image_file, undecodable
 from utils.data.images.pixels import Profile, read_profile, to_srgb
 from utils.data.presets import Size
 from utils.data.transforms import resize

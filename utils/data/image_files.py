@@ -6,10 +6,7 @@ No torch here. `utils/data/decode.py` is faster; what it cannot decode comes her
 import io
 import logging
 import os
-import stat
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,10 +19,17 @@ from utils.data.images.headers import (
     jpeg_without_notes,
     read_header,
 )
-from utils.data.images.openers import Opened, open_image
+from utils.data.images.openers import (
+    IMAGE_ERRORS,
+    BadImage,
+    Opened,
+    open_file,
+    open_image,
+    read_image_file,
+    undecodable,
+)
 from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
-from utils.data.structure.content import BadImage
 from utils.data.structure.jpeg import completed_jpeg
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is
@@ -41,11 +45,6 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-# What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
-IMAGE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError),
-    *(LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
-)
 # What turns an image upright, by EXIF orientation. Not ImageOps.exif_transpose: it writes the EXIF
 # anew and fails on tags of odd types.
 UPRIGHT = {
@@ -121,40 +120,6 @@ def scale_of(path: str | Path, header: JpegHeader, wanted: int | None) -> int:
         return fits[0]
     shorter = min(width, height)
     return max(s for s in fits if s == fits[0] or shorter >= s * MARGINS[s] * wanted)
-
-
-# --- Opening --------------------------------------------------------------------------------------
-
-
-def _open_file(path: str | Path) -> int:
-    """Open a file to read, and return its descriptor.
-
-    Raises:
-        ValueError: it is a pipe, a socket or a device; those are never waited for.
-        OSError: it cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise ValueError("it is not a regular file")
-
-
-def read_image_file(path: str | Path) -> bytes:
-    """Return the content of a file; raise errors as `_open_file`."""
-    descriptor, parts = _open_file(path), []  # a file object would cost 10 us
-    try:
-        while part := os.read(descriptor, max(os.fstat(descriptor).st_size, 1)):
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-    finally:
-        os.close(descriptor)
-
-
-def undecodable(path: str | Path, error: Exception) -> BadImage:
-    """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line."""
-    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
-    return BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})")
 
 
 # --- Decoding and describing ----------------------------------------------------------------------
@@ -255,7 +220,7 @@ def describe(path: str | Path) -> Description:
         RunError: the file is missing, not an image, too large, or of a kind that is not decoded.
     """
     try:
-        with os.fdopen(_open_file(path), "rb") as file:
+        with os.fdopen(open_file(path), "rb") as file:
             return _described(path, file)
     except IMAGE_ERRORS as error:
         raise undecodable(path, error) from error
