@@ -83,7 +83,7 @@ def near_miss(name: str, choices: Iterable[str]) -> str:
     """
     spelled = {_spelling(choice): choice for choice in choices}
     key = _spelling(name)
-    close = [key] if key in spelled else difflib.get_close_matches(key, spelled, n=2, cutoff=0.7)
+    close = [key] if key in spelled else difflib.get_close_matches(key, spelled, n=2, cutoff=0.75)
     if not close and len(key) > 2:
         close = [
             other

@@ -1,5 +1,6 @@
 """The input pipeline's flags through the real entrypoints: presets, flips, caches, bad images."""
 
+import functools
 import io
 import multiprocessing
 import re
@@ -26,9 +27,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from models.build import rebuild_model
+from utils.data import presets
 from utils.data.batches import sample_order
 from utils.data.catalog import get_spec
-from utils.data.decode import decode
+from utils.data.decode import decode_resized
 from utils.data.image_checks import MAX_DECODED_IN_CHECK
 from utils.data.resized_images import FileImages
 from utils.data.splits import Split
@@ -37,7 +39,7 @@ from utils.dataset import open_split
 from utils.evaluation.predictions import predictions_digest
 from utils.run.checkpoint import Checkpoint, load_checkpoint
 
-SIZE, EVAL_SIDE = 32, 37  # of the model's input, and of what `vit` takes its center from
+SIZE = 32  # of the model's input
 BATCH = 6  # of evaluations; those of val are one batch
 TRAIN = f"--dataset folder {TINY_TRAIN} --eval_batch_size {BATCH}"
 EVAL = f"{TINY_EVAL} --eval_batch_size {BATCH}"
@@ -46,6 +48,7 @@ SUBSETS = f"--tiny_train_subset folder_tiny {TINY_VAL}"
 # More than are decoded before a run.
 TRAIN_IMAGES, VAL_IMAGES = MAX_DECODED_IN_CHECK + 2, BATCH
 
+VIT = presets.PRESETS["vit"]
 AUGMENTATION = ("augment", "random_erasing", "mixup", "cutmix")
 PRESETS = {
     "transfg": ("none", 0.0, 0.0, 0.0),
@@ -212,13 +215,15 @@ class TestFlip:
         mean, std = (
             torch.tensor(checkpoint.normalization[key])[:, None, None] for key in ("mean", "std")
         )
-        view = v2.Compose([v2.Resize(EVAL_SIDE, antialias=True), v2.CenterCrop(SIZE)])
+        # Large ones are reduced while they are decoded: torchvision's resize is not all of it.
+        size_of, crop = functools.partial(VIT.eval_size, SIZE), v2.CenterCrop(SIZE)
         plain_rows = logits_of(again(tmp_path, photos, flipped.checkpoint))
         rows = rows_of(flipped)
         assert len(rows) == VAL_IMAGES
         differences = []
         for row in rows:
-            image = (view(decode(row["filepath"])).float() / 255 - mean) / std
+            image, _ = decode_resized(row["filepath"], size_of)
+            image = (crop(image).float() / 255 - mean) / std
             with torch.no_grad():
                 plain, mirrored = (
                     model(view[None]).logits[0].numpy() for view in (image, image.flip(-1))

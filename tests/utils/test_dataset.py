@@ -177,7 +177,13 @@ class TestListedSubset:
 
     @pytest.mark.parametrize(
         "name",
-        ["photo_001.jpg", "jpg/photo_001.jpg", "jpg/photo_001", "PHOTO_001", "Photo_001.JPG"],
+        [
+            "photo_001.jpg",
+            "unused/jpg/photo_001.jpg",
+            "jpg/photo_001",
+            "PHOTO_001",
+            "Photo_001.JPG",
+        ],
     )
     def test_takes_files_for_ids(self, tmp_path, split, name, caplog):
         with caplog.at_level("INFO", logger="fine_vit"):

@@ -21,6 +21,7 @@ from utils.data.images.headers import (
 )
 from utils.data.images.openers import (
     IMAGE_ERRORS,
+    BadImage,
     Opened,
     open_file,
     open_image,
@@ -29,7 +30,6 @@ from utils.data.images.openers import (
 )
 from utils.data.images.pixels import NO_PROFILE, Profile, read_profile, to_rgb, to_srgb
 from utils.data.presets import Size
-from utils.data.structure.content import BadImage
 from utils.data.structure.jpeg import completed_jpeg
 
 # Larger images are refused: a few kilobytes can unpack to gigabytes (a decompression bomb). This is

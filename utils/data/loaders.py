@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
 from utils.data.image_checks import USERS_OWN
+from utils.data.images.openers import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
-from utils.data.structure.content import BadImage
 from utils.data.transforms import EvalView, Mixing, TrainView
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import RunError

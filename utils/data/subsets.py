@@ -43,7 +43,8 @@ def _listed_positions(split: Split, path: Path, flag: str) -> list[int]:
     other = [line for line in wanted if line not in position_of]
     if other:
         by_name = _positions_by_name(split)
-        position_of |= {line: by_name[folded(line)] for line in other if folded(line) in by_name}
+        below = {line: folded(line.removeprefix(f"{split.root}/")) for line in other}
+        position_of |= {line: by_name[name] for line, name in below.items() if name in by_name}
     unknown = [line for line in other if line not in position_of]
     if unknown:
         raise InputError(

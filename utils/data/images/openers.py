@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
 from utils.data.images.headers import PNG_MAGIC, exif_orientation, read_png
-from utils.data.structure.content import BadImage
+from utils.errors import RunError
 
 # What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
 IMAGE_ERRORS = (
@@ -50,6 +50,10 @@ def read_image_file(path: str | Path) -> bytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
     finally:
         os.close(descriptor)
+
+
+class BadImage(RunError):
+    """An image that cannot be decoded."""
 
 
 def undecodable(path: str | Path, error: Exception) -> BadImage:

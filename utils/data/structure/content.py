@@ -4,7 +4,6 @@ import os
 import struct
 
 from utils.data.digests import PIECE
-from utils.errors import RunError
 
 # What Pillow raises for headers that are damaged.
 ODDITIES = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
@@ -18,10 +17,6 @@ class Damaged(Exception):
     def __init__(self, message: str, kind: str = DAMAGED) -> None:
         super().__init__(message)
         self.kind = kind  # in a word
-
-
-class BadImage(RunError):
-    """An image that cannot be decoded; names it."""
 
 
 class Content:
