@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.readers import file_names
-from utils.data.readers.file_names import find_files
+from utils.data.readers.file_names import find_files, nearest
 
 FILES = ("a/Rose 1.JPG", "a/Straße.jpg", "a/b.png", "B/x.jpg", "B/X.jpg", "c.jpg", "cafe\u0301.tif")
 
@@ -90,3 +90,10 @@ class TestFindFiles:
         for form in ("NFC", "NFD"):
             name = unicodedata.normalize(form, stem)
             assert find_files(root, [name, f"{name}.JPG"]).paths == [file, file]
+
+
+def test_another_number_is_not_near():
+    assert nearest("IMG_0002.jpg", ["IMG_0001.jpg", "IMG_12.jpg"]) == ""
+    assert nearest("IMG_O001.jpg", ["IMG_0001.jpg"]) == ", did you mean 'IMG_0001.jpg'?"
+    many = [f"{number:06d}_rose.jpg" for number in range(20_000)]
+    assert nearest("010000_rsoe.jpg", many).startswith(", did you mean '010000_rose.jpg'")
