@@ -97,7 +97,7 @@ def test_a_wrong_target_is_refused(out, capsys, tmp_path):
 
 
 def test_a_damaged_image_ends_it(part_run, tmp_path, capsys):
-    row = {**rows_of(part_run)[0], "filepath": str(tmp_path / "none.jpg")}
+    row = {**rows_of(part_run)[0], "filepath": str(tmp_path / "jpg" / "none.jpg")}
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert draw_parts.main(["--predictions", str(path), "--out", str(tmp_path / "o.png")]) == 1
