@@ -163,9 +163,10 @@ def _class_folders(
     if not level:
         what = passed.described(here)
         levels = f" {depth} levels down (--class_depth {depth})" if depth > 1 else ""
+        is_split = not is_trained_on and here.name in SPLITS
         raise InputError(
             f"{here} has no class folder{levels}{_beside(what)}: put images into "
-            f"{here}{'/<class>' * depth}/"
+            f"{here}{'/<class>' * depth}/{', or move it away' if is_split else ''}"
         )
     names = {folder: _class_name(here, folder) for folder in level}
     check_distinct(here, level, clean=_clean_path)

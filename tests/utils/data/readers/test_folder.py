@@ -313,6 +313,16 @@ class TestEmptyClasses:
             folder.read(root, "val")  # for a --train_split
         assert len(folder.read(root, "val", for_evaluation=True).ids) == 6
 
+    def test_of_a_split_without_labels_are_to_be_moved_away(self, root):
+        """As `test/` of a competition: images in no class folder."""
+        (root / "test").mkdir(exist_ok=True)
+        for path in [*(root / "test").iterdir()]:
+            path.rename(root.parent / f"away {path.name}")
+        (root / "test" / "1.jpg").touch()
+        message = r"in no class folder: 1 \(1.jpg\)\): put .*/test/<class>/, or move it away$"
+        with pytest.raises(InputError, match=message):
+            folder.read(root, "test")
+
     def test_are_refused_if_all_are_empty(self, root):
         for path in (root / "val").glob("*/*"):
             path.rename(path.with_suffix(".mov"))
