@@ -45,7 +45,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"--predictions {path} cannot be read: {error}") from error
-    if not rows or not all(isinstance(row, dict) and "parts" in row for row in rows):
+    kinds = {isinstance(row, dict) and {"parts", "filepath"} <= row.keys() for row in rows}
+    if kinds != {True}:
         raise InputError(f"--predictions {path} has no parts; evaluate a model with --head parts")
     return rows
 
@@ -95,6 +96,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--out {args.out} is not a .png or .jpg in an existing folder")
     check_output_file(args.out, "--out")
     rows = read_rows(args.predictions)
+    folders = {Path(row["filepath"]).parent for row in rows}
+    if args.out.resolve().parent in {folder.resolve() for folder in folders}:
+        raise InputError(
+            f"--out {args.out} is among the images, and would become one; name another folder"
+        )
     count = min(args.count, len(rows))
     tiles = [draw(rows[i * len(rows) // count]) for i in range(count)]
     save_picture(paste_tiles(tiles, min(COLUMNS, count)), args.out)

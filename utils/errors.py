@@ -72,8 +72,8 @@ def printable(text: str) -> str:
 
 
 def _spelling(name: str) -> str:
-    """Return `name` without case, hyphens, underscores and spaces, which are easily confused."""
-    return re.sub(r"[-_\s]", "", name.casefold())
+    """Return `name` without what is easily confused: case, hyphens, blanks, leading zeros."""
+    return re.sub(r"[-_\s]|(?<![0-9])0+(?=[0-9])", "", name.casefold())
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from helpers import TINY_TRAIN, rows_of, train
@@ -72,6 +73,16 @@ def test_a_picture_that_is_not_ours_stays(part_run, tmp_path, capsys):
         assert draw_parts.main([*flags, str(tmp_path / "own.jpg")]) == 0
 
 
+def test_a_picture_does_not_become_one_of_the_images(part_run, tmp_path, capsys):
+    images = Path(rows_of(part_run)[0]["filepath"]).parent
+    (tmp_path / "link").symlink_to(images)
+    for folder in (images, tmp_path / "link"):
+        flags = ["--predictions", str(part_run.predictions), "--out", str(folder / "parts.png")]
+        assert draw_parts.main(flags) == 2
+        assert "parts.png is among the images, and would become one" in capsys.readouterr().err
+    assert not (images / "parts.png").exists()
+
+
 def test_a_pipe_in_place_of_the_rows_is_not_waited_for(tmp_path, capsys):
     os.mkfifo(tmp_path / "rows.jsonl")
     flags = ["--predictions", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "x.png")]
@@ -86,7 +97,7 @@ def test_a_wrong_target_is_refused(out, capsys, tmp_path):
 
 
 def test_a_damaged_image_ends_it(part_run, tmp_path, capsys):
-    row = {**rows_of(part_run)[0], "filepath": str(tmp_path / "none.jpg")}
+    row = {**rows_of(part_run)[0], "filepath": str(tmp_path / "jpg" / "none.jpg")}
     path = tmp_path / "predictions.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert draw_parts.main(["--predictions", str(path), "--out", str(tmp_path / "o.png")]) == 1

@@ -53,6 +53,9 @@ class TestNearMiss:
             ("tset", ["train", "val", "test"], "'test'"),
             ("batch_size", ["train_batch_size", "eval_batch_size"], "'eval_batch_size' or "),
             ("Gänseblumchen", ["Gänseblümchen", "Rose"], "'Gänseblümchen'"),
+            ("01", ["0", "1", "10"], "'1'?"),  # a spreadsheet leaves zeros out
+            ("class 7", ["class_007", "class_070"], "'class_007'?"),
+            ("00", ["0", "1"], "'0'?"),
         ],
     )
     def test_names_what_is_meant(self, name, choices, meant):

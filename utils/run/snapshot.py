@@ -194,17 +194,20 @@ def load_newest(paths: RunPaths, parts: Mapping[str, type[Part]] | None = None) 
     Raises:
         InputError: none is; names what is wrong with the newest.
     """
-    first_error = None
+    errors = []
     for path in filter(Path.exists, (paths.last, *older_snapshots(paths))):
         try:
             snapshot = load_snapshot(path, parts)
         except InputError as error:
-            log.warning("warning: %s", error)
-            first_error = first_error or error
+            errors.append(error)
             continue
+        for error in errors:
+            log.warning("warning: %s", error)
         if path != paths.last:
             log.warning("warning: going back to %s, step %d", path, snapshot.header.step)
         return snapshot
-    raise first_error or InputError(
+    if errors:
+        raise errors[0]
+    raise InputError(
         f"--resume: {paths.run} has no snapshot to resume from; start it without --resume"
     )

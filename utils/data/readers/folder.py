@@ -31,8 +31,13 @@ def find(root: Path) -> Path:
     Read as it stands, such a root would be a single class, made of all splits.
 
     Raises:
-        InputError: images beside such a folder would be lost.
+        InputError: it is a file, or images beside such a folder would be lost.
     """
+    if not root.is_dir():
+        raise InputError(
+            f"--data_root {root} is a file, not a folder of class folders; a list of images is "
+            "--dataset csv"
+        )
     passed = PassedOver()
     folders, images = _inside(root, passed)
     if len(folders) != 1 or folders[0].lower() in SPELLINGS or not _inside(root / folders[0])[0]:
@@ -158,9 +163,10 @@ def _class_folders(
     if not level:
         what = passed.described(here)
         levels = f" {depth} levels down (--class_depth {depth})" if depth > 1 else ""
+        is_split = not is_trained_on and here.name in SPLITS
         raise InputError(
             f"{here} has no class folder{levels}{_beside(what)}: put images into "
-            f"{here}{'/<class>' * depth}/"
+            f"{here}{'/<class>' * depth}/{', or move it away' if is_split else ''}"
         )
     names = {folder: _class_name(here, folder) for folder in level}
     check_distinct(here, level, clean=_clean_path)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.data.formats import OTHERS
 from utils.errors import InputError
 from utils.files import read_regular
 
@@ -19,6 +20,8 @@ FOREIGN = {
     b"PK\x03\x04": "an Excel workbook or another ZIP archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
 }
+# What stands where a list is meant: a photograph, a web page, a pointer of Git LFS.
+NO_LISTS = ((b"\xff\xd8\xff", "a JPEG image"), (b"\x89png", "a PNG image"), *OTHERS)
 # What the parsers of scipy and pickle raise for files that are empty, cut, damaged or foreign.
 PARSER_ERRORS = (
     ArithmeticError,
@@ -59,12 +62,17 @@ def read_text(path: Path, remedy: str = FETCH) -> str:
     """Return the UTF-8 text of a list file, with `\\n` for every line ending.
 
     Raises:
-        InputError: as `read_bytes`, or the file is not UTF-8.
+        InputError: as `read_bytes`, or the file is not UTF-8, or something else than a list.
     """
     data = read_bytes(path, remedy)
     for start, what in FOREIGN.items():
         if data.startswith(start) or (start == UTF16 and b"\0" in data[:2]):
             raise InputError(f"{path} is {what}, not UTF-8; {remedy}")
+    start = data[:100].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, what in NO_LISTS:
+        if start.startswith(magic):
+            whose = remedy if remedy == FETCH else "name or fetch the list itself"
+            raise InputError(f"{path} is {what}, not a list; {whose}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -16,12 +16,16 @@ from utils.errors import InputError, printable
 
 # Without the s of a plural.
 PICTURES = frozenset(
-    ("image", "img", "input", "jpegimage", "original", "photo", "pic", "picture", "rgb", "source")
+    (
+        *("frame", "image", "img", "input", "jpegimage", "original", "photo", "pic", "picture"),
+        *("rgb", "source"),
+    )
 )
 DRAWN = frozenset(
     (
-        *("ann", "annot", "annotation", "groundtruth", "gt", "label", "mask", "matte", "output"),
-        *("seg", "segmentation", "segmentationclass", "segmentationobject", "target", "trimap"),
+        *("alpha", "ann", "annot", "annotation", "depth", "groundtruth", "gt", "label", "mask"),
+        *("matte", "output", "seg", "segmentation", "segmentationclass", "segmentationobject"),
+        *("silhouette", "target", "trimap"),
     )
 )
 SHARE = 0.9  # of the smaller folder's files that must have a file of their name in the other

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.readers import file_names
-from utils.data.readers.file_names import find_files
+from utils.data.readers.file_names import Folders, find_files
 
 FILES = ("a/Rose 1.JPG", "a/Straße.jpg", "a/b.png", "B/x.jpg", "B/X.jpg", "c.jpg", "cafe\u0301.tif")
 
@@ -56,6 +56,10 @@ class TestFindFiles:
         found = find_files(root, ["c.jpg", name])
         assert (found.paths, found.other, found.missing) == (["c.jpg", name], [], [1])
         assert found.near == near
+
+    def test_a_link_that_leads_nowhere_is_not_near_itself(self, root):
+        (root / "a" / "gone.jpg").symlink_to("nowhere")
+        assert Folders(root).near("a/gone.jpg") == ""
 
     def test_lists_each_folder_once_and_no_more(self, root, monkeypatch):
         listed = []

@@ -51,6 +51,11 @@ class TestFind:
         assert folder.find(tmp_path) == root
         assert folder.find(root) == root
 
+    def test_refuses_a_file(self, tmp_path):
+        (tmp_path / "list.csv").touch()
+        with pytest.raises(InputError, match=r"list.csv is a file, .* images is --dataset csv$"):
+            folder.find(tmp_path / "list.csv")
+
     def test_stays_where_it_holds_images_or_is_a_split(self, root):
         (root / "val").rename(root / ".val")
         assert folder.find(root) == root
@@ -162,6 +167,12 @@ class TestRead:
         paths = folder.read(root, "train").paths.tolist()
         assert "train/rose/link/far.jpg" in paths
         assert len([path for path in paths if path.endswith("far.jpg")]) == 1
+
+    def test_follows_no_link_out_of_a_class_to_all_classes(self, root):
+        before = folder.read(root, "train").paths.tolist()
+        for name, target in (("up", ".."), ("top", root), ("above", root.parent)):
+            (root / "train" / "rose" / name).symlink_to(target)
+        assert folder.read(root, "train").paths.tolist() == before
 
     def test_enters_folders_that_link_to_each_other_once(self, root):
         """As many ways to them as there are permutations."""
@@ -301,6 +312,16 @@ class TestEmptyClasses:
         with pytest.raises(InputError, match="val/aster has no image"):
             folder.read(root, "val")  # for a --train_split
         assert len(folder.read(root, "val", for_evaluation=True).ids) == 6
+
+    def test_of_a_split_without_labels_are_to_be_moved_away(self, root):
+        """As `test/` of a competition: images in no class folder."""
+        (root / "test").mkdir(exist_ok=True)
+        for path in [*(root / "test").iterdir()]:
+            path.rename(root.parent / f"away {path.name}")
+        (root / "test" / "1.jpg").touch()
+        message = r"in no class folder: 1 \(1.jpg\)\): put .*/test/<class>/, or move it away$"
+        with pytest.raises(InputError, match=message):
+            folder.read(root, "test")
 
     def test_are_refused_if_all_are_empty(self, root):
         for path in (root / "val").glob("*/*"):

@@ -11,6 +11,7 @@ from utils.data.readers.list_files import (
     read_bytes,
     read_lines,
     read_table,
+    read_text,
     to_int,
 )
 from utils.errors import InputError
@@ -38,7 +39,7 @@ class TestReadLines:
         assert str(caught.value).isprintable()
 
     def test_says_no_more_than_the_start_of_a_line(self, list_file):
-        list_file.write_text("<html>" * 9999, encoding="utf-8")
+        list_file.write_text("<tag>" * 9999, encoding="utf-8")
         with pytest.raises(InputError, match=r"line 1: .* is not a key and a value") as caught:
             read_table(list_file)
         assert len(str(caught.value)) < 400
@@ -79,6 +80,22 @@ class TestReadLines:
         list_file.write_bytes(content)
         with pytest.raises(InputError, match=rf"list.txt is {what}, not UTF-8; fetch the whole"):
             read_lines(list_file)
+
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [
+            (b"\xff\xd8\xff\xe0", "a JPEG image"),
+            (b"\x89PNG\r\n", "a PNG image"),
+            (b"\n<!DOCTYPE html>", "HTML, a web page"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ],
+    )
+    def test_names_what_is_no_list(self, list_file, content, what):
+        list_file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"list.txt is {what}, not a list; fetch the whole"):
+            read_lines(list_file)
+        with pytest.raises(InputError, match=r"not a list; name or fetch the list itself$"):
+            read_text(list_file, "save it as CSV")
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.0", "1_0", "\uff13", "9" * 19, "0x1"])

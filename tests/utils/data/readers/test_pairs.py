@@ -29,6 +29,8 @@ def names(*patterns: str) -> list[str]:
         (("train images", "{}.jpg"), ("train-masks", "{}.png")),
         (("site1/images", "{}.jpg"), ("site1/masks", "{}.png")),
         (("rose", "images/{}.jpg"), ("rose", "masks/{}.png")),
+        (("frames", "{}.jpg"), ("alpha", "{}.png")),
+        (("rgb", "{}.png"), ("depth", "{}.png")),
     ],
 )
 def test_known_pairs_are_refused(one, other):
