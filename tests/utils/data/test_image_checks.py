@@ -317,6 +317,23 @@ class TestMessages:
         with pytest.raises(InputError, match=rf"\); {remedy}; --skip_bad_images 1 leaves"):
             check_images([replace(split, dataset=dataset)], [])
 
+    def test_a_resumed_run_has_to_allow_what_changes(self, split):
+        path_of(split, 0).write_bytes(JPEG[:-2000])
+        remedy = (
+            "replace or remove them, and add --allow_change data; --skip_bad_images 1 "
+            "--allow_change skip_bad_images leaves them out"
+        )
+        with pytest.raises(InputError, match=rf"\); {remedy}$"):
+            check_images([replace(split, dataset="folder")], [], is_resumed=True)
+
+    @pytest.mark.parametrize("allowed", [0, 5, 99])
+    def test_a_split_whose_images_are_all_bad_is_refused_whatever_is_allowed(self, split, allowed):
+        for i in range(len(split)):
+            path_of(split, i).write_bytes(b"<html>")
+        message = r"5 of 5 images of split val cannot be used .*\); fetch the whole archive again$"
+        with pytest.raises(InputError, match=message):
+            check_images([split], [], allowed)
+
     def test_an_image_that_may_not_be_read_is_said_to_be_that(self, split, monkeypatch):
         """Pretended: root may read every file, and tests may run as root."""
         open_file, path = os.open, path_of(split, 0)
