@@ -280,6 +280,9 @@ class TestMessages:
         message = r"3 of 5 images of split val are missing in .*jpg \(first: photo_001.jpg\); fetch"
         with pytest.raises(InputError, match=message):
             check_images([split], [split.select([0])])  # those that are not used too
+        path_of(split, 1).symlink_to("nowhere.jpg")  # no name is near that is missing itself
+        with pytest.raises(InputError, match=r"\(first: photo_001.jpg\); fetch"):
+            check_images([split], [])
         check_images([split.select([0, 2])], [])
         own = replace(split, dataset="csv")
         with pytest.raises(InputError, match=r"photo_001.jpg\); put them there, or take them"):
@@ -376,9 +379,12 @@ class TestDigests:
         assert second.values.tolist() == first.values[[0, 2]].tolist()
         assert len(set(first.values.tolist())) == 5
 
-    @pytest.mark.parametrize("format_", ["BMP", "PPM", "TIFF"])
-    def test_files_of_bare_pixels_are_read_whole(self, split, format_):
-        path_of(split, 0).write_bytes(encoded(format_))
+    @pytest.mark.parametrize(
+        ("format_", "options"),
+        [("BMP", {}), ("PPM", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True})],
+    )
+    def test_files_of_bare_pixels_are_read_whole(self, split, format_, options):
+        path_of(split, 0).write_bytes(encoded(format_, **options))
         path_of(split, 1).write_bytes(encoded("TIFF", compression="tiff_lzw"))
         (digests,) = check_images([split], [])
         assert digests.whole.tolist() == [whole_digest(path_of(split, 0)), 0, 0, 0, 0]

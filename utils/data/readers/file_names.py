@@ -139,7 +139,7 @@ class Folders:
         places = [name.rpartition(".")[0], name.partition("/")[2]]
         places += [f"{folder}/{entry}/{file}".lstrip("/") for entry in below]
         for place in (name, *places):
-            found = self.find(place) if place else []
+            found = [path for path in self.find(place) if path != name] if place else []
             if found:
                 return f", did you mean {' or '.join(repr(printable(path)) for path in found[:2])}?"
         if folder and not self.entries(folder):
