@@ -262,7 +262,8 @@ def prepare_images(data: EvalData, config: Mapping[str, Any]) -> list[Digests]:
     if isinstance(data, Data):
         splits, used = (data.full_train, *splits), (data.train, *used)
         sizes_of = (functools.partial(preset.train_size, img_size), *sizes_of)
-    return on_main(check_images, splits, used, config["skip_bad_images"], sizes_of)
+    is_resumed = config.get("resume") is not None
+    return on_main(check_images, splits, used, config["skip_bad_images"], sizes_of, is_resumed)
 
 
 def choose_images(data: EvalData, digests: Digests, known: KnownImages) -> tuple[EvalData, int]:

@@ -22,7 +22,7 @@ from scripts.data_check.duplicates import HASHED_SIDE, perceptual_hash, thumbnai
 from utils.console import progress_bar
 from utils.data.image_files import describe
 from utils.data.splits import Split
-from utils.data.structure.looks import lacks_end
+from utils.data.structure.looks import Looks
 from utils.errors import RunError
 
 if TYPE_CHECKING:
@@ -129,6 +129,10 @@ def look(path: str) -> Look:
     except OSError:
         return Look(is_missing=True)
     _heard()
+    looks = Looks([path])
+    looks.look(0)  # what a run would refuse before its first step
+    if looks.troubles:
+        return Look(trouble=f"image {path} {looks.troubles[0].text}")
     try:
         described, image = describe(path), decode(path)
     except RunError as error:
@@ -138,7 +142,7 @@ def look(path: str) -> Look:
         (pixels == pixels[0, 0]).all(),
         described.bits == 16 and pixels.max() < 256 // 8,
         described.has_damaged_profile,
-        lacks_end(path),
+        bool(looks.unended),
     )
     # With the shape: black images of 2 x 3 and of 3 x 2 pixels differ.
     digest = hashlib.sha256(repr(pixels.shape).encode())

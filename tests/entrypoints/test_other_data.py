@@ -332,7 +332,17 @@ def exchange(root: Path, val: list[str]) -> dict[str, list[str]]:
     return {"removed": [val[0]], "added": sorted([f"{val[0]} copy", "1/more"])}
 
 
-@pytest.mark.parametrize("change", [replace, remove, exchange])
+def swap(root: Path, val: list[str]) -> dict[str, list[str]]:
+    """A photo of val and one that is trained on exchange their names."""
+    held_out, trained = val[0], next(f"1/{n}" for n in range(PHOTOS) if f"1/{n}" not in val)
+    first, second, between = root / f"{held_out}.jpg", root / f"{trained}.jpg", root / "x"
+    first.rename(between)
+    second.rename(first)
+    between.rename(second)
+    return {"removed": sorted([held_out, trained]), "added": sorted([held_out, trained])}
+
+
+@pytest.mark.parametrize("change", [replace, remove, exchange, swap])
 def test_other_images_are_other_data_unless_that_is_allowed(run, copied, resume, change):
     val = [row["sample_id"] for row in rows_of(run)]
     changes = change(copied, val)
@@ -349,6 +359,7 @@ def test_other_images_are_other_data_unless_that_is_allowed(run, copied, resume,
         replace: set(val),
         remove: set(val[1:]),
         exchange: {*val[1:], f"{val[0]} copy"},
+        swap: {*val[1:], *set(changes.get("added", [])) - {val[0]}},
     }[change]
     assert set(now) == expected
     listed = read_json(paths.env_stamp)["sessions"][-1]["data_changes"]

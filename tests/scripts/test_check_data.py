@@ -265,6 +265,15 @@ def test_of_many_findings_the_text_names_the_first(tmp_path, monkeypatch):
     assert "  train b/0.jpg = 3 more" in lines
 
 
+def test_what_a_run_would_refuse_is_unreadable(tmp_path, capsys):
+    """Pillow decodes a PNG without its end."""
+    for i, name in enumerate(("a", "b", "b")):
+        path = save(tmp_path / "data" / name / f"{i}.png", photo(i))
+    path.write_bytes(path.read_bytes()[:-12])
+    assert check("folder", tmp_path / "data", tmp_path / "report") == 1
+    assert "unreadable: 1\n  train b/2.png: image" in capsys.readouterr().out
+
+
 def test_a_jpeg_that_lacks_only_its_end_marker_is_named(tmp_path, capsys):
     for i, name in enumerate(("a", "b", "b")):
         path = save(tmp_path / "data" / name / f"{i}.jpg", photo(i))

@@ -59,7 +59,7 @@ MAGICS = (
     b"P3",
     b"P4",
 )
-MAGICS += (b"P5", b"P6")
+MAGICS += (b"P5", b"P6", b"II*\0", b"MM\0*")
 
 
 def what_it_is(head: bytes) -> str:

@@ -61,6 +61,7 @@ def check_images(
     used: Collection[Split],
     may_be_damaged: int = 0,
     sizes_of: Sequence[SizeOf] = (),
+    is_resumed: bool = False,
 ) -> list[Digests]:
     """Raise an error if images are missing, damaged, or of a kind or size that is not decoded.
 
@@ -72,6 +73,7 @@ def check_images(
         used: parts of them that a run uses.
         may_be_damaged: number of damaged images in all that are let through.
         sizes_of: for each split, the size that its images are resized to.
+        is_resumed: whether the run has begun; then flags that change it have to be allowed.
 
     Returns:
         For each split the digests of its images.
@@ -86,7 +88,7 @@ def check_images(
         _decode(used, looks)
     for indices, size_of in zip(where, sizes_of, strict=False):
         _add_those_that_grow(looks, indices, size_of)
-    _check_damaged(splits, looks, where, may_be_damaged)
+    _check_damaged(splits, looks, where, may_be_damaged, is_resumed)
     for said, found in (
         ("JPEG files that lack only their end marker, and are used", looks.unended),
         ("images whose color profile is damaged, and counts as sRGB", looks.odd_profiles),
@@ -147,11 +149,19 @@ def _check_missing(split: Split, looks: Looks, indices: np.ndarray) -> None:
 
 
 def _check_damaged(
-    splits: Sequence[Split], looks: Looks, where: Sequence[np.ndarray], allowed: int
+    splits: Sequence[Split],
+    looks: Looks,
+    where: Sequence[np.ndarray],
+    allowed: int,
+    is_resumed: bool,
 ) -> None:
-    if len(looks.troubles) <= allowed:
+    if not looks.troubles:
         return
     bad = [[i for i in indices.tolist() if i in looks.troubles] for indices in where]
+    # Not all that there are: nothing would be left.
+    can_skip = all(len(found) < len(split) for found, split in zip(bad, splits, strict=True))
+    if can_skip and len(looks.troubles) <= allowed:
+        return
     counted = " and ".join(
         f"{len(found)} of {len(split)} images of split {split.name}"
         for split, found in zip(splits, bad, strict=True)
@@ -161,24 +171,24 @@ def _check_damaged(
     kinds = Counter(trouble.kind for trouble in looks.troubles.values())
     several = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     said = f" ({several}; first:" if len(looks.troubles) > 1 else " (first:"
-    # Not all that there are: nothing would be left.
-    can_skip = all(len(found) < len(split) for found, split in zip(bad, splits, strict=True))
+    remedy = _remedy(splits[0], set(kinds), is_resumed)
+    skip = f"--skip_bad_images {len(looks.troubles)}"
+    skip += " --allow_change skip_bad_images" if is_resumed else ""
     raise InputError(
         f"{counted} cannot be used{said} {looks.paths[first]} {looks.troubles[first].text}); "
-        f"{_remedy(splits[0], set(kinds), len(looks.troubles), can_skip)}"
+        + (f"{remedy}; {skip} leaves them out" if can_skip else remedy)
     )
 
 
-def _remedy(split: Split, kinds: set[str], count: int, can_skip: bool) -> str:
+def _remedy(split: Split, kinds: set[str], is_resumed: bool) -> str:
     """Say what helps against all `kinds` of trouble."""
+    allow = ", and add --allow_change data" if is_resumed else ""
     if kinds == {UNREADABLE}:
-        remedy = "make them readable for yourself"
-    elif kinds == {TOO_LARGE}:
-        remedy = "shrink or crop them"
-    elif split.dataset in USERS_OWN:
-        remedy = "replace or remove them"
-    elif split.dataset == "synthetic":
-        remedy = f"remove {split.root}, and they are drawn again"
-    else:
-        remedy = "fetch the whole archive again"
-    return f"{remedy}; --skip_bad_images {count} leaves them out" if can_skip else remedy
+        return "make them readable for yourself"
+    if kinds == {TOO_LARGE}:
+        return f"shrink or crop them{allow}"
+    if split.dataset in USERS_OWN:
+        return f"replace or remove them{allow}"
+    if split.dataset == "synthetic":
+        return f"remove {split.root}, and they are drawn again"
+    return "fetch the whole archive again"

@@ -177,27 +177,25 @@ def choose_of_heap(heap: Split, digests: Digests, known: KnownImages) -> Split:
 def keep_val(
     heap: Split,
     digests: Digests,
-    train_ids: Collection[str],
-    val_ids: Collection[str],
-    val: np.ndarray,
+    train: tuple[Collection[str], np.ndarray],
+    val: tuple[Collection[str], np.ndarray],
 ) -> np.ndarray:
     """Tell which samples of one heap are of a val split that was held out before, (S,) bool.
 
-    By id, whatever the content is now; what has another id now, by content.
+    By content, whatever their names are now; images whose content is new, or was in both splits,
+    by id: one that was replaced stays where it was.
 
     Args:
         heap: all samples.
         digests: of its images.
-        train_ids: ids that were not held out.
-        val_ids: ids that were.
-        val: set of the digests of the images that were.
+        train: ids that were not held out, and the set of their images' digests.
+        val: ids that were held out, and the set of their images' digests.
     """
-    had, held_out = set(train_ids), set(val_ids)
-    is_val = is_among(val, heap, digests)
-    ids = heap.ids.tolist()
+    had, held_out = set(train[0]), set(val[0])
+    was_train, was_val = (is_among(known, heap, digests).tolist() for _, known in (train, val))
     return np.array(
         [
-            sample_id in held_out or (is_there and sample_id not in had)
-            for sample_id, is_there in zip(ids, is_val.tolist(), strict=True)
+            in_val if in_val != in_train else each in held_out or (in_val and each not in had)
+            for each, in_train, in_val in zip(heap.ids.tolist(), was_train, was_val, strict=True)
         ]
     )

@@ -129,8 +129,11 @@ class RunImages:
         at = {sample_id: position for position, sample_id in enumerate(ids)}
         both = Digests(*(np.concatenate(pair) for pair in zip(*digests, strict=True)))
         of_heap = both.at(np.array([at[sample_id] for sample_id in heap.ids.tolist()]))
-        val = union(self.eval.digests[self.eval.digests != NONE])
-        is_val = keep_val(heap, of_heap, self.train.ids, self.eval.ids, val)
+        before = [
+            (used.ids, union(used.digests[used.digests != NONE]))
+            for used in (self.train, self.eval)
+        ]
+        is_val = keep_val(heap, of_heap, *before)
         if is_val.all() or not is_val.any():
             what = "train on" if is_val.all() else "evaluate"
             raise InputError(f"--resume: no image to {what} is left; start another run")

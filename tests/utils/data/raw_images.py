@@ -23,7 +23,7 @@ def write_tiff(
         tags: by name; they replace those that `values` decide.
     """
     numbers = {"bits": 258, "photometric": 262, "largest": 281, "format": 339, "planar": 284}
-    numbers |= {"orientation": 274, "extra": 338, "samples": 277}
+    numbers |= {"orientation": 274, "extra": 338, "samples": 277, "colors": 320}
     height, width, channels = (*values.shape, 1)[:3]
     tags = {
         "bits": (8 * values.itemsize,) * channels,

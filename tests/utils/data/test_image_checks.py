@@ -280,6 +280,9 @@ class TestMessages:
         message = r"3 of 5 images of split val are missing in .*jpg \(first: photo_001.jpg\); fetch"
         with pytest.raises(InputError, match=message):
             check_images([split], [split.select([0])])  # those that are not used too
+        path_of(split, 1).symlink_to("nowhere.jpg")  # no name is near that is missing itself
+        with pytest.raises(InputError, match=r"\(first: photo_001.jpg\); fetch"):
+            check_images([split], [])
         check_images([split.select([0, 2])], [])
         own = replace(split, dataset="csv")
         with pytest.raises(InputError, match=r"photo_001.jpg\); put them there, or take them"):
@@ -316,6 +319,23 @@ class TestMessages:
         path_of(split, 0).write_bytes(JPEG[:-2000])
         with pytest.raises(InputError, match=rf"\); {remedy}; --skip_bad_images 1 leaves"):
             check_images([replace(split, dataset=dataset)], [])
+
+    def test_a_resumed_run_has_to_allow_what_changes(self, split):
+        path_of(split, 0).write_bytes(JPEG[:-2000])
+        remedy = (
+            "replace or remove them, and add --allow_change data; --skip_bad_images 1 "
+            "--allow_change skip_bad_images leaves them out"
+        )
+        with pytest.raises(InputError, match=rf"\); {remedy}$"):
+            check_images([replace(split, dataset="folder")], [], is_resumed=True)
+
+    @pytest.mark.parametrize("allowed", [0, 5, 99])
+    def test_a_split_whose_images_are_all_bad_is_refused_whatever_is_allowed(self, split, allowed):
+        for i in range(len(split)):
+            path_of(split, i).write_bytes(b"<html>")
+        message = r"5 of 5 images of split val cannot be used .*\); fetch the whole archive again$"
+        with pytest.raises(InputError, match=message):
+            check_images([split], [], allowed)
 
     def test_an_image_that_may_not_be_read_is_said_to_be_that(self, split, monkeypatch):
         """Pretended: root may read every file, and tests may run as root."""
@@ -359,9 +379,12 @@ class TestDigests:
         assert second.values.tolist() == first.values[[0, 2]].tolist()
         assert len(set(first.values.tolist())) == 5
 
-    @pytest.mark.parametrize("format_", ["BMP", "PPM", "TIFF"])
-    def test_files_of_bare_pixels_are_read_whole(self, split, format_):
-        path_of(split, 0).write_bytes(encoded(format_))
+    @pytest.mark.parametrize(
+        ("format_", "options"),
+        [("BMP", {}), ("PPM", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True})],
+    )
+    def test_files_of_bare_pixels_are_read_whole(self, split, format_, options):
+        path_of(split, 0).write_bytes(encoded(format_, **options))
         path_of(split, 1).write_bytes(encoded("TIFF", compression="tiff_lzw"))
         (digests,) = check_images([split], [])
         assert digests.whole.tolist() == [whole_digest(path_of(split, 0)), 0, 0, 0, 0]

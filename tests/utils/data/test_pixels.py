@@ -60,11 +60,18 @@ class TestRange:
         assert {found.min(), found.max()} == {0, 255}
         assert describe(path).needs_decoding is (dtype == "f4")
 
-    @pytest.mark.parametrize("largest", [3000, 255, 65535])
+    @pytest.mark.parametrize("largest", [3000, 255, 65535, ()])
     def test_a_largest_value_that_is_no_range_is_not_taken_for_one(self, tmp_path, largest):
         values = ramp("u2", 65535)
         path = write_tiff(tmp_path / "grey.tif", values, largest=largest)
         assert np.array_equal(grey(path), values >> 8)
+
+    @pytest.mark.parametrize("scale", [1, 257])
+    def test_a_palette_of_8_bits_in_a_tiff_is_not_black(self, tmp_path, scale):
+        colors = np.arange(768, dtype=np.uint16) % 256
+        values = ramp("u1", 255)
+        tags = {"photometric": 3, "colors": tuple((colors * scale).tolist())}
+        assert np.array_equal(grey(write_tiff(tmp_path / "a.tif", values, **tags)), values)
 
     def test_12_bits_in_a_png_stay_dark_and_the_depth_is_described(self, tmp_path):
         values = ramp("u2", 4095)
@@ -167,6 +174,19 @@ class TestTransparency:
         pixels = np.asarray(decode_rgb(write_png(tmp_path / "keyed.png", values, key)))
         assert (pixels[0, 0] == 255).all()
         assert (pixels[1:] == 90).all()
+
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+    def test_so_is_a_grey_of_few_bits(self, tmp_path, bits):
+        header = struct.pack(">IIBBBBB", 8 // bits, 1, bits, 0, 0, 0, 0)
+        row = zlib.compress(b"\0" + bytes([1 << (8 - bits)]))  # 1, 0, 0, ...
+        path = write_png(tmp_path / "keyed.png", np.zeros((1, 1), "u1"))
+        for key, expected in ((1, 0), (0, 255 // (2**bits - 1))):
+            parts = (b"IHDR", header), (b"tRNS", struct.pack(">H", key)), (b"IDAT", row)
+            content = b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+            found = grey(path)[0]
+            assert found[0] == (255 if key == 1 else expected)
+            assert (found[1:] == (255 if key == 0 else 0)).all()
 
 
 class TestProfiles:

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImagePalette, TiffImagePlugin
 
 from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
 from utils.data.images.headers import PNG_MAGIC, exif_orientation, read_png
@@ -75,6 +75,10 @@ class Tiff(TiffImagePlugin.TiffImageFile):
             self.tag_v2.pop(tag, None)
         super()._setup()
         self._size = self._tile_size
+        colors = self.tag_v2.get(ExifTags.Base.ColorMap, ())
+        if self.mode in ("P", "PA") and max(colors, default=0) < 256:
+            # Of 8 bits, not 16 as TIFF has it; Pillow would take their high bytes, all 0.
+            self.palette = ImagePalette.raw("RGB;L", bytes(colors))
 
     def load_end(self) -> None:
         """Leave it as it is: Pillow would turn it, reading notes that may be damaged."""
@@ -92,8 +96,9 @@ class Tiff(TiffImagePlugin.TiffImageFile):
     @property
     def range_bits(self) -> int:
         """Return n if its values go up to 2^n - 1, as MaxSampleValue or else the bits say."""
-        (largest, *_) = self.tag_v2.get(ExifTags.Base.MaxSampleValue, (0,))
-        declared = int(largest).bit_length()
+        tag = self.tag_v2.get(ExifTags.Base.MaxSampleValue, ())
+        largest = next((each for each in tag if isinstance(each, int)), 0)  # not if it is no number
+        declared = largest.bit_length()
         is_declared = largest == 2**declared - 1 and 8 < declared < 16 and self.bits > 8
         return declared if is_declared and self.mode.startswith("I") else self.bits
 
@@ -114,6 +119,8 @@ def open_tiff(file: BinaryIO) -> Tiff:
         image = Tiff(file)
     except SyntaxError as error:
         raise ValueError(f"TIFF {_samples(file)}, which is not read; {error}") from error
+    except struct.error as error:
+        raise ValueError(what_it_is(TIFF_MAGICS[0])) from error
     is_packed = image.tag_v2.get(ExifTags.Base.Compression, 1) != 1
     is_planar = image.tag_v2.get(ExifTags.Base.PlanarConfiguration, 1) == 2
     is_big_endian = image.tag_v2.prefix == b"MM"
@@ -172,8 +179,12 @@ def open_image(file: BinaryIO, with_pixels: bool) -> Opened:
     if head.startswith(PNG_MAGIC):
         parts = read_png(file, with_pixels)
         image = Image.open(io.BytesIO(parts.content), formats=("PNG",))
-        bits = 16 if parts.content[24:25] == b"\x10" else 8  # in its header
-        return Opened(image, parts.orientation, parts.profile, bits)
+        bits = parts.content[24]  # of its header
+        if bits <= 8 and isinstance(image.info.get("transparency"), int) and image.mode in "1L":
+            # Pillow scales the pixels to 8 bits, not the color that is transparent.
+            most = 2**bits - 1
+            image.info["transparency"] = (image.info["transparency"] & most) * (255 // most)
+        return Opened(image, parts.orientation, parts.profile, max(bits, 8))
     if head.startswith(TIFF_MAGICS):
         image = open_tiff(file)
         about = image.range_bits, image.is_white_zero

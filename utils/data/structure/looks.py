@@ -64,14 +64,6 @@ def _raise(trouble: Trouble | None) -> None:
         raise Damaged(trouble.text, trouble.kind)
 
 
-def lacks_end(path: str | Path) -> bool:
-    """Tell whether a file that can be decoded is a JPEG without an end marker."""
-    with Path(path).open("rb") as file:
-        content = Content(file.fileno(), os.fstat(file.fileno()).st_size)
-        jpeg = read_jpeg(content) if content.head.startswith(JPEG_START) else None
-        return jpeg is not None and not has_jpeg_end(content, jpeg)
-
-
 class Looks:
     """What the check finds out about files, N of them; threads look at several at once."""
 

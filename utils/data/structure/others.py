@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from utils.data.images.openers import TIFF_MAGICS
 from utils.data.structure.content import CUT, ODDITIES, Content, Damaged
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -87,9 +88,9 @@ def read_other(content: Content) -> Other:
         return Other(_has_all_rows(head, size), is_raw=True)
     if found := _PNM.match(head):
         return Other(_has_all_samples(found, size), is_raw=True)
-    if head[:4] in (b"II*\0", b"MM\0*"):
+    if head.startswith(TIFF_MAGICS):
         return _read_tiff(content)
-    return Other(False, is_raw=head[:2] in (b"P1", b"P2", b"P3", b"P4"))
+    return Other(False, is_raw=head[:1] == b"P")  # PNM of other kinds
 
 
 def _has_all_samples(header: re.Match, size: int) -> bool:
