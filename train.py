@@ -9,31 +9,48 @@ functions: a wrong flag or path is refused before them.
 
 import utils.environment  # isort: split
 
+import functools
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, model_names, num_tokens
-from utils.cli.resolve import parse_train, resolve_config, resolve_length
+from models.configs import ModelConfigError, get_config, model_names, num_tokens
+from utils.cli.resolve import parse_train, resolve_config, resolve_length, run_to_resume
 from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.processes import failing_together, joined_processes
-from utils.run.folder import check_run_can_start, where_it_failed
+from utils.run.folder import check_can_be_resumed, check_run_can_start, where_it_failed
 from utils.training.progress import Progress
 
 if TYPE_CHECKING:
     from models.build import ModelPlan
     from models.pretrained.weights import Pretrained
     from models.vit import Backbone
-    from utils.run.session import Plan, TrainingRun
+    from utils.data_utils import RunPaths
+    from utils.run.session import Plan, ResumePoint, TrainingRun
+
+
+def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | None":
+    """Read the snapshot to resume from, if a run is to be resumed; all processes call it together.
+
+    Raises:
+        InputError: it cannot be used.
+        RunError: memory ran out.
+    """
+    if asked is None:
+        return None
+    from utils.run.session import open_resume_point
+
+    with named_failures(lambda: "reading the snapshot of --resume", lambda: "end other programs"):
+        return open_resume_point(*asked)
 
 
 def read_weights(path: Path, profile: str) -> "tuple[Pretrained, np.ndarray]":
@@ -107,7 +124,7 @@ def build_planned_model(
             weights, trained = read_weights(Path(config.pretrained), config.pretrained_profile)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-        elif config.resume is None:
+        else:
             log.warning("warning: no --pretrained: starting from random weights")
         plan = plan_model(config, weights, classes)
         model, report = plan.build()
@@ -117,22 +134,54 @@ def build_planned_model(
     return plan, model, trained
 
 
-def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: str) -> "Plan":
+def build_resumed_model(
+    config: FrozenConfigDict, before: Mapping[str, Any], classes: Sequence[str]
+) -> "tuple[ModelPlan, Backbone, np.ndarray]":
+    """Build the model of the run that is resumed; its weights come from the snapshot, later.
+
+    Args:
+        config: config of the flags.
+        before: config of the snapshot.
+        classes: class names.
+
+    Returns:
+        As `build_planned_model`; the snapshot knows the images that weights were trained on.
+
+    Raises:
+        InputError: the snapshot describes a model that cannot be.
+    """
+    from models.build import plan_resumed_model
+
+    try:
+        plan = plan_resumed_model(config, before["model"], before["normalization"], len(classes))
+    except ModelConfigError as error:
+        raise InputError(f"--resume: the snapshot has an unusable {error}") from error
+    return plan, plan.build()[0], np.empty(0, np.uint64)
+
+
+def plan_run(
+    flags: FrozenConfigDict,
+    data: Data,
+    progress: Progress,
+    resume: "ResumePoint | None",
+    command: str,
+) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
     from utils.run.session import begin_plan, complete_plan, with_images
 
-    start, device = begin_plan(flags, progress)
-    earlier, digests, changes = None, None, {}
-    samples = len(data.train)
-    if start.resume is not None:
+    start, device = begin_plan(flags, progress, resume)
+    digests, changes = None, {}
+    samples, build = len(data.train), build_planned_model
+    if resume is not None:
         # First, since what changed decides what is trained on.
         digests = prepare_images(data, flags)
         with failing_together():
             data, digests, changes = start.images.resume(flags, data, digests)
-        earlier = start.resume.header.config
-        # The run is as long as it was, and its warm-up too, with some images more or less.
-        samples = round(earlier["num_steps"] * earlier["train_batch_size"] / earlier["epochs"])
-    length = resolve_length(flags, samples, earlier)
+        before = resume.header.config
+        # The run is as long as it was, with some images more or less.
+        samples = round(before["num_steps"] * before["train_batch_size"] / before["epochs"])
+        build = functools.partial(build_resumed_model, before=before)
+    length = resolve_length(flags, samples)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
         length["num_steps"],
@@ -141,7 +190,7 @@ def plan_run(flags: FrozenConfigDict, data: Data, progress: Progress, command: s
         flags.train_batch_size,
     )
     with failing_together():
-        model_plan, model, trained = build_planned_model(flags, data.train.classes)
+        model_plan, model, trained = build(flags, classes=data.train.classes)
         of_model = {
             "model": model_plan.config.to_dict(),
             "normalization": model_plan.normalization,
@@ -164,10 +213,11 @@ def train(plan: "Plan", run: "TrainingRun") -> None:
     learner, meter = run.learner, run.meter
     split = plan.data.train
     objective = build_objective(config, split.labels, len(split.classes), plan.device)
+    if plan.start.resume is not None:
+        log.info("resuming at step %d of %d", progress.step, config.num_steps)
     if progress.saved is None:
         run.save()  # a disk that is too small says so now
-    with progress_bar(config.num_steps, "train", "step") as bar:
-        bar.update(progress.step)
+    with progress_bar(config.num_steps, "train", "step", progress.step) as bar:
         while True:
             if progress.is_eval_due(config):
                 run.evaluate_and_keep_best()
@@ -208,14 +258,20 @@ def main(argv: Sequence[str]) -> None:
         with failing_together():
             configs = {name: get_config(name) for name in model_names()}
             choices = {"dataset": dataset_names(), "model_type": configs}
-            flags = parse_train(argv, choices, check_weights)
+            asked = run_to_resume(argv, choices)
+            if asked is not None:
+                check_can_be_resumed(*asked)
+        resume = read_resume_point(asked)
+        with failing_together():
+            run = None if resume is None else resume.header._asdict()
+            flags = parse_train(argv, choices, check_weights, run)
             check_run_can_start(flags)
             data = open_data(flags)
         progress = Progress()
         with named_failures(lambda: where_it_failed(flags, progress), lambda: less_memory(flags)):
             from utils.run.session import start
 
-            plan = plan_run(flags, data, progress, f"train.py {shlex.join(argv)}")
+            plan = plan_run(flags, data, progress, resume, f"train.py {shlex.join(argv)}")
             with start(plan) as run:
                 train(plan, run)
                 finish(plan, run)

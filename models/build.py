@@ -121,6 +121,48 @@ def with_class_order(weights: Pretrained, classes: Sequence[str]) -> Pretrained:
     return weights._replace(tensors={**weights.tensors, **head}, classes=tuple(classes))
 
 
+# What of a model config the weights decide that a run started from.
+_OF_WEIGHTS = {
+    *("class_token", "pos_class_token", "num_registers", "pre_norm", "layer_scale", "pool"),
+    *("layer_norm_eps", "activation"),
+}
+
+
+def plan_resumed_model(
+    flags: FrozenConfigDict,
+    model_config: Mapping[str, Any],
+    normalization: Mapping[str, Any],
+    num_classes: int,
+) -> ModelPlan:
+    """Return the plan of the model that a snapshot describes; it has the weights, too.
+
+    Args:
+        flags: the run's config.
+        model_config: model config as the snapshot holds it.
+        normalization: mean and std per RGB channel, as the snapshot holds them.
+        num_classes: number of classes of the dataset.
+
+    Raises:
+        ModelConfigError: the model config cannot be used, or is not of the model of the flags.
+    """
+    config, asked = complete_config(model_config), _config_of(flags)
+    wrong = [key for key in asked if config[key] != asked[key] and key not in _OF_WEIGHTS]
+    if wrong:
+        raise ModelConfigError(f"model config: {', '.join(wrong)} is not that of the flags")
+    return ModelPlan(config, dict(normalization), num_classes, None, False, flags)
+
+
+def _config_of(flags: FrozenConfigDict) -> ConfigDict:
+    return get_config(
+        flags.model_type,
+        flags.img_size,
+        head=flags.head,
+        patch_stride=flags.slide_step,
+        dropout=flags.dropout,
+        drop_path=flags.drop_path,
+    )
+
+
 def plan_model(
     flags: FrozenConfigDict, weights: Pretrained | None, classes: Sequence[str]
 ) -> ModelPlan:
@@ -135,14 +177,7 @@ def plan_model(
     Raises:
         WeightsError: the weights are of another size, or lack what the head needs.
     """
-    config = get_config(
-        flags.model_type,
-        flags.img_size,
-        head=flags.head,
-        patch_stride=flags.slide_step,
-        dropout=flags.dropout,
-        drop_path=flags.drop_path,
-    )
+    config = _config_of(flags)
     if weights is None:
         profile, keep_head = PROFILES.get(flags.pretrained_profile, GOOGLE), False
     else:

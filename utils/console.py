@@ -68,11 +68,19 @@ def log_to_stdout() -> Iterator[None]:
             drop(sys.stdout)
 
 
-def progress_bar(total: int, what: str, unit: str) -> tqdm:
-    """Return a progress bar with rate and ETA; it is silent if stderr is not a terminal."""
+def progress_bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
+    """Return a progress bar with rate and ETA; it is silent if stderr is not a terminal.
+
+    Args:
+        total: number of units.
+        what: what makes progress.
+        unit: name of a unit.
+        done: units done before, which say nothing of the rate.
+    """
     is_shown = sys.stderr.isatty() and is_main()
     return tqdm(
         total=total,
+        initial=done,
         desc=printable(what),
         unit=unit,
         file=sys.stderr,

@@ -1,13 +1,16 @@
 """Say in one line how to make and activate the environment where this Python lacks it.
 
 Every file that a user runs imports this module first. Importing it exits with code 2 under a Python
-version that the project does not support, or where a package is missing. It uses the standard
-library only, and nothing that Python 3.7 lacks, so that an old version reaches the message.
+version that the project does not support, where a package is missing, or where an environment
+variable cannot be used. It uses the standard library only, and nothing that Python 3.7 lacks, so
+that an old version reaches the message.
 """
 
 import importlib.util
 import os
+import re
 import sys
+import warnings
 from pathlib import Path
 
 OLDEST, NEWEST = (3, 11), (3, 13)  # scripts/env.sh names them, too
@@ -40,6 +43,59 @@ def find_problem() -> str:
     return ""
 
 
+def _number(name: str, least: int, most: int) -> "tuple[int, str]":
+    """Return the whole number that a variable holds, or what is wrong with it."""
+    text = os.environ[name]
+    if re.fullmatch(r"[0-9]{1,9}", text) and least <= int(text) <= most:
+        return int(text), ""
+    return 0, f"{name} is {text!r}, not a whole number from {least} to {most}"
+
+
+def find_wrong_variable() -> str:
+    """Return what is wrong with a variable by which processes are started; "": nothing.
+
+    torchrun sets those of several processes all together. torch and tqdm would say the rest in
+    lines of their own, or in a traceback.
+    """
+    limits = {"WORLD_SIZE": (1, 10**6), "RANK": (0, 10**6), "MASTER_PORT": (0, 65535)}
+    found = {}
+    for name, (least, most) in limits.items():
+        if name in os.environ:
+            found[name], wrong = _number(name, least, most)
+            if wrong:
+                return f"{wrong}; unset it, or start with torchrun"
+    if "RANK" in found or found.get("WORLD_SIZE", 1) > 1:
+        needed = ["WORLD_SIZE", "RANK"]
+        if found.get("WORLD_SIZE", 1) > 1:
+            needed += ["MASTER_ADDR", "MASTER_PORT"]
+        missing = [name for name in needed if not os.environ.get(name)]
+        if missing:
+            there = "RANK" if "RANK" in found else "WORLD_SIZE"
+            return f"{there} is set without {', '.join(missing)}; unset it, or start with torchrun"
+        if found["RANK"] >= found["WORLD_SIZE"]:
+            return f"RANK is {found['RANK']}, not below WORLD_SIZE, {found['WORLD_SIZE']}"
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    if not re.fullmatch(r"\s*[1-9][0-9]{0,4}\s*(,\s*[1-9][0-9]{0,4}\s*)*", threads):
+        return f"OMP_NUM_THREADS is {threads!r}, not a number of threads; unset it"
+    return ""
+
+
+def drop_what_stops_imports() -> None:
+    """Open /dev/null where a standard stream is closed, and let no warning be an error.
+
+    A closed stream's number would be the next file's, and errors would be written into that file.
+    Under PYTHONWARNINGS=error a library's harmless warning would end a run.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free: this one
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115, PTH123
+    if any(option.partition(":")[0] == "error" for option in sys.warnoptions):
+        warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]
+
+
 def name_remedy() -> str:
     """Return the commands that help, with paths relative to the current folder."""
     repo = Path(__file__).resolve().parent.parent
@@ -56,6 +112,11 @@ def check_environment() -> None:
     if problem:
         sys.stderr.write(f"error: {problem}; {name_remedy()}\n")
         sys.exit(2)
+    wrong = find_wrong_variable()
+    if wrong:
+        sys.stderr.write(f"error: {wrong}\n")
+        sys.exit(2)
 
 
+drop_what_stops_imports()
 check_environment()

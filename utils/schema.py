@@ -17,6 +17,11 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def is_positive(value: object) -> bool:
+    """Return whether `value` is a whole number above 0 that fits 64 bits."""
+    return is_count(value) and value > 0
+
+
 def is_finite(value: object) -> bool:
     """Return whether `value` is a number, neither NaN nor infinite."""
     return type(value) in (int, float) and math.isfinite(value)

@@ -27,6 +27,7 @@ class Official(NamedTuple):
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 TRIES = 5  # in a row that bring nothing new
 RETRY_WAIT_SECONDS = 2.0  # before the second try; twice that before the third, and so on
+SLOW_SECONDS, SLOW_BYTES = 60.0, 1024  # fewer bytes a second for so long end the download
 CHUNK_BYTES = 1 << 18
 # Error answers that another try may not get again; the others are final.
 PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
@@ -34,6 +35,10 @@ PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
 
 class _Dropped(Exception):
     """A failed connection that another try may not meet."""
+
+
+class _TooSlow(Exception):
+    """A connection over which next to nothing comes."""
 
 
 def file_md5(path: Path) -> str:
@@ -107,15 +112,22 @@ def _first_byte(response: HTTPResponse, url: str, have: int, size: int) -> int:
 
 def _chunks(response: HTTPResponse, rest: int) -> Iterator[bytes]:
     """Yield the next `rest` bytes of `response` and no more, even if the server sends more."""
+    since, received = time.monotonic(), 0
     while rest:
         try:
-            chunk = response.read(min(CHUNK_BYTES, rest))
+            # read1: what has come; read would wait for all of it, however slowly it comes.
+            chunk = response.read1(min(CHUNK_BYTES, rest))
         except (OSError, HTTPException) as error:
             raise _Dropped(one_line(error)) from error
-        if not chunk:  # read() with a length does not complain about an early end
+        if not chunk:  # read1() does not complain about an early end
             raise _Dropped("the connection was closed early")
         rest -= len(chunk)
+        received += len(chunk)
         yield chunk
+        if (now := time.monotonic()) - since >= SLOW_SECONDS:
+            if received < SLOW_BYTES * (now - since):
+                raise _TooSlow(f"{received:,} bytes came in {now - since:.0f} s, which is too slow")
+            since, received = now, 0
 
 
 def _receive(url: str, part: Path, size: int) -> None:
@@ -129,8 +141,8 @@ def _receive(url: str, part: Path, size: int) -> None:
     with _request(url, have) as response:
         start = _first_byte(response, url, have, size)
         log.info("%s: %s of %s bytes to fetch", url, f"{size - start:,}", f"{size:,}")
-        bar = progress_bar(size, part.stem, "B")
-        bar.unit_scale, bar.initial, bar.n = True, start, start
+        bar = progress_bar(size, part.stem, "B", start)
+        bar.unit_scale = True
         with bar, part.open("ab" if start else "wb") as file:
             for chunk in _chunks(response, size - start):
                 file.write(chunk)
@@ -151,10 +163,10 @@ def fetch(url: str, path: Path, official: Official) -> None:
         try:
             _receive(url, part, official.size)
             break
-        except _Dropped as error:
+        except (_Dropped, _TooSlow) as error:
             failures = 1 if file_size(part) > most else failures + 1
             most = max(most, file_size(part))
-            if failures >= TRIES:
+            if failures >= TRIES or isinstance(error, _TooSlow):
                 raise RunError(
                     f"{url}: {error}; {file_size(part):,} of {official.size:,} bytes are kept, run "
                     "the same command again to fetch the rest"

@@ -434,7 +434,7 @@ def test_the_depth_of_classes_is_the_runs(tmp_path, capsys):
     assert load_checkpoint(run.checkpoint).class_depth == 2
     again = f"--name run {flags} --num_steps 6 --resume --allow_change num_steps,data"
     assert train(f"{again} --class_depth 1", *where) == 2
-    assert "was started otherwise: class_depth 2 -> 1; give its" in capsys.readouterr().err
+    assert "otherwise: --class_depth 1 (the run's: 2); leave it" in capsys.readouterr().err
     look = f"--name look {TINY_EVAL} --checkpoint {run.checkpoint}"
     assert evaluate(look, *where) == 0
     assert (

@@ -11,18 +11,30 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from forked import started
-from helpers import REPO, SUBSETS, TINY_TRAIN, evaluate, read_json, read_scalars, rows_of, train
+from helpers import (
+    REPO,
+    SUBSETS,
+    TINY_TRAIN,
+    evaluate,
+    files_below,
+    read_json,
+    read_scalars,
+    rows_of,
+    train,
+)
 
 from utils import files
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.run.checkpoint import load_checkpoint
 from utils.run.scalars import EventLog
 from utils.run.snapshot import SnapshotStore, load_newest, load_snapshot
+from utils.run.tensor_file import load_archive, save_archive
 
 # Log lines every 3 steps, evaluations every 4, snapshots every 2: none falls where another does.
 LONG = (
@@ -313,9 +325,10 @@ def test_an_unfinished_run_is_not_restarted_by_accident(start, interrupted, caps
     before = interrupted.last.read_bytes()
     assert start("run") == 2
     error = capsys.readouterr().err
+    run, events = interrupted.run, interrupted.tensorboard
     assert error == (
-        "error: --name run is an unfinished run: add --resume to resume it, or choose another "
-        "name\n"
+        f"error: --name run is an unfinished run: `train.py --resume {run}` resumes it, "
+        f"`rm -r {run} {events}` throws it away; or choose another name\n"
     )
     assert interrupted.last.read_bytes() == before
     assert start("other") == 0
@@ -325,8 +338,8 @@ def test_another_config_is_refused_with_the_differences(start, interrupted, caps
     before = interrupted.env_stamp.read_bytes()
     assert start("run", "--learning_rate 0.01 --resume") == 2
     error = capsys.readouterr().err
-    assert "learning_rate 0.03 -> 0.01; " in error
-    assert "or name what may differ: --allow_change learning_rate" in error
+    assert "otherwise: --learning_rate 0.01 (the run's: 0.03); leave it out, or allow" in error
+    assert error.endswith("--allow_change learning_rate\n")
     assert error.count("\n") == 1
     assert interrupted.env_stamp.read_bytes() == before
 
@@ -359,6 +372,156 @@ def test_what_cannot_be_resumed_is_refused(start, tmp_path, capsys, flags, said)
     assert start("run", flags) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Flags that are not given ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [*RECIPES, "--recipe small-data --patience 9 --augment none"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_resume_alone_is_enough(start, whole, drawn, tmp_path, capsys, flags, by_name):
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert start("run", flags) == 143
+    paths = RunPaths(tmp_path, "run")
+    capsys.readouterr()
+    again = f"--name run --output_dir {tmp_path} --resume" if by_name else f"--resume {paths.run}/"
+    assert train(again) == 0
+    assert "resuming at step 3 of 10\n" in capsys.readouterr().out
+    assert_same_end(paths, whole(flags))
+    configs = [load_snapshot(each.last).header.config for each in (paths, whole(flags))]
+    own = ("name", "output_dir", "resume", "cache_dir")
+    one, other = ({k: v for k, v in each.items() if k not in own} for each in configs)
+    assert one == other
+
+
+def test_the_weights_that_a_run_started_from_are_not_needed_any_more(
+    start, whole, finished_run, tmp_path, capsys
+):
+    weights = shutil.copy(finished_run.checkpoint, tmp_path / "weights.bin")
+    flags = "--img_size 48 --pretrained"
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert start("run", f"{flags} {weights}") == 143
+    assert f"pretrained {weights}: layout" in capsys.readouterr().out
+    paths = RunPaths(tmp_path, "run")
+    before = read_json(paths.env_stamp)
+    other = shutil.copy(finished_run.last, tmp_path / "other.bin")
+    assert train(f"--resume {paths.run} --pretrained {other}") == 2
+    assert f"--pretrained {other} (the run's: {weights}); leave it" in capsys.readouterr().err
+    Path(weights).unlink()
+    assert train(f"--resume {paths.run}") == 0
+    assert "layout" not in capsys.readouterr().out
+    assert_same_end(paths, whole(f"{flags} {finished_run.checkpoint}"))
+    after = read_json(paths.env_stamp)
+    assert (before["config_hash"], before["config"]["pretrained"]) == (
+        after["config_hash"],
+        after["config"]["pretrained"],
+    )
+
+
+def test_a_run_that_was_moved_is_resumed_from_any_folder(whole, drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    shutil.copytree(drawn, "flowers")
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert train(f"--name run {LONG} --data_root flowers --cache disk --output_dir out") == 143
+    Path("out").rename("moved")
+    monkeypatch.chdir(tmp_path / "there")
+    assert train("--resume ../moved/run") == 0
+    assert_same_end(RunPaths(tmp_path / "moved", "run"), whole("--cache disk"))
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "flowers", "moved"}
+    assert list(Path().iterdir()) == []
+    assert (tmp_path / "moved" / ".cache").is_dir()
+
+
+def test_data_that_moved_are_where_the_environment_says(drawn, tmp_path, monkeypatch):
+    data = shutil.copytree(drawn, tmp_path / "flowers")
+    flags = f"{LONG} --dataset flower102 --data_root {data} --output_dir {tmp_path}"
+    flags = flags.replace("synthetic_tiny", "flower102_tiny")
+    with when_logged("^step 3/", signals(signal.SIGTERM)):
+        assert train(f"--name run {flags}") == 143
+    monkeypatch.setenv("DATA_ROOT", str(data.rename(tmp_path / "moved")))
+    assert train(f"--resume {tmp_path / 'run'}") == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--seed 7", "--seed 7 (the run's: 42); leave it out, or start another run"),
+        ("--no-export_logits", "--export_logits off (the run's: on); leave it out, or allow the"),
+        ("--recipe small-data", "--recipe small-data (the run's: none); leave it out, or start"),
+        ("--dataset pets", "--dataset pets (the run's: synthetic); leave it out, or start"),
+        ("--preset strong", "--preset strong (the run's: vit); leave it out, or start"),
+        ("--epochs 9", "epochs 5.0 -> 9.0, num_steps 10 -> 18; leave them out, or name what may"),
+        ("--eval_split test", "--eval_split test (the run's: val); leave it out, or start"),
+        ("--head parts", "--head parts (the run's: token); leave it out, or start"),
+        ("--slide_step 8", "--slide_step means nothing without --split overlap"),
+    ],
+)
+def test_a_flag_that_contradicts_the_run_is_refused_by_name(start, tmp_path, capsys, flag, said):
+    assert start("run") == 0
+    before = files_below(tmp_path)
+    capsys.readouterr()
+    assert train(f"--name run --output_dir {tmp_path} --resume {flag}") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert files_below(tmp_path) == before
+
+
+def test_flags_that_change_no_result_and_those_that_agree_are_free(interrupted, drawn, tmp_path):
+    moved = shutil.copytree(drawn, tmp_path / "moved")
+    flags = "--num_workers 1 --cache disk --device cpu --keep 5 --log_every 7 --seed 42 --tta flip"
+    flags += " --allow_change tta --eval_split val --dataset synthetic --num_steps 10"
+    assert train(f"--resume {interrupted.run} --data_root {moved} {flags}") == 0
+    config = read_json(interrupted.env_stamp)["config"]
+    assert (config["data_root"], config["keep"], config["tta"]) == (str(moved), 5, "flip")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--resume {0}", "{0} is a folder without snapshots; name that of a run"),
+        ("--resume", "the following arguments are required: --name"),
+        ("--resume {0}/run --output_dir {0}/b", "{0}/b is not where the run of --resume"),
+        ("--resume {0}/run~1", "'run~1' is not a run name"),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed_is_one_line(interrupted, tmp_path, capsys, flags, said):
+    shutil.copytree(interrupted.run, tmp_path / "run~1")
+    assert train(flags.format(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert said.format(tmp_path) in error
+    assert error.count("\n") == 1
+
+
+def test_the_folder_of_another_run_starts_a_new_one(interrupted, whole, tmp_path):
+    assert train(f"--name fork --output_dir {tmp_path} --resume {interrupted.run}") == 0
+    fork = RunPaths(tmp_path, "fork")
+    weights = [load_snapshot(each.last).parts["learner"]["model"] for each in (fork, whole())]
+    assert is_equal(*weights)
+    assert load_snapshot(interrupted.last).header.step == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mixup", "lots"),
+        ("model_type", "unknown"),
+        ("depth", 10**6),
+        ("embed_dim", 48),
+        ("recipe", {"a": float("nan")}),
+    ],
+)
+def test_a_snapshot_with_flags_that_cannot_be_is_one_line(interrupted, capsys, key, value):
+    payload = load_archive(interrupted.last)
+    of = payload["config"]["model"] if key in payload["config"]["model"] else payload["config"]
+    of[key] = value
+    save_archive(interrupted.last, payload)
+    assert train(f"--resume {interrupted.run}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --resume: the snapshot")
+    assert key in error
+    assert error.count("\n") == 1
 
 
 # --- Which snapshot -------------------------------------------------------------------------------

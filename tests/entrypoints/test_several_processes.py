@@ -158,7 +158,8 @@ def test_three_processes_resume_with_the_same_bits(drawn, tmp_path, run_forked):
     shutil.copytree(whole.output_dir, again.output_dir)
     older = again.older(3)
     assert load_snapshot(older).header.step < 6
-    code, output = run_forked(3, "train.py", f"{flags} --resume {older}", *where, again.output_dir)
+    line = f"--name run --resume {older} --output_dir"  # the flags are the run's, in all processes
+    code, output = run_forked(3, "train.py", line, again.output_dir)
     assert code == 0, output
     ends = [load_snapshot(paths.last) for paths in (whole, again)]
     assert [end.header.step for end in ends] == [8, 8]

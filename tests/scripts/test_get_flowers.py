@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tarfile
 import threading
+from contextlib import nullcontext
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import REAL_FLOWERS, REPO
@@ -300,6 +302,39 @@ def test_silent_server_times_out(run, server, tmp_path, monkeypatch):
     server.silent.set()
     assert "timed out" in run(tmp_path, 1)
     assert len(server.seen) == 2
+
+
+def test_server_that_sends_next_to_nothing_is_given_up(run, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(download, "SLOW_BYTES", 1e18)
+    error = run(tmp_path / "flowers", 1)
+    assert re.search(r"came in \d+ s, which is too slow; \d+ of \d+ bytes are kept, run the", error)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_slow"),
+    [
+        ([(1, 20)] * 9, True),  # bytes, and the seconds that they take
+        ([(1023, 1)] * 90, True),
+        ([(1024, 1)] * 200, False),
+        ([(100_000, 1), *[(1, 10)] * 30], True),  # slow only later
+        ([(1, 59), (100_000, 1)], False),
+    ],
+)
+def test_slow_is_less_than_1024_bytes_a_second_for_a_minute(monkeypatch, pieces, is_slow):
+    clock, left = SimpleNamespace(now=0.0), list(pieces)
+
+    def read1(most: int) -> bytes:
+        size, seconds = left.pop(0)
+        clock.now += seconds
+        return bytes(size)
+
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    chunks = download._chunks(SimpleNamespace(read1=read1), sum(size for size, _ in pieces))
+    with pytest.raises(download._TooSlow) if is_slow else nullcontext():
+        assert sum(map(len, chunks)) == sum(size for size, _ in pieces)
+    assert clock.now < 130 or not is_slow
 
 
 def test_no_server(run, tmp_path):

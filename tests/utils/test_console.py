@@ -191,6 +191,13 @@ class TestProgress:
             assert bar.disable
         assert capsys.readouterr() == ("", "")
 
+    @pytest.mark.parametrize(("done", "remaining"), [(0, "33:19"), (232, "29:27"), (1999, "00:00")])
+    def test_what_was_done_before_does_not_count_as_speed(self, monkeypatch, done, remaining):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        with progress_bar(2000, "train", "step", done) as bar:
+            one_step = {**bar.format_dict, "n": done + 1, "elapsed": 1.0}  # which took a second
+        assert f"{done + 1}/2000 [00:01<{remaining}, " in bar.format_meter(**one_step)
+
     def test_shows_rate_and_eta_on_a_terminal(self, monkeypatch):
         controller, terminal = os.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))

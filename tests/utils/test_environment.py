@@ -2,15 +2,18 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import REPO
+from helpers import REPO, SUBSETS, TINY_TRAIN, read_json
 
 from utils import environment
+from utils.data_utils import RunPaths
+from utils.run.checkpoint import load_checkpoint
 
 # `-S` leaves site-packages out: a Python into which nothing is installed.
 BARE_PYTHON = [sys.executable, "-S"]
@@ -164,3 +167,61 @@ def test_the_tests_run_on_all_cores_unless_told_otherwise(tmp_path, arguments, r
     assert (code, error) == (0, "")
     cores = os.sysconf("SC_NPROCESSORS_ONLN")
     assert out == ran.format(cores=cores) + "\n"
+
+
+# --- Variables and streams ------------------------------------------------------------------------
+
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', not a whole number from 1 to 1000000; unset it"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not"),
+        ({"RANK": "0"}, "RANK is set without WORLD_SIZE; unset it, or start with torchrun"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set without RANK, MASTER_ADDR, MASTER_PORT; unset"),
+        ({**TWO, "RANK": "2"}, "RANK is 2, not below WORLD_SIZE, 2"),
+        ({**TWO, "RANK": "-1"}, "RANK is '-1', not"),
+        ({**TWO, "MASTER_ADDR": ""}, "RANK is set without MASTER_ADDR"),
+        ({**TWO, "MASTER_PORT": "http"}, "MASTER_PORT is 'http', not"),
+        ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS is 'abc', not a number of threads"),
+        ({"OMP_NUM_THREADS": ""}, "OMP_NUM_THREADS is '', not"),
+        ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS is '0', not"),
+        ({}, ""),
+        (TWO, ""),
+        ({"WORLD_SIZE": "1"}, ""),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, ""),
+        ({"OMP_NUM_THREADS": " 4,2 "}, ""),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(monkeypatch, variables, said):
+    for name in (*TWO, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = environment.find_wrong_variable()
+    assert found.startswith(said)
+    assert bool(found) is bool(said)
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "scripts/check_data.py"])
+def test_such_a_variable_ends_every_program_in_one_line(script):
+    code, out, error = run([sys.executable, script, "--help"], WORLD_SIZE="")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"error: WORLD_SIZE is '', not a whole number.*\n", error)
+
+
+def test_closed_streams_and_warnings_as_errors_change_nothing(drawn, tmp_path):
+    """Neither is a file written into in the place of a closed stream."""
+    output = tmp_path / "output"
+    flags = f"--name run --dataset synthetic {TINY_TRAIN} {SUBSETS} --num_workers 1"
+    line = f"{sys.executable} train.py {flags} --data_root {drawn} --output_dir {output}"
+    for again, streams in (("", "<&- >&- 2>&-"), ("--resume", "2>&-"), ("--img_size x", "2>&-")):
+        shell = ["sh", "-c", f"{line} {again} {streams}"]
+        code, _, error = run(shell, PYTHONWARNINGS="error", OMP_NUM_THREADS="1")
+        assert (code, error) == (2 if "x" in again else 0, "")
+    paths = RunPaths(output, "run")
+    assert read_json(paths.env_stamp)["status"] == "finished"
+    assert load_checkpoint(paths.checkpoint).step
+    assert not paths.lock.exists()

@@ -7,6 +7,7 @@ flag, add a row to `GROUPS` and run `scripts/dev/make_openapi.py`. Imports no to
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -182,7 +183,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("img_size", types.image_side, 224, BOTH, checkpoint_decides=True).help(
             "side of the square input in pixels, a multiple of the patch"
         ),
-        Flag("num_workers", types.count, None, BOTH, hashed="never").help(
+        Flag("num_workers", types.workers, None, BOTH, hashed="never").help(
             f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
             "tiny subset)"
         ),
@@ -197,11 +198,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("random_erasing", types.probability, None, changeable=True).help(
             "probability that a box of a training image is erased (default: the preset's)"
         ),
-        Flag("mixup", types.non_negative, None, changeable=True).help(
+        Flag("mixup", types.alpha, None, changeable=True).help(
             "alpha of mixup (Zhang et al. 2018) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
-        Flag("cutmix", types.non_negative, None, changeable=True).help(
+        Flag("cutmix", types.alpha, None, changeable=True).help(
             "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
             "preset's)"
         ),
@@ -356,7 +357,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             bare=LAST,
             hashed="never",
             path="place",
-        ).help("resume the run --name from its newest snapshot, or from the snapshot at PATH"),
+        ).help(
+            "resume the run --name from its newest snapshot, or from the snapshot at PATH; or the "
+            "run whose folder PATH is, without --name; flags that are not given are the run's"
+        ),
         Flag(
             "allow_change",
             changeable_flags,
@@ -412,16 +416,29 @@ def may_change(allowed: str | None) -> set[str]:
     return {*names, *(FLAGS[name].excludes for name in names if name != DATA)} - {""}
 
 
+def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a config whose paths mean the same in every current folder."""
+    paths = ("output_dir", "data_root", "cache_dir", "pretrained")
+    absolute = {name: str(Path(config[name]).absolute()) for name in paths if config.get(name)}
+    return {**config, **absolute}
+
+
 def paths_in(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the paths among the values of flags, by flag as it is typed."""
     paths = [name for name, flag in FLAGS.items() if flag.path != "no"]
     return {f"--{name}": values[name] for name in paths if values.get(name)}
 
 
-def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
+def experiment_of(
+    config: FrozenConfigDict, known: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the experiment that a resolved config describes, equal on every machine.
 
     A key that is not a flag's is part of the experiment.
+
+    Args:
+        config: resolved config.
+        known: what of it is known already, from files that need not be read again.
     """
     experiment = {}
     for key, value in config.to_dict().items():
@@ -431,7 +448,9 @@ def experiment_of(config: FrozenConfigDict) -> dict[str, Any]:
             continue
         if hashed == "if_not_default" and value in (flag.default, flag.unmet):
             continue
-        if hashed == "content" and value is not None:
+        if key in known:
+            value = known[key]
+        elif hashed == "content" and value is not None:
             # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
             may_be_file = flag.path == "file" or Path(value).is_absolute()
             value = sha256_file(Path(value)) if may_be_file and Path(value).is_file() else value

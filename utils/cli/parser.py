@@ -3,11 +3,14 @@
 import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.cli.flags import GROUPS, REQUIRED, Flag, help_of
-from utils.cli.types import Number, path
-from utils.errors import InputError, check_utf8, near_miss
+from utils.cli.flags import GROUPS, LAST, REQUIRED, Flag, help_of
+from utils.cli.types import Number, path, run_name
+from utils.data_utils import RunPaths
+from utils.errors import InputError, check_utf8, near_miss, os_errors_are_input_errors
+from utils.files import kind_of
 
 ABOUT = {
     "train": "Fine-tune a Vision Transformer.",
@@ -89,7 +92,8 @@ def build_parser(program: str, choices: Mapping[str, Collection[str]]) -> Parser
 def _options(flag: Flag, program: str, choices: tuple[str, ...]) -> dict[str, Any]:
     """Return what argparse is told of a flag."""
     options: dict[str, Any] = {"help": help_of(flag, program, choices).replace("%", "%%")}
-    if flag.default is REQUIRED:
+    # A run's folder, given to --resume, says its name too.
+    if flag.default is REQUIRED and (program, flag.name) != ("train", "name"):
         options["required"] = True
     if flag.kind is bool:
         return {**options, "action": argparse.BooleanOptionalAction}
@@ -111,7 +115,47 @@ def parse(
     """Return the values of the flags that `argv` has, by flag.
 
     Raises:
-        InputError: a flag is wrong.
+        InputError: a flag is wrong or missing.
         SystemExit: with code 0, after `--help` or `--recipe list`.
     """
-    return vars(build_parser(program, choices).parse_args(argv))
+    parser = build_parser(program, choices)
+    given = vars(parser.parse_args(argv))
+    if "resume" in given:
+        with os_errors_are_input_errors({"--resume": given["resume"]}):
+            given |= _place_of(given)
+    if "name" not in given:
+        parser.error("the following arguments are required: --name")
+    return given
+
+
+def _place_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `resume`, and name and output folder of the run where `--resume` names its folder.
+
+    Raises:
+        InputError: that folder is not a run's, or other flags contradict it.
+    """
+    folder = Path(given["resume"])
+    if given["resume"] == LAST:
+        return {}
+    if kind_of(folder) != "folder":
+        return {"resume": folder.resolve()}
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    paths = RunPaths(folder.parent, folder.name)
+    if not any(paths.last.parent.glob("last*.bin")):
+        raise InputError(
+            f"--resume {given['resume']} is a folder without snapshots; name that of a run, which "
+            "holds checkpoints/last.bin"
+        )
+    name, output_dir = given.get("name", paths.name), given.get("output_dir", paths.output_dir)
+    if name == paths.name and output_dir.resolve() == paths.output_dir.resolve():
+        try:
+            run_name(name)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"--resume {given['resume']}: {error}; rename it") from error
+        return {"name": name, "output_dir": paths.output_dir, "resume": LAST}
+    if "name" not in given:
+        raise InputError(
+            f"--output_dir {output_dir} is not where the run of --resume {given['resume']} lies; "
+            "leave it out, or give the --name of a new run"
+        )
+    return {"resume": paths.last.resolve()}

@@ -7,6 +7,7 @@ recipe, the preset, the default. Imports no torch.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import FrozenConfigDict
@@ -17,56 +18,79 @@ from utils.cli.flags import (
     DEFAULT_NUM_STEPS,
     DEFAULT_NUM_WORKERS,
     FLAGS,
-    LAST,
     MAX_WARMUP_STEPS,
     paths_in,
 )
 from utils.cli.parser import parse
 from utils.cli.recipes import recipe_layer
+from utils.cli.resumed import check_given, values_of_run
 from utils.data.presets import PRESETS
-from utils.data_utils import check_file, check_writable
+from utils.data_utils import RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
+
+
+def run_to_resume(
+    argv: Sequence[str], choices: Mapping[str, Collection[str]]
+) -> tuple[RunPaths, str] | None:
+    """Return the paths of the run to write and its `--resume`; None without that flag.
+
+    Raises:
+        InputError: a flag is wrong.
+        SystemExit: with code 0, after `--help` or `--recipe list`.
+    """
+    given = parse("train", argv, choices)
+    if "resume" not in given:
+        return None
+    output_dir = given.get("output_dir", FLAGS["output_dir"].default)
+    return RunPaths(output_dir, given["name"]), str(given["resume"])
 
 
 def parse_train(
     argv: Sequence[str],
     choices: Mapping[str, Collection[str]],
     check_weights: Callable[[Path, str, str], None] = lambda path, profile, model_type: None,
+    run: Mapping[str, Any] | None = None,
 ) -> FrozenConfigDict:
     """Parse and check the flags of `train.py`, without looking for runs or data.
 
     Args:
         argv: arguments after the program's name.
-        choices: names of datasets (`dataset`), and model configs by name (`model_type`).
+        choices: what each name of a dataset stands for (`dataset`), and model configs by name
+            (`model_type`).
         check_weights: function of the weights' path and profile and of the model type, which raises
             an `InputError` if the weights are of another model type.
+        run: header of the snapshot to resume from, whose values the flags have that are not given.
 
     Returns:
         A value for every flag; None where data or weights decide it.
 
     Raises:
-        InputError: a flag is wrong, or a file that it names does not exist.
+        InputError: a flag is wrong, or a file that it names does not exist; or a flag contradicts
+            the run.
         SystemExit: with code 0, after `--help` or `--recipe list`.
     """
-    values = _layered("train", parse("train", argv, choices))
+    given = parse("train", argv, choices)
+    of_run = {} if run is None else values_of_run(run, given, choices)
+    values = _layered("train", given, of_run)
     for flag, value in PRESETS[values["preset"]].augmentation._asdict().items():
         if values[flag] is None:
             values[flag] = value
     values["pretrained_profile"] = _resolve_profile(values)
+    if run is not None:
+        with os_errors_are_input_errors(paths_in(values)):
+            check_given(given, values, run, choices["dataset"])
     weights, model_type = values["pretrained"], values["model_type"]
     model = choices["model_type"][model_type]
     try:
         check_freeze(values["freeze"], model_type, model.depth)
         check_img_size(values["img_size"], model.patch_size, values["slide_step"])
     except InputError:  # these flags may be right, and the model type is not that of the weights
-        if weights is not None:
+        if weights is not None and run is None:
             check_file(weights, "--pretrained")
             check_weights(weights, values["pretrained_profile"], model_type)
         raise
     check_loss(values)
-    if values["resume"] not in (None, LAST):
-        values["resume"] = Path(values["resume"]).resolve()
-    return _with_paths(values)
+    return _with_paths(values, {*values} - {*of_run})
 
 
 def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
@@ -74,11 +98,14 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
 
     What the checkpoint decides is None unless it was given.
     """
-    return _with_paths(_layered("eval", parse("eval", argv, choices)))
+    values = _layered("eval", parse("eval", argv, choices))
+    return _with_paths(values, values)
 
 
-def _layered(program: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every flag: given by hand, from the recipe, or the default.
+def _layered(
+    program: str, given: Mapping[str, Any], of_run: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the value of every flag: given by hand, the run's, from the recipe, or the default.
 
     Raises:
         InputError: a flag was given that means nothing without another.
@@ -88,14 +115,20 @@ def _layered(program: str, given: Mapping[str, Any]) -> dict[str, Any]:
     layer, record = recipe_layer(
         given, defaults, lambda flag, values: FLAGS[flag].unmet_need(values) is not None
     )
+    if of_run:  # it has all values of its recipe
+        layer, record = of_run, of_run["recipe"]
     values = {**defaults, **layer, **given}
+    if "recipe" in values:
+        values["recipe"] = record
     for row in rows:
         unmet = row.unmet_need(values)
         if unmet is not None and row.name in given:
             raise InputError(f"--{row.name} means nothing without {unmet}")
-        if row.needs and values[row.name] is None:
-            values[row.name] = row.default if unmet is None else row.unmet
-    return values if record is None else {**values, "recipe": record}
+        if unmet is not None:
+            values[row.name] = row.unmet
+        elif row.needs and values[row.name] is None:
+            values[row.name] = row.default
+    return values
 
 
 def _resolve_profile(values: Mapping[str, Any]) -> str | None:
@@ -106,11 +139,11 @@ def _resolve_profile(values: Mapping[str, Any]) -> str | None:
     return None if profile in ("auto", "google") else profile
 
 
-def _with_paths(values: dict[str, Any]) -> FrozenConfigDict:
-    """Return the values frozen, once their files and the cache's folder are checked."""
+def _with_paths(values: dict[str, Any], checked: Collection[str]) -> FrozenConfigDict:
+    """Return the values frozen, once the `checked` ones' files and the cache's folder are."""
     with os_errors_are_input_errors(paths_in(values)):
         for name, row in FLAGS.items():
-            if row.path == "file" and values.get(name) is not None:
+            if row.path == "file" and name in checked and values.get(name) is not None:
                 check_file(values[name], f"--{name}")
         if values["cache"] == "disk":
             cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
@@ -128,9 +161,7 @@ def resolve_config(flags: FrozenConfigDict, *decided: Mapping[str, Any]) -> Froz
     return FrozenConfigDict(values)
 
 
-def resolve_length(
-    flags: FrozenConfigDict, num_samples: int, earlier: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
     """Return what depends on the number of training samples: steps, epochs, warm-up, workers.
 
     An epoch is `num_samples` samples; batches may span two epochs, so `epochs` may be a fraction.
@@ -138,8 +169,6 @@ def resolve_length(
     Args:
         flags: flags of the run.
         num_samples: number of samples that are trained on.
-        earlier: config of the run that is resumed. It keeps its warm-up, unless a flag says
-            otherwise: another length must not change steps that are done.
     """
     batch = flags.train_batch_size
     if flags.epochs is not None:
@@ -147,9 +176,7 @@ def resolve_length(
     else:
         num_steps = flags.num_steps or DEFAULT_NUM_STEPS
     warmup = flags.warmup_steps
-    if warmup is None and earlier is not None:
-        warmup = earlier["warmup_steps"]
-    elif warmup is None:
+    if warmup is None:
         warmup = min(MAX_WARMUP_STEPS, num_steps // 10)
     return {
         "num_steps": num_steps,

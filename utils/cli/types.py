@@ -12,6 +12,8 @@ from utils.errors import InputError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 MAX_NAME_LENGTH = 200  # file systems take 255 bytes, and a kept run's name gets longer
+# Nearer to 0 numbers lose digits; farther from it float32 has only infinity.
+SMALLEST, LARGEST = 1e-307, 3e38
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,10 @@ class Number:
             is_good = False
         if not is_good:
             raise argparse.ArgumentTypeError(f"{text!r} is not {self.meaning}")
+        if self.kind is float and value and not SMALLEST <= abs(value) <= LARGEST:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number to compute with: 0, or from {SMALLEST} to {LARGEST}"
+            )
         return value
 
 
@@ -44,6 +50,9 @@ count = Number(int, lambda x: 0 <= x < 2**31, "a whole number, 0 or above, below
 seed = Number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 positive = Number(float, lambda x: x > 0, "a finite number above 0")
 non_negative = Number(float, lambda x: x >= 0, "a finite number, 0 or above")
+# Outside of these torch's Beta distribution draws other numbers than that distribution has.
+alpha = Number(float, lambda x: x == 0 or 1e-3 <= x <= 1e3, "0 or a number from 0.001 to 1000")
+workers = Number(int, lambda x: 0 <= x <= 1024, "a whole number from 0 to 1024")
 fraction = Number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not including 1")
 factor = Number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1")
 share = Number(float, lambda x: 0 < x < 1, "a number above 0 and below 1")

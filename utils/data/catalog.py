@@ -246,9 +246,9 @@ SPECS = (
 )
 
 
-def dataset_names() -> tuple[str, ...]:
-    """Return every name and alias that `--dataset` takes."""
-    return tuple(name for spec in SPECS for name in spec.names)
+def dataset_names() -> dict[str, str]:
+    """Return every name and alias that `--dataset` takes, with the name that it stands for."""
+    return {name: spec.name for spec in SPECS for name in spec.names}
 
 
 def get_spec(name: str) -> DatasetSpec:

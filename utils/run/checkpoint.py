@@ -100,6 +100,11 @@ def from_tensor(digests: Tensor) -> np.ndarray:
     return digests.numpy().view(np.uint64)
 
 
+is_normalization = fields(
+    {"mean": _is_channels, "std": lambda value: _is_channels(value) and min(value) > 0}
+)
+
+
 _FIELDS = {
     "model_type": is_text,
     "model_config": is_dict,
@@ -112,9 +117,7 @@ _FIELDS = {
     "data_rules": lambda value: is_count(value) and value > 0,
     "trained_images": is_digests,
     "val_images": is_digests,
-    "normalization": fields(
-        {"mean": _is_channels, "std": lambda value: _is_channels(value) and min(value) > 0}
-    ),
+    "normalization": is_normalization,
     "step": is_count,
     "metrics": is_dict,
     "config_hash": is_text,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
         else:
             _check_training(paths, flags.resume)
         _check_data_root(flags, paths)
+
+
+def check_can_be_resumed(paths: RunPaths, resume: str) -> None:
+    """Raise, before a snapshot is read, if a run cannot be written or resumed.
+
+    Args:
+        paths: paths of the run.
+        resume: `--resume`.
+
+    Raises:
+        InputError: as `check_run_can_start`.
+    """
+    if is_main():
+        with os_errors_are_input_errors({"--output_dir": paths.output_dir, "--resume": resume}):
+            check_run_name(paths)
+            check_not_locked(paths.lock)
+            _check_training(paths, resume)
 
 
 def check_only_ours(paths: RunPaths, is_resumed: bool = False) -> None:
@@ -127,9 +145,10 @@ def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
 
 def _check_training(paths: RunPaths, resume: str | None) -> None:
     if resume is None and _is_unfinished(paths):
+        run, events = (shlex.quote(str(path)) for path in (paths.run, paths.tensorboard))
         raise InputError(
-            f"--name {paths.name} is an unfinished run: add --resume to resume it, or choose "
-            "another name"
+            f"--name {paths.name} is an unfinished run: `train.py --resume {run}` resumes it, "
+            f"`rm -r {run} {events}` throws it away; or choose another name"
         )
     is_own = resume is not None and has_snapshot(paths)  # it proves itself when it is read
     check_only_ours(paths, is_resumed=is_own)

@@ -12,11 +12,12 @@ from utils.console import log
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
 from utils.processes import from_main, on_main
-from utils.run.checkpoint import load_checkpoint
+from utils.run.checkpoint import is_normalization, load_checkpoint
 from utils.run.folder import read_stamp
 from utils.run.run_images import RunImages
 from utils.run.scalars import EventLog
 from utils.run.snapshot import Header, Part, load_newest, load_snapshot
+from utils.schema import is_dict, is_finite, is_positive, wrong_fields
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
 from utils.training.progress import Progress
@@ -37,6 +38,16 @@ PARTS: dict[str, type[Part]] = {
 
 # What of the data's identity follows from images that were replaced, removed or added.
 OF_IMAGES = {f"dataset.{key}" for key in ("samples", "checksum", "eval_samples", "eval_checksum")}
+
+
+# What is read of a snapshot's config besides the values of flags, which are checked as such.
+_CONFIG = {
+    "num_steps": is_positive,
+    "train_batch_size": is_positive,
+    "epochs": lambda value: is_finite(value) and value > 1e-18,
+    "model": is_dict,
+    "normalization": is_normalization,
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,12 @@ class StartPoint(NamedTuple):
     images: RunImages
 
     @property
+    def known(self) -> dict[str, Any]:
+        """What the experiment says of the weights' file, which a resumed run does not read."""
+        before = {} if self.resume is None else self.resume.header.experiment
+        return {key: before[key] for key in ("pretrained",) if key in before}
+
+    @property
     def parts(self) -> dict[str, Part]:
         """The parts of a snapshot that it holds."""
         return {
@@ -77,28 +94,22 @@ class StartPoint(NamedTuple):
         }
 
 
-def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint:
-    """Return the start of a new run, or the one that the snapshot of `--resume` gives.
-
-    All processes call it together; only the main process reads.
+def open_start_point(
+    config: FrozenConfigDict, progress: Progress, resume: ResumePoint | None
+) -> StartPoint:
+    """Return the start of a new run, or of one that is resumed; all processes call it together.
 
     Args:
         config: config of the flags.
         progress: progress at step 0; it takes that of the snapshot.
+        resume: the snapshot to resume from.
 
     Raises:
         InputError: the snapshot cannot be used.
     """
-    resume = open_resume_point(config)
     bad_images = BadImages(config.skip_bad_images)
     start = StartPoint(resume, progress, EventLog(), bad_images, RunImages())
     if resume is not None:
-        depth, before = config.class_depth, resume.header.config.get("class_depth")
-        if depth not in (None, before):  # else it would be said of classes that it has others
-            raise InputError(
-                f"--resume: the run was started otherwise: class_depth {before} -> {depth}; give "
-                "its value, or start another run"
-            )
         resume.restore(start.parts)
         if resume.stamp is None:
             progress.forget_best(*progress.best)
@@ -108,28 +119,34 @@ def open_start_point(config: FrozenConfigDict, progress: Progress) -> StartPoint
     return start
 
 
-def open_resume_point(config: FrozenConfigDict) -> ResumePoint | None:
-    """Read the snapshot that `--resume` names; None without the flag.
+def open_resume_point(paths: RunPaths, resume: str) -> ResumePoint:
+    """Read the snapshot that `--resume` names.
 
     All processes call it together; only the main process reads.
+
+    Args:
+        paths: paths of the run to write.
+        resume: `--resume`.
 
     Raises:
         InputError: there is none that is whole; or it is of another run and would replace an
             unfinished one.
     """
-    if config.resume is None:
-        return None
     states: dict[str, Any] = {}
-    return ResumePoint(*on_main(_open, config, states), states)
+    return ResumePoint(*on_main(_open, paths, resume, states), states)
 
 
 def _open(
-    config: FrozenConfigDict, states: dict[str, Any]
+    paths: RunPaths, resume: str, states: dict[str, Any]
 ) -> tuple[Header, dict[str, Any] | None, Path | None]:
     """Return what all processes have to know of the resume point; fill in `states`."""
-    paths = RunPaths(Path(config.output_dir), config.name)
-    chosen = None if config.resume == LAST else Path(config.resume)
+    chosen = None if resume == LAST else Path(resume)
     header, parts = load_newest(paths, PARTS) if chosen is None else load_snapshot(chosen, PARTS)
+    wrong = wrong_fields(header.config, _CONFIG)
+    if wrong:
+        raise InputError(
+            f"--resume: the snapshot's config has no usable {', '.join(wrong)}; name another one"
+        )
     states.update(parts)
     stamp = read_stamp(paths)
     if chosen is None or stamp.get("run_id") == header.run_id:
@@ -138,7 +155,7 @@ def _open(
         return header, {**stamp, "run_id": header.run_id}, chosen
     if stamp.get("status") == "unfinished":
         raise InputError(
-            f"--resume {config.resume} is of another run, and --name {paths.name} is an unfinished "
+            f"--resume {resume} is of another run, and --name {paths.name} is an unfinished "
             "one: choose another name"
         )
     return header, None, None
@@ -195,9 +212,9 @@ def check_same_run(
     changes = differences(before.experiment, experiment)
     refused = {key: pair for key, pair in changes.items() if key not in allowed}
     if refused:
-        remedy = "give its values, or start another run"
+        remedy = "leave such flags out, or start another run"
         if set(refused) <= set(CHANGEABLE):
-            remedy = f"give its values, or name what may differ: --allow_change {','.join(refused)}"
+            remedy = f"leave them out, or name what may differ: --allow_change {','.join(refused)}"
         raise InputError(f"--resume: the run was started otherwise: {_shown(refused)}; {remedy}")
     if before.step > config.num_steps:
         raise InputError(

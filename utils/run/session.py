@@ -12,7 +12,7 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
-from utils.cli.flags import experiment_of
+from utils.cli.flags import experiment_of, with_absolute_paths
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.digests import Digests, digest_set, union
@@ -29,12 +29,14 @@ from utils.run.checkpoint import to_tensor
 from utils.run.lock import locked_run
 from utils.run.resume import (
     PARTS,
+    ResumePoint,
     StartPoint,
     check_same_run,
     forget_lost_best,
     is_changed,
     open_start_point,
 )
+from utils.run.resume import open_resume_point as open_resume_point
 from utils.run.run_images import stamped
 from utils.run.snapshot import Header, Part, SnapshotStore
 from utils.run.writer import RunWriter
@@ -70,15 +72,17 @@ class Plan:
         return RunPaths(Path(self.config.output_dir), self.config.name)
 
 
-def begin_plan(flags: FrozenConfigDict, progress: Progress) -> tuple[StartPoint, torch.device]:
-    """Read the snapshot to resume from, if any, choose the device, and seed everything.
+def begin_plan(
+    flags: FrozenConfigDict, progress: Progress, resume: ResumePoint | None
+) -> tuple[StartPoint, torch.device]:
+    """Take what the snapshot says, choose the device, and seed everything; all do so together.
 
-    All processes call it together. Nothing may draw random numbers until the model is built.
+    Nothing may draw random numbers until the model is built.
 
     Raises:
         InputError: the snapshot or the device cannot be used.
     """
-    start = open_start_point(flags, progress)
+    start = open_start_point(flags, progress, resume)
     with failing_together():
         return start, open_device(flags)
 
@@ -107,7 +111,7 @@ def complete_plan(
         InputError: a resumed run was started otherwise, or the device cannot train it as asked.
     """
     normalization = config.normalization.to_dict()
-    experiment, facts = experiment_of(config), data.facts()
+    experiment, facts = experiment_of(config, start.known), data.facts()
     micro_batches = plan_micro_batches(config, num_tokens, device, world_size())
     if start.resume is not None:
         check_same_run(config, experiment, facts, start.resume.header)
@@ -190,14 +194,13 @@ class TrainingRun:
             RunError: it cannot be written, or a loss that was not read yet is not finite.
         """
         plan, step = self.plan, self.plan.start.progress.step
-        seen = step * plan.config.train_batch_size
-        epoch, samples = divmod(seen, len(plan.data.train))
+        epoch, samples = divmod(step * plan.config.train_batch_size, len(plan.data.train))
         header = Header(
             run_id=self.writer.stamp["run_id"],
             step=step,
             epoch=epoch,
             samples_of_epoch=samples,
-            config=plan.config.to_dict(),
+            config=with_absolute_paths(plan.config.to_dict()),
             experiment=plan.experiment,
             data=plan.facts,
         )

@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -120,8 +119,12 @@ class SnapshotStore:
     def _verify_and_make_room(self, finished: Path) -> None:
         if not is_whole_snapshot(finished):
             raise OSError(f"{finished} reads back otherwise than it was written")
-        names = [self.paths.last, *(self.paths.older(n) for n in range(1, self.keep + 1))]
-        for newer, older in reversed(list(pairwise(names))):
+        last = self.paths.last
+        for newer in [*reversed(older_snapshots(self.paths)), last] if self.keep else []:
+            number = 0 if newer == last else int(newer.stem.removeprefix("last~"))
+            if number >= self.keep:
+                continue
+            older = self.paths.older(number + 1)
             # A damaged snapshot must not take the place of a whole one.
             if newer in self._whole or is_whole_snapshot(newer):
                 newer.replace(older)

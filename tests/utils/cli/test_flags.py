@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 from helpers import CHOICES
@@ -50,10 +51,12 @@ OF_TYPE = {
     types.image_side: "img_size",
     types.positive_int: "num_steps epochs eval_every train_batch_size eval_batch_size "
     "gradient_accumulation_steps log_every slide_step save_every patience",
-    types.count: "num_workers warmup_steps skip_bad_images keep",
+    types.count: "warmup_steps skip_bad_images keep",
+    types.workers: "num_workers",
     types.seed: "seed split_seed",
     types.positive: "learning_rate max_grad_norm",
-    types.non_negative: "weight_decay contrastive_weight mixup cutmix",
+    types.non_negative: "weight_decay contrastive_weight",
+    types.alpha: "mixup cutmix",
     types.fraction: "momentum smoothing_value dropout drop_path",
     types.factor: "layer_decay",
     types.share: "val_fraction ema_decay",
@@ -155,7 +158,7 @@ class TestParser:
     def test_takes_a_resume_with_and_without_a_path(self):
         assert "resume" not in given("train")
         assert given("train", "--resume")["resume"] == "last"
-        assert given("train", "--resume", "x.bin")["resume"] == "x.bin"
+        assert given("train", "--resume", "x.bin")["resume"] == Path("x.bin").resolve()
 
     @PROGRAMS
     def test_help_shows_groups_flags_and_defaults(self, program, capsys):

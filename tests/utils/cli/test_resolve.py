@@ -170,13 +170,11 @@ class TestLength:
         with contextlib.suppress(InputError):  # refused or taken, both are well
             assert math.isfinite(resolve_length(train_flags(flag, 10**zeros), 200)["epochs"])
 
-    def test_has_a_default_and_keeps_the_warm_up_of_a_flag_and_of_a_resumed_run(self):
+    def test_has_a_default_and_keeps_the_warm_up_of_a_flag(self):
         assert resolve_length(train_flags(), 200)["num_steps"] == 1000
-        earlier = {"warmup_steps": 33}
-        assert resolve_length(train_flags(), 200, earlier)["warmup_steps"] == 33
         for asked in (0, 7, 900, 2000):
             flags = train_flags("--num_steps=1000", f"--warmup_steps={asked}")
-            assert resolve_length(flags, 200, earlier)["warmup_steps"] == asked
+            assert resolve_length(flags, 200)["warmup_steps"] == asked
 
     def test_decides_the_workers(self):
         tiny = ["--tiny_train_subset", "synthetic_tiny"]

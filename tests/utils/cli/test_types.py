@@ -18,6 +18,8 @@ NUMBERS = {
     "positive_int": (["1", "64", str(2**31 - 1)], [*NO_INTEGERS, "0", str(2**31)]),
     "count": (["0", "3"], [*NO_INTEGERS, str(2**31)]),
     "seed": (["0", str(2**32 - 1)], [*NO_INTEGERS, str(2**32)]),
+    "workers": (["0", "1024"], [*NO_INTEGERS, "1025"]),
+    "alpha": (["0", "0.001", "0.2", "1000"], [*NO_NUMBERS, "-0.1", "1e-320", "1e-4", "1e308"]),
     "positive": (["1e-9", "3e-2", "7"], [*NO_NUMBERS, "0", "-0.0", "-1e-9", "1e-999"]),
     "non_negative": (["0", "0.1", "-0.0"], [*NO_NUMBERS, "-1e-9"]),
     "fraction": (["0", "0.999"], [*NO_NUMBERS, "1", "1.0001", "-0.1"]),
@@ -54,6 +56,19 @@ def test_right_numbers_are_taken(name, text):
     kind = getattr(types, name)
     assert kind(text) == float(text)
     assert type(kind(text)) is kind.kind
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("non_negative", "1e-320"),
+        ("positive", "1e308"),
+        ("fraction", "5e-324"),
+        ("cosine", "-1e-310"),
+    ],
+)
+def test_numbers_that_nothing_computes_with_are_refused(name, text):
+    assert "0, or from 1e-307 to 3e+38" in refused(getattr(types, name), text)
 
 
 @pytest.mark.parametrize("digits", [400, 5000])

@@ -29,6 +29,7 @@ from utils.run.resume import (
     check_same_run,
     differences,
     forget_lost_best,
+    open_resume_point,
     open_start_point,
 )
 from utils.run.run_images import RunImages, Used
@@ -67,26 +68,18 @@ def paths(tmp_path) -> RunPaths:
     return RunPaths(tmp_path, "run")
 
 
-def config_of(paths: RunPaths, *flags: str, earlier: dict | None = None) -> FrozenConfigDict:
-    """What `train.py` makes of its flags."""
-    argv = [
-        "--name",
-        paths.name,
-        "--output_dir",
-        str(paths.output_dir),
-        "--dataset",
-        "synthetic",
-        "--model_type",
-        "testing",
-        "--img_size",
-        "64",
-        "--num_steps",
-        "100",
-        *flags,
-    ]
-    flags = parse_train(argv, CHOICES)
+NEW = ("--dataset=synthetic", "--model_type=testing", "--img_size=64", "--num_steps=100")
+
+
+def config_of(paths: RunPaths, *flags: str, run: Header | None = None) -> FrozenConfigDict:
+    """What `train.py` makes of its flags, for a new run or the one that is resumed."""
+    place = ["--name", paths.name, "--output_dir", str(paths.output_dir)]
+    if run is None:
+        flags = parse_train([*place, *NEW, *flags], CHOICES)
+    else:
+        flags = parse_train([*place, *flags], CHOICES, run=run._asdict())
     model = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
-    return resolve_config(flags, resolve_length(flags, NUM_SAMPLES, earlier), model)
+    return resolve_config(flags, resolve_length(flags, NUM_SAMPLES), model)
 
 
 def images_of(train: list[str], evaluated: list[str]) -> RunImages:
@@ -132,7 +125,7 @@ def check(paths, saved) -> Callable[..., dict]:
     """Whether the run may go on with these flags, and what differs then."""
 
     def call(*flags: str, data: dict = DATA) -> dict:
-        config = config_of(paths, "--resume", *flags, earlier=saved.config)
+        config = config_of(paths, "--resume", *flags, run=saved)
         check_same_run(config, experiment_of(config), data, saved)
         return differences(saved.experiment, experiment_of(config))
 
@@ -196,14 +189,13 @@ class TestSameRun:
         assert check(*flags) == {}
 
     def test_is_refused_with_the_list_of_what_differs(self, check):
-        message = (
-            r"^--resume: the run was started otherwise: (?=.*learning_rate 0\.03 -> 0\.1[,;])"
-            r"(?=.*seed 42 -> 7[,;])(?=.*optimizer sgd -> adamw[,;]).*; give its values, or start "
-            r"another run$"
+        with pytest.raises(InputError) as caught:
+            check("--learning_rate", "0.1", "--seed", "7", "--optimizer", "adamw", "--tta", "none")
+        assert str(caught.value) == (
+            "--resume: the run was started otherwise: --learning_rate 0.1 (the run's: 0.03), "
+            "--seed 7 (the run's: 42), --optimizer adamw (the run's: sgd); leave them out, or "
+            "start another run"
         )
-        with pytest.raises(InputError, match=message) as caught:
-            check("--learning_rate", "0.1", "--seed", "7", "--optimizer", "adamw")
-        assert "num_steps" not in str(caught.value)
 
     def test_is_resumed_with_what_may_change(self, check):
         flags = ("--learning_rate", "0.1", "--max_grad_norm", "2", "--patience", "3")
@@ -215,7 +207,10 @@ class TestSameRun:
         }
 
     def test_names_what_was_not_allowed_alone(self, check):
-        message = r"otherwise: weight_decay 0\.0 -> 0\.5; give .*--allow_change weight_decay$"
+        message = (
+            r"otherwise: --weight_decay 0\.5 \(the run's: 0\.0\); leave it out, or allow the "
+            r"change by --allow_change weight_decay$"
+        )
         with pytest.raises(InputError, match=message):
             check(
                 "--learning_rate", "0.1", "--weight_decay", "0.5", "--allow_change", "learning_rate"
@@ -233,7 +228,8 @@ class TestSameRun:
         }
 
     def test_keeps_its_warm_up_when_it_gets_longer(self, check):
-        with pytest.raises(InputError, match=r"warmup_steps 10 -> 20; .*--allow_change warmup_ste"):
+        message = r"--warmup_steps 20 \(the run's: 10\); .*--allow_change warmup_steps$"
+        with pytest.raises(InputError, match=message):
             check("--num_steps", "200", "--warmup_steps", "20", "--allow_change", "num_steps")
         changes = check("--num_steps", "200", "--allow_change", "num_steps")
         assert changes.keys() == {"num_steps", "epochs"}
@@ -248,7 +244,7 @@ class TestSameRun:
             check(*flags)
 
     def test_is_told_to_allow_only_what_can_be_allowed(self, check):
-        with pytest.raises(InputError, match=r"; give its values, or start another run$"):
+        with pytest.raises(InputError, match=r"; leave them out, or start another run$"):
             check("--seed", "7", "--learning_rate", "0.1")
         with pytest.raises(InputError, match="started otherwise") as caught:
             check("--num_steps", "20", "--learning_rate", "0.1")
@@ -272,7 +268,7 @@ class TestSameData:
     )
     def test_must_be_there_whatever_may_change(self, check, changes, said):
         message = rf"^--resume: the data are not those of the run: {said}"
-        for flags in ((), ("--allow_change", ",".join(CHANGEABLE)), ("--seed", "7")):
+        for flags in ((), ("--allow_change", ",".join(CHANGEABLE)), ("--seed", "42")):
             with pytest.raises(InputError, match=message):
                 check(*flags, data={**DATA, **changes})
 
@@ -290,18 +286,30 @@ class TestOpenResumePoint:
     @pytest.fixture
     def open_from(self, paths, saved) -> Callable[..., StartPoint]:
         def call(*resume: str, name: str = "run") -> StartPoint:
-            return open_start_point(
-                config_of(RunPaths(paths.output_dir, name), "--resume", *resume), Progress()
-            )
+            of = RunPaths(paths.output_dir, name)
+            config = config_of(of, "--resume", *resume)
+            return open_start_point(config, Progress(), open_resume_point(of, config.resume))
 
         return call
 
     def write_stamp(self, paths: RunPaths, **facts: object) -> None:
         write_json(paths.env_stamp, {"name": paths.name, **facts})
 
-    def test_is_none_without_the_flag(self, paths):
-        start = open_start_point(config_of(paths), Progress())
-        assert (start.resume, start.progress) == (None, Progress())
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("model", None),
+            ("normalization", {"mean": [0.5] * 3, "std": [0.0] * 3}),
+            ("num_steps", 0),
+            ("epochs", float("nan")),
+            ("train_batch_size", "4"),
+        ],
+    )
+    def test_refuses_a_config_that_cannot_be(self, paths, open_from, key, value):
+        payload = load_archive(paths.last)
+        save_archive(paths.last, {**payload, "config": {**payload["config"], key: value}})
+        with pytest.raises(InputError, match=rf"^--resume: .*config has no usable {key}; name an"):
+            open_from()
 
     def test_takes_the_newest_snapshot(self, paths, open_from):
         self.write_stamp(paths, run_id="mine", status="unfinished")

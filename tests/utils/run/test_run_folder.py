@@ -55,7 +55,7 @@ def test_an_output_folder_that_no_system_takes_is_refused(tmp_path):
 
 def test_a_run_that_is_unfinished_is_neither_restarted_nor_replaced(tmp_path, checkpoint):
     leave_a_run(tmp_path, "unfinished")
-    with pytest.raises(InputError, match=r"^--name a is an unfinished run: add --resume"):
+    with pytest.raises(InputError, match=r"^--name a is an unfinished run: `train.py --resume "):
         start_training(tmp_path)
     with pytest.raises(InputError, match=r"^--name a is an unfinished training run; choose"):
         start_evaluation(tmp_path, checkpoint)
@@ -73,7 +73,7 @@ def test_a_run_that_finished_can_be_repeated_and_resumed(tmp_path, checkpoint, s
 def test_what_is_resumed_must_be_there(tmp_path):
     with pytest.raises(InputError, match=r"^--resume: .*/a has no snapshot to resume from; start"):
         start_training(tmp_path, "--resume")
-    with pytest.raises(InputError, match=rf"^--resume {tmp_path} is a folder; name a file$"):
+    with pytest.raises(InputError, match=rf"^--resume {tmp_path} is a folder without snapshots; "):
         start_training(tmp_path, "--resume", tmp_path)
     with pytest.raises(InputError, match=r"^--resume .*/gone.bin does not exist; name a file$"):
         start_training(tmp_path, "--resume", tmp_path / "gone.bin")

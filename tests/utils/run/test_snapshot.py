@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from utils import files
 from utils.data_utils import RunPaths
 from utils.errors import InputError
+from utils.run import snapshot
 from utils.run.snapshot import (
     Header,
     SnapshotStore,
@@ -151,6 +152,17 @@ class TestRotation:
         assert steps == sorted(steps, reverse=True)
         assert len(steps) <= keep + 1
         assert set(steps) <= {51, 50, *(50 - number for number in numbers)}
+
+    def test_looks_at_no_more_files_than_there_are(self, paths, monkeypatch):
+        looked, is_whole = [], snapshot.is_whole_snapshot
+        note = lambda path: looked.append(path) or is_whole(path)  # noqa: E731
+        monkeypatch.setattr(snapshot, "is_whole_snapshot", note)
+        save(paths, 1_000_000, *range(4))
+        assert kept_steps(paths) == [3, 2, 1, 0]
+        paths.last.with_name("last~3.bin").rename(paths.older(2**31 - 1))
+        save(paths, 2**31 - 1, 4)
+        assert [step_of(paths.older(number)) for number in (1, 2, 3)] == [3, 2, 1]
+        assert len(looked) < 40
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
     def test_no_damaged_state_displaces_a_whole_one(self, paths, keep, monkeypatch):
