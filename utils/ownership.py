@@ -104,12 +104,13 @@ def is_ours(folder: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Return whether `folder` holds the stamp of a run with its id, or checkpoints of ours."""
     try:
-        stamp = json.loads(read_regular(folder / STAMP))
+        stamp = {} if (folder / STAMP).is_symlink() else json.loads(read_regular(folder / STAMP))
         if isinstance(stamp, dict) and isinstance(stamp.get("run_id"), str) and stamp["run_id"]:
             return True
     except (OSError, ValueError, RecursionError):
         pass
-    return any(map(_is_archive, (folder / "checkpoints").glob("*.bin")))
+    checkpoints = folder / "checkpoints"
+    return not checkpoints.is_symlink() and any(map(_is_archive, checkpoints.glob("*.bin")))
 
 
 def is_cache(folder: Path, is_whole: bool = True) -> bool:

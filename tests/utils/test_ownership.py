@@ -91,6 +91,13 @@ class TestIsOurs:
         assert all(map(is_ours, (finished_run.run, finished_run.output_dir)))
         assert is_ours(finished_run.tensorboard.parent)
 
+    @pytest.mark.parametrize("name", ["env_stamp.json", "checkpoints"])
+    def test_is_not_true_of_a_folder_that_only_links_to_a_run(self, tmp_path, finished_run, name):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / name).symlink_to(finished_run.run / name)
+        assert (finished_run.run / name).exists()
+        assert not is_ours(tmp_path / "mine")
+
     @pytest.mark.parametrize("name", [MARKER, "env_stamp.json", "pixels.bin", "tb"])
     def test_waits_for_no_pipe(self, tmp_path, name):
         os.mkfifo(tmp_path / name)

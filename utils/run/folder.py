@@ -111,7 +111,7 @@ def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
             )
 
     output = paths.output_dir.resolve()
-    is_below = flags.dataset == "folder" and resolved in output.parents
+    is_below = (resolved if resolved.is_dir() else resolved.parent) in output.parents
     if is_below and kind_of(output) and not is_ours(output) and _holds_images(output):
         raise InputError(
             f"--output_dir {paths.output_dir} is a folder of the images in {flag} {root}; choose "
@@ -120,8 +120,8 @@ def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Return whether there are images in a folder or in those in it, as in a class or a split."""
-    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    """Return whether images are at most two folders down, as in a split of genera and species."""
+    found = (path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern))
     return any(path.name.lower().endswith(IMAGE_ENDINGS) for path in found)
 
 

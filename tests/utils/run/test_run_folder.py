@@ -184,14 +184,26 @@ def test_data_in_the_folder_of_the_run_are_refused(tmp_path, checkpoint, monkeyp
         start_training(output, "--dataset", "folder")
 
 
-def test_a_class_or_split_of_the_images_is_not_an_output_folder(tmp_path):
-    for name in ("train/rose/1.jpg", "train/rose/more/2.PNG", "train/fern/3.jpg"):
+def test_a_class_or_split_of_the_images_is_not_an_output_folder(tmp_path, checkpoint):
+    files = (
+        "train/rose/1.jpg",
+        "train/rose/more/2.PNG",
+        "train/fern/3.jpg",
+        "val/Acer/rubrum/4.jpg",
+    )
+    for name in files:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     data = ("--dataset", "folder", "--data_root", tmp_path)
-    for output in ("train", "train/rose", "train/fern"):
+    for output in ("train", "train/rose", "train/fern", "val"):
         with pytest.raises(InputError, match=r"^--output_dir .* is a folder of the images in --da"):
             start_training(tmp_path / output, *data)
+    put_file(tmp_path / "list.csv")
+    for root in (tmp_path, tmp_path / "list.csv"):  # in an evaluation the checkpoint says of what
+        with pytest.raises(InputError, match=r"^--output_dir .* is a folder of the images in --da"):
+            start_training(tmp_path / "train" / "rose", "--dataset", "csv", "--data_root", root)
+        with pytest.raises(InputError, match=r"^--output_dir .* is a folder of the images in --da"):
+            start_evaluation(tmp_path / "train" / "rose", checkpoint, "--data_root", root)
     (tmp_path / "notes").mkdir()
     for output in (".", "train/new", "notes"):
         start_training(tmp_path / output, *data)

@@ -173,9 +173,11 @@ def _numbered_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int,
     # strict: a quote that is never closed would swallow the rest of the file.
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
+    begin = 1  # a quote that is never closed is in the row that begins here
     try:
         for row in reader:
+            begin = reader.line_num + 1
             if row and (row[0].strip() or any(map(str.strip, row))):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num} is not CSV ({error})") from error
+        raise InputError(f"{path} line {begin} is not CSV ({error})") from error

@@ -130,8 +130,9 @@ class TestRefusals:
             ("path,label,note\na,x\n", r"line 2 has 2 fields, not 3$"),
             ("path,label,\na,b,x,x\n", r"line 2 has 4 fields, not 2; a cell that holds ',' need"),
             ("path;label\na,b;x\nb;c;y\n", r"line 3 has 3 fields, not 2"),
-            ('path,label\n"a\nb",x\n\n"c,y\n', r"is not CSV \(unexpected end of data\)"),
+            ('path,label\n"a\nb",x\n\n"c,y\n', r"line 5 is not CSV \(unexpected end of data\)"),
             ('"path,label\n', r"line 1 is not CSV"),
+            ('path,label\na,"x\nb,y\nc,z\n', r"line 2 is not CSV"),
         ],
     )
     def test_name_the_line_and_the_columns(self, understood, text, message):
