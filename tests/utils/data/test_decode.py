@@ -2,6 +2,7 @@
 cannot.
 """
 
+import functools
 import io
 import struct
 
@@ -201,7 +202,7 @@ def squash(size: Size) -> Size:
 
 class TestDecodeResized:
     @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-    @pytest.mark.parametrize("side", [100, 120, 145, 180, 240])
+    @pytest.mark.parametrize("side", [30, 60, 100, 103, 145, 150])
     def test_a_reduced_jpeg_differs_by_less_than_half_a_level(self, tmp_path, side, options):
         path = str(tmp_path / "photo.jpg")
         noisy((800, 600)).save(path, "JPEG", quality=90, **options)
@@ -213,13 +214,28 @@ class TestDecodeResized:
         difference = (image.float() - whole.float()).abs().mean()
         assert 0 < difference < 0.5
 
+    @pytest.mark.parametrize("size", [(1024, 683), (1023, 681), (1001, 1003)])
+    def test_one_is_not_shifted_whatever_its_sides(self, tmp_path, size):
+        """A chessboard shows a shift by a fraction of a pixel; photographs hide it."""
+        path = str(tmp_path / "photo.jpg")
+        board = np.indices(size[::-1]).sum(0) // 24 % 2 * 200
+        Image.fromarray(board.astype(np.uint8)).convert("RGB").save(path, "JPEG", quality=95)
+        for side in (32, 64, 100):
+            size_of = functools.partial(shorter_side_to, side)
+            image, original = decode_resized(path, size_of)
+            whole = resize(decode(path), size_of(original))
+            assert (image.float() - whole.float()).abs().mean() < 0.5
+
     @pytest.mark.parametrize(
         ("size", "wanted", "expected"),
         [
             ((4000, 3000), 512, 4),  # a phone's photograph, for training at 224
             ((3000, 4000), 256, 4),  # for evaluation
             ((8000, 6000), 256, 8),
-            ((4000, 3000), 1024, 2),
+            ((6000, 4500), 1024, 2),
+            ((4000, 3000), 1024, 1),
+            ((4002, 3002), 512, 2),  # libjpeg would add half a pixel at a quarter
+            ((1024, 683), 128, 1),
             ((500, 500), 256, 1),
             ((500, 332), 512, 1),
             ((1, 60_000), 256, 1),
@@ -227,6 +243,7 @@ class TestDecodeResized:
             ((12_000, 9_000), None, 2),  # 108 megapixels
             ((65_000, 65_000), None, 8),
             ((12_000, 9_000), 5000, 2),  # no less, for the limit
+            ((12_001, 9_001), 2000, 2),
         ],
     )
     def test_is_reduced_as_far_as_quality_allows_and_the_limit_needs(
