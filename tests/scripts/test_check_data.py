@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -33,6 +32,20 @@ from utils.data.catalog import get_spec
 from utils.data.splits import Split
 from utils.dataset import open_split
 from utils.ownership import MARKER, is_ours
+
+# What every process of a check does: before it opens a certain image, it waits until the other end
+# of a pipe is closed.
+WAITING = """
+import os
+really = os.open
+def waiting(path, *args, **options):
+    if str(path).endswith("/6.jpg"):
+        pipe = really("{pipe}", os.O_RDONLY)
+        while os.read(pipe, 1):
+            pass
+    return really(path, *args, **options)
+os.open = waiting
+"""
 
 
 def photo(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -303,16 +316,17 @@ class TestEndings:
             lines.append(f"{i}.jpg,{label},{split}")
             save(tmp_path / "data" / f"{i}.jpg", photo(i))
         (tmp_path / "data" / "images.csv").write_text("\n".join(lines) + "\n")
-        path = tmp_path / "data" / "6.jpg"
-        path.unlink()
-        os.mkfifo(path)
-        return path
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "sitecustomize.py").write_text(WAITING.format(pipe=tmp_path / "pipe"))
+        return tmp_path / "pipe"
 
-    def start(self, pipe: Path, output: Path) -> tuple[subprocess.Popen, int]:
+    def start(self, pipe: Path) -> tuple[subprocess.Popen, int]:
         """A check in a session of its own, and the end of the pipe for writing."""
         script = REPO / "scripts" / "check_data.py"
+        data, output = pipe.parent / "data", pipe.parent / "report"
         process = subprocess.Popen(
-            [sys.executable, script, "csv", pipe.parent, "--output", output, "--num_workers", "1"],
+            [sys.executable, script, "csv", data, "--output", output, "--num_workers", "1"],
+            env={**os.environ, "PYTHONPATH": str(pipe.parent)},
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -335,7 +349,7 @@ class TestEndings:
         [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
     )
     def test_signals_end_all_processes_with_one_line(self, pipe, tmp_path, number, code, word):
-        process, writable = self.start(pipe, tmp_path / "report")
+        process, writable = self.start(pipe)
         os.killpg(process.pid, number)  # as a terminal does
         _, stderr = process.communicate(timeout=240)
         assert process.returncode == code
@@ -354,24 +368,26 @@ class TestEndings:
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def test_of_a_killed_check_takes_its_processes_along(self, pipe, tmp_path):
-        process, writable = self.start(pipe, tmp_path / "report")
+        process, writable = self.start(pipe)
         process.kill()
         self.assert_no_reader(writable)
         process.communicate()
 
-    def test_a_lost_process_is_one_line(self, pipe, tmp_path, capsys):
-        def kill() -> None:
-            writable = os.open(pipe, os.O_WRONLY)
-            for process in multiprocessing.active_children():
-                process.kill()
-            os.close(writable)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        code = check("csv", pipe.parent, tmp_path / "report", "--num_workers", "2")
-        killer.join()
-        error = capsys.readouterr().err
-        assert code == 1
+    def test_a_lost_process_is_one_line(self, pipe, tmp_path):
+        process, writable = self.start(pipe)
+        find = [
+            "pgrep",
+            "-P",
+            str(process.pid),
+            "-f",
+            "spawn_main",
+        ]  # not multiprocessing's tracker
+        children = subprocess.run(find, capture_output=True, text=True)
+        for child in children.stdout.split():
+            os.kill(int(child), signal.SIGKILL)
+        _, error = process.communicate(timeout=240)
+        os.close(writable)
+        assert process.returncode == 1
         assert error.count("\n") == 1
         assert "a process was lost that read " in error
         assert "while reading" in error
