@@ -89,10 +89,9 @@ def walk(root: Path, passed: PassedOver) -> Iterator[tuple[str, list[str], list[
         InputError: a list of paths could not hold the name of a folder or image.
         OSError: a folder cannot be read.
     """
-    own = root.stat()
-    above = [path.stat() for path in root.absolute().parents]  # no link leads out of a class
-    entered = {(state.st_dev, state.st_ino) for state in above}
-    entered.discard((own.st_dev, own.st_ino))  # `a/..` has itself above it
+    # No link leads out of a class. `a/..` has itself among its parents.
+    parents = (root.resolve() if ".." in root.parts else root.absolute()).parents
+    entered = {(state.st_dev, state.st_ino) for state in map(Path.stat, parents)}
     links = [""]  # last and sorted: which way leads to a folder must not depend on the file system
     while links:
         links.sort(key=composed, reverse=True)
