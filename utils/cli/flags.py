@@ -111,7 +111,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("checkpoint", types.path, REQUIRED, EVAL, hashed="content", path="file").help(
             "checkpoint to evaluate, a run's ckpt.bin"
         ),
-        Flag("eval_batch_size", types.positive_int, 8, BOTH, changeable=True).help(
+        Flag("eval_batch_size", types.batch, 8, BOTH, changeable=True).help(
             "images that are evaluated at a time"
         ),
         Flag("seed", types.seed, 42, BOTH).help("seed of everything that is random"),
@@ -295,7 +295,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("eval_every", types.positive_int, 100, changeable=True).help(
             "steps between evaluations; one follows the last step too"
         ),
-        Flag("train_batch_size", types.positive_int, 16).help("images an optimizer step sees"),
+        Flag("train_batch_size", types.batch, 16).help("images an optimizer step sees"),
         Flag("learning_rate", types.positive, 0.03, changeable=True).help(
             "learning rate at its peak, after the warm-up"
         ),
@@ -312,7 +312,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("max_grad_norm", types.positive, 1.0, changeable=True).help(
             "L2 norm to which a longer gradient is clipped"
         ),
-        Flag("gradient_accumulation_steps", types.positive_int, 1, changeable=True).help(
+        Flag("gradient_accumulation_steps", types.batch, 1, changeable=True).help(
             "micro-batches a step is computed in, for less memory; must divide --train_batch_size"
         ),
         Flag("smoothing_value", types.fraction, 0.0, changeable=True).help(

@@ -46,6 +46,7 @@ class Number:
 
 positive_int = Number(int, lambda x: 0 < x < 2**31, "a whole number above 0 and below 2**31")
 image_side = Number(int, lambda x: 0 < x <= 2**16, "a whole number from 1 to 65536")
+batch = Number(int, lambda x: 0 < x <= 2**20, "a whole number from 1 to 1048576")
 count = Number(int, lambda x: 0 <= x < 2**31, "a whole number, 0 or above, below 2**31")
 seed = Number(int, lambda x: 0 <= x < 2**32, "a whole number from 0 to 4294967295")
 positive = Number(float, lambda x: x > 0, "a finite number above 0")

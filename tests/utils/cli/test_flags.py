@@ -49,8 +49,8 @@ MAY_CHANGE = (
 CONTRACT = {*HASHED.split(), *CONTENT.split(), *NOT_HASHED.split()}
 OF_TYPE = {
     types.image_side: "img_size",
-    types.positive_int: "num_steps epochs eval_every train_batch_size eval_batch_size "
-    "gradient_accumulation_steps log_every slide_step save_every patience",
+    types.positive_int: "num_steps epochs eval_every log_every slide_step save_every patience",
+    types.batch: "train_batch_size eval_batch_size gradient_accumulation_steps",
     types.count: "warmup_steps skip_bad_images keep",
     types.workers: "num_workers",
     types.seed: "seed split_seed",

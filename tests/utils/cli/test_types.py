@@ -16,6 +16,7 @@ NO_INTEGERS = [*NO_NUMBERS, "1.5", "1e3", "2.0", "-1"]
 NUMBERS = {
     "image_side": (["1", "224", "65536"], [*NO_INTEGERS, "0", "65537"]),
     "positive_int": (["1", "64", str(2**31 - 1)], [*NO_INTEGERS, "0", str(2**31)]),
+    "batch": (["1", "1048576"], [*NO_INTEGERS, "0", "1048577"]),
     "count": (["0", "3"], [*NO_INTEGERS, str(2**31)]),
     "seed": (["0", str(2**32 - 1)], [*NO_INTEGERS, str(2**32)]),
     "workers": (["0", "1024"], [*NO_INTEGERS, "1025"]),
