@@ -31,15 +31,15 @@ from utils.errors import InputError, os_errors_are_input_errors
 def parse_train(
     argv: Sequence[str],
     choices: Mapping[str, Collection[str]],
-    check_weights: Callable[[Path, str, str], None] = lambda path, profile, model_type: None,
+    check_weights: Callable[[Path, str, str | None, str], None] = lambda *_: None,
 ) -> FrozenConfigDict:
     """Parse and check the flags of `train.py`, without looking for runs or data.
 
     Args:
         argv: arguments after the program's name.
         choices: names of datasets (`dataset`), and model configs by name (`model_type`).
-        check_weights: function of the weights' path and profile and of the model type, which raises
-            an `InputError` if the weights are of another model type.
+        check_weights: function of the weights' path, profile and key and of the model type, which
+            raises an `InputError` if the weights are of another model type.
 
     Returns:
         A value for every flag; None where data or weights decide it.
@@ -61,7 +61,8 @@ def parse_train(
     except InputError:  # these flags may be right, and the model type is not that of the weights
         if weights is not None:
             check_file(weights, "--pretrained")
-            check_weights(weights, values["pretrained_profile"], model_type)
+            told = values["pretrained_profile"], values["pretrained_key"]
+            check_weights(weights, *told, model_type)
         raise
     check_loss(values)
     if values["resume"] not in (None, LAST):
