@@ -36,6 +36,7 @@ class _Model(NamedTuple):
 
     layout: Layout
     prefix: str  # before all its names in the file
+    root: str  # after it before all names but the head's
     names: dict[str, str]  # bare names, to those in the file
     is_averaged: bool
 
@@ -88,12 +89,12 @@ def _unchunked(names: dict[str, str]) -> dict[str, str]:
 
 def _find(tensors: Mapping[str, Tensor]) -> list[_Model]:
     """Find the models under whatever prefixes; of two layouts at one place the first counts."""
-    places: dict[str, Layout] = {}
+    places: dict[str, tuple[Layout, str]] = {}
     for layout in LAYOUTS:
         marked = layout.marked()
         for name in tensors:
             if match := marked.fullmatch(name):
-                places.setdefault(match[1], layout)
+                places.setdefault(match[1], (layout, match[2]))
     if not places:
         known = ", ".join(layout.name for layout in LAYOUTS)
         some = ", ".join(sorted(tensors)[:3])
@@ -102,7 +103,7 @@ def _find(tensors: Mapping[str, Tensor]) -> list[_Model]:
         raise WeightsError(f"it holds {len(places)} models; save one of them alone")
     counters = [name.removesuffix("n_averaged") for name in tensors if name.endswith("n_averaged")]
     models = []
-    for prefix, layout in places.items():
+    for prefix, (layout, root) in places.items():
         names = {
             layout.bare(name.removeprefix(prefix)): name
             for name in tensors
@@ -110,7 +111,7 @@ def _find(tensors: Mapping[str, Tensor]) -> list[_Model]:
         }
         if layout.name == "timm":
             names = _unchunked(names)
-        model = _Model(layout, prefix, names, False)
+        model = _Model(layout, prefix, root, names, False)
         is_averaged = bool(model.words & _AVERAGED) or any(
             prefix.startswith(f"{counter}module.") for counter in counters
         )
@@ -217,12 +218,9 @@ class _Names(dict[str, str]):
         self.model = model
 
     def __missing__(self, ours: str) -> str:
-        theirs = self.model.layout.their_names(ours)
-        absent = [name for name in theirs if name not in self.model.names]
-        return (
-            ", ".join(
-                self.model.names.get(name, f"{self.model.prefix}{name}")
-                for name in absent or theirs
-            )
-            or ours
-        )
+        model = self.model
+        theirs = model.layout.their_names(ours)
+        absent = [name for name in theirs if name not in model.names]
+        prefix = model.prefix + ("" if ours.startswith("head.") else model.root)
+        names = [model.names.get(name, prefix + name) for name in absent or theirs]
+        return ", ".join(names) or ours

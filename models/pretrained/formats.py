@@ -187,7 +187,7 @@ def _check_is_no_shard(path: Path) -> None:
     names = [f"{match[1]}-{n:0{width}}-of-{match[3]}{match[4]}" for n in range(1, count + 1)]
     absent = [name for name in names[:1000] if not (path.parent / name).is_file()]
     if absent or count > 1000:
-        raise WeightsError(f"{what}, of which {absent[:1] or [count]} is not here; fetch them all")
+        raise WeightsError(f"{what}, whose {(absent or ['rest'])[0]} is not here; fetch them all")
     raise WeightsError(f"{what}; make one file of them: {_merging(path.parent, names)}")
 
 
@@ -207,7 +207,8 @@ def _json_kind(path: Path) -> str:
 def _read(path: Path) -> object:
     start = _start(path, 2**10)
     _check_is_no_shard(path)
-    if start[8:9] == b"{":  # eight bytes of length, then a JSON header
+    is_json = start.lstrip().startswith(b"{") and b"\0" not in start[:8]
+    if start[8:9] == b"{" and not is_json:  # eight bytes of length, then a JSON header
         try:
             return load_file(path)
         except (SafetensorError, ValueError, KeyError) as error:
@@ -223,7 +224,7 @@ def _read(path: Path) -> object:
         known = " but a web page; fetch the weights in a browser"
     elif start.startswith(b"version https://git-lfs"):
         known = " but a pointer of Git LFS; fetch the weights with git lfs pull"
-    elif start.lstrip().startswith(b"{"):
+    elif is_json:
         known = _json_kind(path)
     raise WeightsError(f"it is neither .npz, safetensors nor a PyTorch file{known}")
 

@@ -48,9 +48,9 @@ class Layout(NamedTuple):
     convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
     def marked(self) -> re.Pattern[str]:
-        """Return the pattern of a name that marks this layout after any prefix, its group."""
+        """Return the pattern of a name that marks this layout: after a prefix, and a root."""
         marker = self.marker.replace(r"\.", rf"\.{_WRAPPED}")
-        root = rf"(?:(?:{self.root})\.{_WRAPPED})?" if self.root else ""
+        root = rf"((?:(?:{self.root})\.{_WRAPPED})?)" if self.root else "()"
         return re.compile(rf"((?:.*?[./])??){root}(?:{marker})", re.DOTALL)
 
     def bare(self, name: str) -> str:
@@ -90,9 +90,9 @@ class Layout(NamedTuple):
             module, _, third = mine.partition("|")
             if mine == rest:
                 names.setdefault(third, start + theirs)
-            for their_leaf, leaf in self.leaves.items():
-                if rest == module + leaf:
-                    names.setdefault(third, start + theirs + their_leaf)
+            leaves = [name for name, leaf in self.leaves.items() if rest == module + leaf]
+            if leaves:  # flax has kernels, and scales in norms
+                names.setdefault(third, start + theirs + leaves[-1 if "norm" in module else 0])
         return list(names.values())
 
 

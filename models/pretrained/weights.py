@@ -235,6 +235,8 @@ def own_pretrained(
     _check_embeddings(tensors)
     sizes, architecture = _architecture(tensors)
     config = _config_of(model_config)
+    if any(config[key] != value for key, value in sizes.items()):
+        raise WeightsError("it does not hold the weights of the model that it describes")
     sizes["num_heads"] = config.num_heads
     mean, std = (tuple(normalization[key]) for key in ("mean", "std"))
     profile = Profile(mean, std, config.layer_norm_eps, config.activation)

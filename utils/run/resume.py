@@ -16,7 +16,8 @@ from utils.run.checkpoint import load_checkpoint
 from utils.run.folder import read_stamp
 from utils.run.run_images import RunImages
 from utils.run.scalars import EventLog
-from utils.run.snapshot import Header, Part, load_newest, load_snapshot
+from utils.run.snapshot import LENGTH, Header, Part, load_newest, load_snapshot
+from utils.schema import wrong_fields
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
 from utils.training.progress import Progress
@@ -130,6 +131,8 @@ def _open(
     paths = RunPaths(Path(config.output_dir), config.name)
     chosen = None if config.resume == LAST else Path(config.resume)
     header, parts = load_newest(paths, PARTS) if chosen is None else load_snapshot(chosen, PARTS)
+    if wrong := wrong_fields(header.config, LENGTH):
+        raise InputError(f"--resume: the snapshot has no usable config.{wrong[0]}; use another one")
     states.update(parts)
     stamp = read_stamp(paths)
     if chosen is None or stamp.get("run_id") == header.run_id:
