@@ -10,6 +10,7 @@ import pickle
 import re
 import shlex
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -28,8 +29,12 @@ MAX_DEPTH = 8  # of dictionaries in dictionaries that are looked through for ten
 MAX_EXPANSION, MAX_EXTRA = 20, 2**28
 MAX_INDEX = 2**26  # bytes of a JSON file that is looked at
 
-# What zipfile raises for a damaged archive; RuntimeError: an encrypted entry or an unknown method.
-_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error)
+# What zipfile raises for a damaged archive (RuntimeError: an encrypted entry or an unknown method),
+# and NumPy for the header of an array.
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error),
+    *(SyntaxError, tokenize.TokenError, OverflowError),
+)
 # What torch.load raises for archives and pickles that are not of tensors.
 _TORCH_ERRORS = (
     *(RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError),
@@ -89,8 +94,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> object:
     try:
         # A file and not its path: a path's suffix would decide how torch reads it.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of odd pickle protocols, then refused
+        with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(_of_objects(path, error)) from error
@@ -149,7 +153,7 @@ def _read_archive(path: Path) -> object:
                         pass
     except WeightsError:
         raise
-    except _ZIP_ERRORS as error:
+    except (*_ZIP_ERRORS, MemoryError) as error:  # of a header that nests too deep
         raise _damaged(".npz archive" if is_npz else "archive") from error
     return _read_npz(path) if is_npz else _read_torch(path)
 
@@ -259,4 +263,6 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
             plain data.
         OSError: the file cannot be read.
     """
-    return _tensors(_read(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd pickles and headers: they are read, or refused
+        return _tensors(_read(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SUBSETS, TINY_EVAL, TINY_TRAIN, evaluate, train
+from helpers import SUBSETS, TINY_EVAL, TINY_TRAIN, evaluate, read_json, train
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -104,18 +104,7 @@ def test_a_snapshot_with_odd_fields_is_refused_before_a_write_or_resumed(
         older.unlink()
     with_odd_field(data, paths.last)
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    code = train(
-        FLAGS,
-        "--resume",
-        "--save_every",
-        2,
-        "--keep",
-        3,
-        "--output_dir",
-        output,
-        "--data_root",
-        drawn,
-    )
+    code = resume(paths, drawn)
     error = capfd.readouterr().err
     assert "Traceback" not in error
     assert code in (0, 2), error
@@ -142,3 +131,24 @@ def test_a_model_config_of_absurd_size_is_refused_at_once(
         refused(train, FLAGS, "--pretrained", path, "--data_root", drawn)
     else:
         refused(evaluate, f"--name a {TINY_EVAL} --checkpoint {path}", "--data_root", drawn)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        *("[]", '"x"', "null", "{", "[" * 10**5, '{"a":' * 990 + "1" + "}" * 990),
+        *('{"sessions": 5}', '{"sessions": [5]}', '{"sessions": [{"device": [[]]}]}'),
+        *('{"run_id": []}', '{"run_id": null, "status": {}}', '{"timestamp": 7}'),
+        *('{"predictions_digest": {"a": 1}}', '{"config": 5}', '{"seed": %s}' % ("9" * 5000)),
+        '{"sessions": [%s]}' % ('{"device":' * 30 + "1" + "}" * 30),
+        '{"status": "unfinished", "sessions": {}}',
+    ],
+    ids=lambda stamp: stamp[:30],
+)
+def test_an_env_stamp_of_wrong_types_ends_no_run(run, drawn, tmp_path, capfd, stamp):
+    shutil.copytree(run.output_dir, tmp_path / "output")
+    paths = RunPaths(tmp_path / "output", "run")
+    paths.env_stamp.write_text(stamp)
+    assert resume(paths, drawn) == 0
+    assert "Traceback" not in capfd.readouterr().err
+    assert read_json(paths.env_stamp)["status"] == "finished"

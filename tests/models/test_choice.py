@@ -443,13 +443,12 @@ def test_other_files_in_the_place_of_weights_are_called_by_their_names(tmp_path,
     assert refusal(tmp_path / "a.index.json").endswith(said)
 
 
-@pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize(
-    "args",
+    ("args", "is_zip"),
     [
-        {"args": argparse.Namespace(lr=0.1, output=Path("out"))},
-        {"config": {"args": argparse.Namespace(lr=0.1)}, "epoch": 3},
-        {"hyper_parameters": {"folder": Path("out")}},
+        ({"args": argparse.Namespace(lr=0.1, output=Path("out"))}, True),
+        ({"config": {"args": argparse.Namespace(lr=0.1)}, "epoch": 3}, False),
+        ({"hyper_parameters": {"folder": Path("out")}}, True),
     ],
     ids=["args", "nested", "path"],
 )

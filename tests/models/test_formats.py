@@ -1,6 +1,7 @@
 """Weight files: what is read, and that a damaged or hostile one is refused."""
 
 import contextlib
+import copy
 import io
 import json
 import pickle
@@ -386,3 +387,89 @@ ODD_ENTRIES = {
 def test_an_archive_of_odd_entries_is_refused(path, kind, entry):
     content = central_directory(intact(kind), *ODD_ENTRIES[entry])
     assert_refused(path, content, "damaged.*copy it again$")
+
+
+# --- Small files that ask for much ----------------------------------------------------------------
+
+
+def repeated(content: bytes, times: int) -> bytes:
+    """An archive with the first entry listed many times, as if each had bytes of its own."""
+    buffer = io.BytesIO(content)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        first, number = archive.infolist()[0], len(archive.infolist())
+        for i in range(number, number + times):
+            entry = copy.copy(first)
+            entry.filename = f"{i}{first.filename}"
+            archive.filelist.append(entry)
+        archive._didModify = True
+    return buffer.getvalue()
+
+
+def deflated(content: bytes) -> bytes:
+    """The same archive, its entries compressed."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as stored,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for entry in sorted(stored.infolist(), key=lambda entry: -entry.file_size):
+            archive.writestr(entry.filename, stored.read(entry))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: npz_bytes({"a": torch.zeros(2**24)}, np.savez_compressed),
+        lambda: deflated(torch_bytes({"a": torch.zeros(2**24)})),
+    ],
+    ids=["npz", "torch"],
+)
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_and_one_of_zeros_is_read(path, content):
+    zeros = content()
+    assert len(zeros) < 10**6
+    assert read(path, zeros)["a"].count_nonzero() == 0
+    bomb = repeated(zeros, 160)
+    assert_refused(path, bomb, r"^its 0\.\d MB would unpack to 1\d\.\d GB; save it uncompressed$")
+
+
+def npz_of_header(header: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        text = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        archive.writestr("a.npy", text + bytes(64))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *("(1000000000000,)", "(4611686018427387904, 4611686018427387904)", "(17,)", "(-1,)"),
+        *("(2, -8)", "(1.5,)", "('a',)", "None", "(" * 3000, "-" * 5000 + "1", "9" * 5000),
+        "(" + "9" * 4000 + ",)",
+    ],
+    ids=lambda shape: shape[:12],
+)
+def test_an_npz_array_larger_than_its_entry_or_of_no_shape_is_damaged(path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n"
+    assert_refused(path, npz_of_header(header.encode()), r"damaged or truncated \.npz archive")
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch before 1.6"])
+def test_a_tensor_that_claims_a_terabyte_is_damaged(path, kind):
+    content, more = KINDS[kind]({"a": torch.zeros(4)}), b"\x8a\x06" + (2**40).to_bytes(6, "little")
+    if kind == "torch":
+        buffer = io.BytesIO()
+        with (
+            zipfile.ZipFile(io.BytesIO(content)) as old,
+            zipfile.ZipFile(buffer, "w") as archive,
+        ):
+            for entry in old.infolist():
+                data = old.read(entry)
+                archive.writestr(entry.filename, data.replace(b"K\x04t", more + b"t"))
+                assert not entry.filename.endswith("data.pkl") or b"K\x04t" in data
+        content = buffer.getvalue()
+    else:
+        assert b"K\x04Nt" in content
+        content = content.replace(b"K\x04Nt", more + b"Nt")
+    assert_refused(path, content, "damaged, truncated or not a weight file")

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -220,8 +221,10 @@ def _load(path: Path, file: BinaryIO) -> Any:  # noqa: ANN401 - as above
         )
     file.seek(0)
     try:
-        # map_location: one saved from MPS loads anywhere (pytorch #194584).
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused
+            # map_location: one saved from MPS loads anywhere (pytorch #194584).
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
