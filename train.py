@@ -53,7 +53,9 @@ def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | No
         return open_resume_point(*asked)
 
 
-def read_weights(path: Path, profile: str) -> "tuple[Pretrained, np.ndarray]":
+def read_weights(
+    path: Path, profile: str, key: str | None = None
+) -> "tuple[Pretrained, np.ndarray]":
     """Read the weights of `--pretrained`, and which images they were trained on.
 
     Raises:
@@ -65,12 +67,14 @@ def read_weights(path: Path, profile: str) -> "tuple[Pretrained, np.ndarray]":
     from utils.run.checkpoint import is_checkpoint, load_checkpoint
 
     if not is_checkpoint(path):
-        return open_pretrained(path, profile), np.empty(0, np.uint64)
+        return open_pretrained(path, profile, key), np.empty(0, np.uint64)
     if profile != "auto":
         raise InputError(
             f"--pretrained_profile {profile}: {path} says itself how it was trained; use "
             "--pretrained_profile auto"
         )
+    if key is not None:
+        raise InputError(f"--pretrained_key {key}: {path} holds one model; leave the flag out")
     own = load_checkpoint(path)
     if own.older_rules:
         log.warning("warning: %s %s", path, own.older_rules)
@@ -93,7 +97,7 @@ def blaming(path: Path) -> Iterator[None]:
         raise InputError(f"--pretrained {path}: {error}") from error
 
 
-def check_weights(path: Path, profile: str, model_type: str) -> None:
+def check_weights(path: Path, profile: str, key: str | None, model_type: str) -> None:
     """Raise if weights are of another model type.
 
     Raises:
@@ -102,7 +106,7 @@ def check_weights(path: Path, profile: str, model_type: str) -> None:
     from models.pretrained.weights import adapt_config
 
     with blaming(path):
-        adapt_config(get_config(model_type), read_weights(path, profile)[0])
+        adapt_config(get_config(model_type), read_weights(path, profile, key)[0])
 
 
 def build_planned_model(
@@ -121,7 +125,8 @@ def build_planned_model(
     weights, trained = None, np.empty(0, np.uint64)
     with blaming(config.pretrained):
         if config.pretrained is not None:
-            weights, trained = read_weights(Path(config.pretrained), config.pretrained_profile)
+            told = config.pretrained_profile, config.pretrained_key
+            weights, trained = read_weights(Path(config.pretrained), *told)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
         else:

@@ -47,6 +47,8 @@ def rebuild_model(
     """
     try:
         config = complete_config(model_config)
+        if config.depth > len(state_dict):  # a thousand blocks take seconds to build
+            raise WeightsError("does not hold the weights of the model it describes")
         with torch.device("meta"):  # shapes without memory: a config can ask for any amount
             expected = _shapes(build_model(config, len(classes)).state_dict())
     except ModelConfigError as error:

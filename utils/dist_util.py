@@ -291,6 +291,7 @@ def with_session(
     kept = {
         key: value
         for key, value in earlier.items()
-        if key in ("run_id", "timestamp") or key.endswith("predictions_digest")
+        if isinstance(value, str)
+        and (key in ("run_id", "timestamp") or key.endswith("predictions_digest"))
     }
     return {**stamp, **kept, "sessions": [*earlier.get("sessions", []), session]}

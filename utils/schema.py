@@ -24,12 +24,30 @@ def is_positive(value: object) -> bool:
 
 def is_finite(value: object) -> bool:
     """Return whether `value` is a number, neither NaN nor infinite."""
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) is int:  # not through a float, which has no place for large ones
+        return abs(value) < 2**63
+    return type(value) is float and math.isfinite(value)
 
 
 def is_dict(value: object) -> bool:
     """Return whether `value` is a dict."""
     return isinstance(value, dict)
+
+
+def is_json(value: object, depth: int = 20) -> bool:
+    """Return whether `value` is what JSON can hold: finite numbers, text as keys, `depth` deep."""
+    if isinstance(value, dict):
+        return depth > 0 and all(
+            isinstance(key, str) and is_json(item, depth - 1) for key, item in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(is_json(item, depth - 1) for item in value)
+    return value is None or type(value) in (bool, str) or is_finite(value)
+
+
+def is_json_object(value: object) -> bool:
+    """Return whether `value` is a dict that JSON can hold."""
+    return is_dict(value) and is_json(value)
 
 
 def list_of(is_item: Check) -> Check:

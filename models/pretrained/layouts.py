@@ -8,10 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from models.pretrained.formats import WeightsError
 from models.pretrained.profiles import GOOGLE, IMAGENET, Profile
 
 
@@ -24,35 +22,52 @@ def _apart(names: str, ours: str = "attn.qkv.") -> dict[str, str]:
     return {names.format(which): f"{ours}|{n}" for n, which in enumerate(("query", "key", "value"))}
 
 
+# What wrappers (torch.compile, DataParallel, FSDP, activation checkpointing) put into names.
+_WRAPPERS = "_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_WRAPPED = rf"(?:(?:{_WRAPPERS})\.)*"
+_NUMBER = r"\d{1,6}"  # of a block
+
+
 class Layout(NamedTuple):
     """The names that one library gives to its tensors."""
 
     name: str
     marker: str  # regex of a whole name, without prefix, that this layout alone has
-    block: str  # regex of the start of a name in a block; its group is the number of the block
+    block: str  # start of a name in a block, {} standing for the block's number
     # What is in a block, theirs to ours: modules end with the separator, tensors do not; "|" and a
     # number say which third of ours it is.
     in_block: Mapping[str, str]
     outside: Mapping[str, str]  # the same outside of the blocks
     strict: tuple[str, ...]  # starts of names: an unknown name that starts so is not of our ViTs
     profile: Profile  # what is assumed if no file beside the weights says it
-    prefix: str = ""  # regex of what may stand before every name
+    part_block: str = ""  # start of a name in TransFG's part block
+    root: str = ""  # regex of the module that holds all but the head, if there is one
     separator: str = "."  # between module and leaf
     leaves: Mapping[str, str] = _same("weight", "bias")
     # Name in the file and tensor, to the tensor in torch's arrangement.
     convert: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
-    def without_prefix(self, name: str) -> str:
-        """Return `name` without what may stand before it."""
-        return re.sub(f"^(?:{self.prefix})", "", name)
+    def marked(self) -> re.Pattern[str]:
+        """Return the pattern of a name that marks this layout: after a prefix, and a root."""
+        marker = self.marker.replace(r"\.", rf"\.{_WRAPPED}")
+        root = rf"((?:(?:{self.root})\.{_WRAPPED})?)" if self.root else "()"
+        return re.compile(rf"((?:.*?[./])??){root}(?:{marker})", re.DOTALL)
+
+    def bare(self, name: str) -> str:
+        """Return `name`, its prefix taken off, without wrappers and root."""
+        name = re.sub(rf"(?<![^.])(?:{_WRAPPERS})\.", "", name)
+        return re.sub(rf"^(?:{self.root})\.", "", name) if self.root else name
 
     def our_name(self, name: str) -> str | None:
-        """Return our name of the tensor `name`, without prefix; None if our models lack it."""
+        """Return our name of the tensor with the bare `name`; None if our models lack it."""
         start, table = "", self.outside
-        if block := re.match(self.block, name):
-            number, table = block[1], self.in_block
-            start = "part_block." if number is None else f"blocks.{number}."
-            name = name.removeprefix(block[0])
+        number = re.match(re.escape(self.block).replace(r"\{\}", f"({_NUMBER})"), name)
+        if number:
+            start, table = f"blocks.{number[1]}.", self.in_block
+            name = name.removeprefix(number[0])
+        elif self.part_block and name.startswith(self.part_block):
+            start, table = "part_block.", self.in_block
+            name = name.removeprefix(self.part_block)
         if name in table:
             return start + table[name]
         leaf = name.rpartition(self.separator)[2]
@@ -61,6 +76,24 @@ class Layout(NamedTuple):
             return None
         ours, bar, third = table[module].partition("|")
         return f"{start}{ours}{self.leaves[leaf]}{bar}{third}"
+
+    def their_names(self, ours: str) -> list[str]:
+        """Return the bare names of the tensors that make our tensor `ours`; empty: it has none."""
+        start, rest, table = "", ours, self.outside
+        if number := re.match(r"blocks\.(\d+)\.", ours):
+            start, rest, table = self.block.format(number[1]), ours[number.end() :], self.in_block
+        elif self.part_block and ours.startswith("part_block."):
+            start, rest = self.part_block, ours.removeprefix("part_block.")
+            table = self.in_block
+        names: dict[str, str] = {}  # by third; of several spellings the first
+        for theirs, mine in table.items():
+            module, _, third = mine.partition("|")
+            if mine == rest:
+                names.setdefault(third, start + theirs)
+            leaves = [name for name, leaf in self.leaves.items() if rest == module + leaf]
+            if leaves:  # flax has kernels, and scales in norms
+                names.setdefault(third, start + theirs + leaves[-1 if "norm" in module else 0])
+        return list(names.values())
 
 
 def _from_google(name: str, tensor: Tensor) -> Tensor:
@@ -79,7 +112,7 @@ _GOOGLE_ATTENTION = "MultiHeadDotProductAttention_1"
 _GOOGLE = Layout(
     name="google",
     marker=r"Transformer/encoderblock_\d+/.*",
-    block=r"Transformer/encoderblock_(\d+)/",
+    block="Transformer/encoderblock_{}/",
     in_block={
         "LayerNorm_0/": "norm1.",
         "LayerNorm_2/": "norm2.",
@@ -97,7 +130,6 @@ _GOOGLE = Layout(
     },
     strict=("Transformer/encoderblock",),
     profile=GOOGLE,
-    prefix="opt/target/",
     separator="/",
     leaves={"kernel": "weight", "scale": "weight", "bias": "bias"},
     convert=_from_google,
@@ -106,8 +138,9 @@ _GOOGLE = Layout(
 _POOL = ("q.", "kv.", "proj.", "norm.", "mlp.fc1.", "mlp.fc2.")
 _TIMM = Layout(
     name="timm",
-    marker=r"blocks\.0\.attn\.qkv\.weight",
-    block=r"(?:part_block|blocks\.(\d+))\.",
+    marker=r"blocks\.(?:\d+\.)?0\.attn\.qkv\.weight",
+    block="blocks.{}.",
+    part_block="part_block.",
     in_block=_same(
         *("norm1.", "norm2.", "attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2."),
         *("ls1.gamma", "ls2.gamma"),
@@ -125,7 +158,7 @@ _TIMM = Layout(
 _JEONSWORLD = Layout(
     name="jeonsworld",
     marker=r"transformer\.encoder\.layer\.\d+\.attention_norm\.weight",
-    block=r"transformer\.encoder\.(?:part_layer|layer\.(\d+))\.",
+    block="transformer.encoder.layer.{}.",
     in_block={
         "attention_norm.": "norm1.",
         "ffn_norm.": "norm2.",
@@ -147,6 +180,7 @@ _JEONSWORLD = Layout(
 _TRANSFG = _JEONSWORLD._replace(
     name="transfg",
     marker=r"transformer\.encoder\.part_layer\..*",
+    part_block="transformer.encoder.part_layer.",
     outside={
         **{k: v for k, v in _JEONSWORLD.outside.items() if v not in ("norm.", "head.")},
         "transformer.encoder.part_norm.": "part_norm.",
@@ -159,7 +193,7 @@ _TRANSFG = _JEONSWORLD._replace(
 _HF_VIT = Layout(
     name="hf-vit",
     marker=r"encoder\.layer\.\d+\.intermediate\.dense\.weight",
-    block=r"encoder\.layer\.(\d+)\.",
+    block="encoder.layer.{}.",
     in_block={
         "layernorm_before.": "norm1.",
         "layernorm_after.": "norm2.",
@@ -178,7 +212,22 @@ _HF_VIT = Layout(
     },
     strict=("encoder.layer.",),
     profile=GOOGLE._replace(layer_norm_eps=1e-12),  # as ViTConfig and ViTImageProcessor
-    prefix=r"vit\.|dinov2\.|dinov2_with_registers\.",
+    root="vit|deit|dinov2|dinov2_with_registers",
+)
+# Names in memory since transformers 5, whose `save_pretrained` writes the older ones.
+_QKV_5 = {f"attention.{n}_proj.": f"attn.qkv.|{i}" for i, n in enumerate("qkv")}
+_HF_VIT_5 = _HF_VIT._replace(
+    name="hf-vit-5",
+    marker=r"layers\.\d+\.layernorm_before\.weight",
+    block="layers.{}.",
+    in_block={
+        "layernorm_before.": "norm1.",
+        "layernorm_after.": "norm2.",
+        **_same("mlp.fc1.", "mlp.fc2."),
+        "attention.o_proj.": "attn.proj.",
+        **_QKV_5,
+    },
+    strict=("layers.",),
 )
 _HF_DINOV2 = _HF_VIT._replace(
     name="hf-dinov2",
@@ -192,11 +241,20 @@ _HF_DINOV2 = _HF_VIT._replace(
     },
     profile=IMAGENET,
 )
+_HF_DINOV2_5 = _HF_DINOV2._replace(
+    name="hf-dinov2-5",
+    marker=r"encoder\.layer\.\d+\.attention\.o_proj\.weight",
+    in_block={
+        **{k: v for k, v in _HF_DINOV2.in_block.items() if not k.startswith("attention.")},
+        "attention.o_proj.": "attn.proj.",
+        **_QKV_5,
+    },
+)
 
 _TORCHVISION = Layout(
     name="torchvision",
     marker=r"encoder\.layers\.encoder_layer_\d+\.self_attention\.in_proj_weight",
-    block=r"encoder\.layers\.encoder_layer_(\d+)\.",
+    block="encoder.layers.encoder_layer_{}.",
     in_block={
         "ln_1.": "norm1.",
         "ln_2.": "norm2.",
@@ -219,61 +277,9 @@ _TORCHVISION = Layout(
     profile=IMAGENET,
 )
 
-# The first whose marker is among the names counts: TransFG's names are jeonsworld's and more.
-LAYOUTS = (_GOOGLE, _TIMM, _TRANSFG, _JEONSWORLD, _HF_VIT, _HF_DINOV2, _TORCHVISION)
-
-
-class Named(NamedTuple):
-    """The tensors of a file under our names."""
-
-    layout: str
-    profile: Profile  # usual for the layout
-    tensors: dict[str, Tensor]  # shapes as in our models, types as in the file
-    unused: tuple[str, ...]  # names in the file that have no place in our models
-    num_heads: int | None  # None: the layout does not say it
-
-
-def _recognise(names: Mapping[str, Tensor]) -> Layout:
-    for layout in LAYOUTS:
-        if any(re.fullmatch(layout.marker, layout.without_prefix(name)) for name in names):
-            return layout
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    some = ", ".join(sorted(names)[:3])
-    raise WeightsError(f"its layout is none of {known}; it holds {some}, ...")
-
-
-def to_our_names(tensors: Mapping[str, Tensor]) -> Named:
-    """Recognise the layout and rename the tensors; separate query, key and value are stacked.
-
-    Raises:
-        WeightsError: an unknown layout, a distilled DeiT, or a tensor in a block that no ViT of
-            ours has.
-    """
-    layout = _recognise(tensors)
-    if any(name.endswith(("dist_token", "distillation_token")) for name in tensors):
-        raise WeightsError("it is a distilled DeiT, with two class tokens; use one without")
-    ours: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
-    unused, strange = [], []
-    for name, tensor in tensors.items():
-        bare = layout.without_prefix(name)
-        key = layout.our_name(bare)
-        if key is None:
-            (strange if bare.startswith(layout.strict) else unused).append(name)
-            continue
-        key, _, third = key.partition("|")
-        if third:
-            thirds.setdefault(key, {})[int(third)] = layout.convert(name, tensor)
-        else:
-            ours[key] = layout.convert(name, tensor)
-    if strange:
-        raise WeightsError(f"{', '.join(sorted(strange)[:3])}: not part of a {layout.name} ViT")
-    for key, parts in thirds.items():
-        shapes = {tuple(part.shape) for part in parts.values()}
-        # Where they do not stack, the key is missing, and loading says so.
-        if len(parts) == 3 and len(shapes) == 1 and () not in shapes:
-            ours[key] = torch.cat([parts[n] for n in range(3)])
-    # Only flax keeps the heads apart: (H, D/H).
-    biases = [t for name, t in tensors.items() if name.endswith(f"{_GOOGLE_ATTENTION}/query/bias")]
-    num_heads = biases[0].shape[0] if biases and biases[0].ndim == 2 else None
-    return Named(layout.name, layout.profile, ours, tuple(sorted(unused)), num_heads)
+# The first whose marker is among the names counts: TransFG's names are jeonsworld's and more, and
+# Hugging Face's DINOv2 in memory has layer scales too.
+LAYOUTS = (
+    *(_GOOGLE, _TIMM, _TRANSFG, _JEONSWORLD),
+    *(_HF_VIT, _HF_VIT_5, _HF_DINOV2_5, _HF_DINOV2, _TORCHVISION),
+)

@@ -4,7 +4,7 @@ Shapes: D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,12 +22,12 @@ PART_INIT = ("pretrained", "random")
 
 
 class LoadReport(NamedTuple):
-    """The fate of each tensor, by name."""
+    """The fate of each tensor."""
 
-    loaded: tuple[str, ...]  # copied as they are
-    resized: dict[str, str]  # copied in another size: from what to what
-    new: tuple[str, ...]  # left at their initial values
-    unused: tuple[str, ...]  # in the file and not needed
+    loaded: tuple[str, ...]  # copied as they are, by our names
+    resized: dict[str, str]  # copied in another size: from what to what, by the file's names
+    new: tuple[str, ...]  # left at their initial values, by our names
+    unused: tuple[str, ...]  # in the file and not needed, by the file's names
 
     def summary(self) -> dict[str, str]:
         """Return the report in words, a row for each outcome."""
@@ -67,18 +67,21 @@ def resample_positions(positions: Tensor, side: int, num_prefix: int, mode: str)
     return torch.cat((prefix, grid.flatten(2).transpose(1, 2)), dim=1).contiguous()
 
 
-def _fit_positions(positions: Tensor, model: Backbone, mode: str) -> tuple[Tensor, str]:
-    """Return positions for the grid of `model`, and from what to what they were resampled."""
+def _fit_positions(positions: Tensor, model: Backbone, mode: str, name: str) -> tuple[Tensor, str]:
+    """Return positions for the grid of `model`, and from what to what they were resampled.
+
+    `name` is theirs in the file, for the error.
+    """
     num_prefix = int(model.pos_class_token)
     old, new = (math.isqrt(p.shape[1] - num_prefix) for p in (positions, model.pos_embed))
     if old**2 + num_prefix != positions.shape[1]:
-        raise WeightsError(f"pos_embed is {tuple(positions.shape)}: not a square grid of patches")
+        raise WeightsError(f"{name} is {tuple(positions.shape)}: not a square grid of patches")
     resampled = resample_positions(positions, new, num_prefix, mode)
     return resampled, f"{old}x{old} to {new}x{new} patches, {mode}"
 
 
-def _rename_last_block(tensors: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
-    """Give the last block and the final norm the names that `model` has for them."""
+def _last_block_renamed(tensors: dict[str, Tensor], model: Backbone) -> dict[str, str]:
+    """Return new starts of names by old: those that `model` has for last block and final norm."""
     last = f"blocks.{model.depth - 1}."
     has_part_block = any(key.startswith("part_block.") for key in tensors)
     renames = {}
@@ -86,11 +89,12 @@ def _rename_last_block(tensors: dict[str, Tensor], model: Backbone) -> dict[str,
         renames = {last: "part_block.", "norm.": "part_norm.", "fc_norm.": "part_norm."}
     elif has_part_block and not isinstance(model, TransFG):
         renames = {"part_block.": last, "part_norm.": "norm."}
-    renamed = {}
-    for key, tensor in tensors.items():
-        old = next((old for old in renames if key.startswith(old)), "")
-        renamed[renames.get(old, "") + key.removeprefix(old)] = tensor
-    return renamed
+    return renames
+
+
+def _renamed(key: str, renames: Mapping[str, str]) -> str:
+    old = next((old for old in renames if key.startswith(old)), "")
+    return renames.get(old, "") + key.removeprefix(old)
 
 
 def load_pretrained(
@@ -114,18 +118,26 @@ def load_pretrained(
         WeightsError: keys but the head's are missing, or shapes differ; lists them all.
     """
     own = model.state_dict()
-    given = _rename_last_block(weights.tensors, model)
+    renames = _last_block_renamed(weights.tensors, model)
+    before = {_renamed(key, renames): key for key in weights.tensors}
+    back = {new: old for old, new in reversed(renames.items())}
+
+    def in_file(key: str) -> str:
+        return weights.name_in_file(before.get(key) or _renamed(key, back))
+
+    given = {key: weights.tensors[old] for key, old in before.items()}
     skipped = set() if keep_head else set(HEAD_KEYS)
     if part_init == "random" and isinstance(model, TransFG):
         skipped |= {key for key in given if key.startswith("part_block.")}
     resized = {}
     if "pos_embed" in given and given["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
-        given["pos_embed"], how = _fit_positions(given["pos_embed"], model, pos_resample)
-        resized["pos_embed"] = how
+        name = in_file("pos_embed")
+        given["pos_embed"], how = _fit_positions(given["pos_embed"], model, pos_resample, name)
+        resized[name] = how
     taken = {key: given[key] for key in given.keys() & own.keys() - skipped}
-    problems = [f"missing {key}" for key in sorted(own.keys() - taken.keys() - skipped)]
+    problems = [f"missing {in_file(key)}" for key in sorted(own.keys() - taken.keys() - skipped)]
     problems += [
-        f"{key} is {tuple(tensor.shape)}, not {tuple(own[key].shape)}"
+        f"{in_file(key)} is {tuple(tensor.shape)}, not {tuple(own[key].shape)}"
         for key, tensor in sorted(taken.items())
         if tensor.shape != own[key].shape
     ]
@@ -133,8 +145,8 @@ def load_pretrained(
         raise WeightsError(", ".join(problems))
     model.load_state_dict({**own, **taken})
     return LoadReport(
-        loaded=tuple(sorted(taken.keys() - resized.keys())),
+        loaded=tuple(sorted(key for key in taken if in_file(key) not in resized)),
         resized=resized,
         new=tuple(sorted(own.keys() - taken.keys())),
-        unused=tuple(sorted((given.keys() - taken.keys()) | set(weights.unused))),
+        unused=tuple(sorted({*map(in_file, given.keys() - taken.keys()), *weights.unused})),
     )

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.configs import ModelConfigError, complete_config, types_of_size
+from models.pretrained.choice import NEEDED, Named, to_our_names
 from models.pretrained.formats import WeightsError, read_weight_file
-from models.pretrained.layouts import Named, to_our_names
 from models.pretrained.profiles import (
     AUTO,
     PROFILES,
@@ -40,23 +40,39 @@ class Pretrained(NamedTuple):
     notes: tuple[str, ...] = ()  # what was converted
     assumed: str = ""  # what nothing says and was assumed, in words
     classes: tuple[str, ...] | None = None  # class names of the head; None: unknown
+    names: Mapping[str, str] | None = None  # our names to those in the file; None: the same
+
+    def name_in_file(self, key: str) -> str:
+        """Return the name in the file of the tensor that is `key` for us, also of a missing one."""
+        return key if self.names is None else self.names[key]
 
 
-def _as_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _as_float32(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return contiguous float32 tensors, and a note for each other type that there was.
 
     Contiguous: MPS computes wrong with permuted weights, silently (pytorch #192212).
+
+    Args:
+        tensors: tensors by our names.
+        names: our names to those in the file; None: the same.
     """
     counts: dict[str, int] = {}
     converted = {}
+    names = {key: key for key in tensors} if names is None else names
     for key, tensor in tensors.items():
         name = str(tensor.dtype).removeprefix("torch.")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise WeightsError(f"{names[key]} is not a plain tensor")
         if not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:
-            raise WeightsError(f"{key} is {name}, not a floating-point type")
+            raise WeightsError(f"{names[key]} is {name}, not a floating-point type")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # few bytes can be shown as terabytes
+            raise WeightsError(f"{names[key]} shows the same numbers many times; save a copy of it")
         if tensor.dtype != torch.float32:
             counts[name] = counts.get(name, 0) + 1
         converted[key] = tensor.to(torch.float32).contiguous()
-    bad = [key for key, tensor in converted.items() if not tensor.isfinite().all()]
+    bad = [names[key] for key, tensor in converted.items() if not tensor.isfinite().all()]
     if bad:
         raise WeightsError(f"not finite: {', '.join(bad)}; the file is damaged or overflowed")
     return converted, tuple(
@@ -68,14 +84,17 @@ def _is_square(number: int) -> bool:
     return math.isqrt(number) ** 2 == number
 
 
-def _check_embeddings(tensors: Mapping[str, Tensor]) -> None:
+def _check_embeddings(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None
+) -> None:
     """Check the tensors that the architecture is read from.
 
     Raises:
         WeightsError: one is missing, or is not of a ViT for RGB images.
     """
-    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
-    missing = [key for key in needed if key not in tensors]
+    needed = dict(zip(NEEDED, (4, 3, 2), strict=True))
+    names = {key: key for key in needed} if names is None else names
+    missing = [names[key] for key in needed if key not in tensors]
     if missing:
         raise WeightsError(f"missing {', '.join(missing)}")
     dimensions = {**needed, "reg_token": 3}
@@ -83,7 +102,7 @@ def _check_embeddings(tensors: Mapping[str, Tensor]) -> None:
     kernel, positions = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
     if is_odd or kernel.shape[1] != 3 or not positions.numel():
         raise WeightsError(
-            f"patch_embed.proj.weight is {tuple(kernel.shape)}, pos_embed "
+            f"{names['patch_embed.proj.weight']} is {tuple(kernel.shape)}, {names['pos_embed']} "
             f"{tuple(positions.shape)}: not a ViT for RGB images"
         )
 
@@ -160,21 +179,22 @@ def _profile_of(
     return profile, f"{silent} {', '.join(assumed)}: assumed {profile.describe()}"
 
 
-def open_pretrained(path: Path, profile: str = AUTO) -> Pretrained:
+def open_pretrained(path: Path, profile: str = AUTO, key: str | None = None) -> Pretrained:
     """Read a weight file of any known layout.
 
     Args:
         path: `.npz`, safetensors or PyTorch file.
         profile: name in `PROFILES`, or "auto": from the files beside it, else the layout's default.
+        key: place of the model in the file; None: there is one, or one that goes before the others.
 
     Raises:
         WeightsError: the file cannot be used; the message says why, in one line.
         ProfileError: a file beside it cannot be used.
         OSError: the file cannot be read.
     """
-    named = to_our_names(read_weight_file(path))
-    tensors, notes = _as_float32(named.tensors)
-    _check_embeddings(tensors)
+    named = to_our_names(read_weight_file(path), key)
+    tensors, notes = _as_float32(named.tensors, named.names)
+    _check_embeddings(tensors, named.names)
     tensors = _without_register_positions(tensors)
     sizes, architecture = _architecture(tensors)
     if architecture["pre_norm"] and architecture["pool"] == "map":
@@ -186,7 +206,10 @@ def open_pretrained(path: Path, profile: str = AUTO) -> Pretrained:
     else:
         known, assumed = PROFILES[profile], ""
     return Pretrained(
-        named.layout, tensors, named.unused, sizes, architecture, known, notes, assumed
+        *(named.layout, tensors, named.unused, sizes, architecture, known),
+        notes=(*named.notes, *notes),
+        assumed=assumed,
+        names=named.names,
     )
 
 
@@ -212,6 +235,8 @@ def own_pretrained(
     _check_embeddings(tensors)
     sizes, architecture = _architecture(tensors)
     config = _config_of(model_config)
+    if any(config[key] != value for key, value in sizes.items()):
+        raise WeightsError("it does not hold the weights of the model that it describes")
     sizes["num_heads"] = config.num_heads
     mean, std = (tuple(normalization[key]) for key in ("mean", "std"))
     profile = Profile(mean, std, config.layer_norm_eps, config.activation)

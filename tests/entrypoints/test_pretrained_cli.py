@@ -65,6 +65,7 @@ class Foreign(NamedTuple):
     weights: dict[str, torch.Tensor]  # under the names of our plain model
     normalization: tuple[list[float], list[float]]
     assumed: str | None = None  # what the warning names
+    head: str = "head.bias, head.weight"  # its tensors as the file names them
 
 
 def timm_with_config(folder):
@@ -88,7 +89,9 @@ def timm_with_config(folder):
 def google(folder):
     weights = our_weights()
     np.savez(folder / "ViT-B_16.npz", **google_arrays(weights, heads=4))
-    return Foreign(folder / "ViT-B_16.npz", "google", weights, HALF, EVERYTHING)
+    return Foreign(
+        folder / "ViT-B_16.npz", "google", weights, HALF, EVERYTHING, "head/bias, head/kernel"
+    )
 
 
 def load(drawn, output, path, flags="", name="run", base=FROZEN):
@@ -127,7 +130,7 @@ def test_a_foreign_file_is_loaded_accounted_for_and_evaluated_with(write, drawn,
         "loaded": f"{len(weights) - 2} tensors",
         "resized": "none",
         "new": head,
-        "unused": head,
+        "unused": foreign.head,
         "notes": "none",
     }
     backbone = {key for key in weights if key.startswith(IN_BACKBONE)}
@@ -267,6 +270,11 @@ class TestOwnCheckpoint:
             "use --pretrained_profile auto\n"
         )
 
+    def test_takes_no_key(self, own, refused, drawn):
+        flags = f"--name a {BASE} --pretrained_key model"
+        error = refused(train, flags, "--pretrained", own, "--data_root", drawn)
+        assert error.endswith(f" {own} holds one model; leave the flag out\n")
+
     @pytest.mark.parametrize("position", [0, "fine-vit checkpoint", 0.5, -66])
     def test_is_refused_if_damaged_even_where_it_says_that_it_is_ours(
         self, own, refused, drawn, tmp_path, position
@@ -300,6 +308,33 @@ class TestOwnCheckpoint:
             assert error == f"error: checkpoint {path} has {said}; name a run's ckpt.bin\n"
 
 
+# --- A file of several models ---------------------------------------------------------------------
+
+
+def test_pretrained_key_chooses_the_model_and_is_another_experiment(drawn, tmp_path, capsys):
+    path, raw = tmp_path / "both.pth", our_weights()
+    averaged = {key: value + 1 for key, value in raw.items()}
+    torch.save({"model": raw, "model_ema": averaged}, path)
+    by_rule = load(drawn, tmp_path, path, name="rule")
+    notes = table(capsys.readouterr().out)["notes"]
+    assert notes == "took model, not the averaged copy (--pretrained_key model_ema)"
+    chosen = load(drawn, tmp_path, path, "--pretrained_key model_ema", name="chosen")
+    assert table(capsys.readouterr().out)["notes"] == "none"
+    for paths, weights in ((by_rule, raw), (chosen, averaged)):
+        trained = load_checkpoint(paths.checkpoint).state_dict
+        assert torch.equal(trained["cls_token"], weights["cls_token"])
+    assert len({read_json(paths.env_stamp)["config_hash"] for paths in (by_rule, chosen)}) == 2
+
+
+def test_pretrained_key_that_names_no_model_is_refused(refused, drawn, tmp_path):
+    torch.save({"a": our_weights(), "b": our_weights()}, tmp_path / "both.pth")
+    flags = f"--name a {BASE} --pretrained_key c"
+    error = refused(train, flags, "--pretrained", tmp_path / "both.pth", "--data_root", drawn)
+    assert error.endswith(": --pretrained_key c: it holds models at: a, b\n")
+    error = refused(train, f"--name a {BASE} --pretrained_key a", "--data_root", drawn)
+    assert error == "error: --pretrained_key means nothing without --pretrained\n"
+
+
 # --- One refusal of each kind ---------------------------------------------------------------------
 
 
@@ -322,7 +357,7 @@ def with_tensors(**changes) -> bytes:
         (with_tensors()[:-200], "it is a damaged or truncated archive; copy it again"),
         (
             torch_bytes({"state_dict": our_weights(), "args": Path()}),
-            "it holds something other than tensors and plain data, which was not loaded; ",
+            "it holds pathlib.PosixPath beside tensors, which was not loaded; take these out: ",
         ),
         (torch_bytes({"fc": torch.zeros(2)}), "its layout is none of google, timm, transfg, "),
         (

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.pretrained.choice import Named, to_our_names
 from models.pretrained.formats import WeightsError
-from models.pretrained.layouts import LAYOUTS, Named, to_our_names
+from models.pretrained.layouts import LAYOUTS
 
 SETTINGS = settings(max_examples=50, deadline=None)
 
@@ -61,6 +62,21 @@ EXAMPLES = {
         {
             "dinov2_with_registers.embeddings.register_tokens": "reg_token",
             f"dinov2.{HF}.norm1.weight": "blocks.11.norm1.weight",
+        },
+    ),
+    "hf-vit-5": (
+        "layers.0.layernorm_before.weight",
+        {
+            "vit.embeddings.position_embeddings": "pos_embed",
+            "vit.layers.11.mlp.fc1.bias": "blocks.11.mlp.fc1.bias",
+            "layers.11.attention.o_proj.weight": "blocks.11.attn.proj.weight",
+        },
+    ),
+    "hf-dinov2-5": (
+        "encoder.layer.0.attention.o_proj.weight",
+        {
+            "embeddings.register_tokens": "reg_token",
+            f"dinov2.{HF}.layer_scale2.lambda1": "blocks.11.ls2.gamma",
         },
     ),
     "torchvision": (
@@ -124,7 +140,7 @@ def test_what_is_in_no_block_and_unknown_is_unused(layout):
     ],
 )
 def test_an_unknown_layout_names_the_known_and_some_of_its_names(names):
-    known = "google, timm, transfg, jeonsworld, hf-vit, hf-dinov2, torchvision"
+    known = ", ".join(layout.name for layout in LAYOUTS)
     held = ", ".join(sorted(names)[:3])
     message = rf"^its layout is none of {known}; it holds {held}, \.\.\.$"
     with pytest.raises(WeightsError, match=message):
@@ -135,7 +151,6 @@ def test_an_unknown_layout_names_the_known_and_some_of_its_names(names):
     ("layout", "name"),
     [
         ("google", f"{GOOGLE}/MultiHeadDotProductAttention_1/gate/kernel"),
-        ("google", "opt/target/Transformer/encoderblock_0/LayerNorm_7/scale"),
         ("timm", "blocks.0.attn.q_norm.weight"),  # query and key normalised
         ("timm", "blocks.0.gamma_1"),  # the first DeiT III files
         ("timm", "blocks.0.mlp.w12.weight"),  # SwiGLU of DINOv2 giant

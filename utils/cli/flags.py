@@ -259,6 +259,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "or preprocessor_config.json beside them, else what is usual for the layout; without "
             "--pretrained the normalisation alone, auto being google's (default: auto)"
         ),
+        Flag(
+            "pretrained_key", str, None, needs=_WEIGHTS, hashed="if_not_default", metavar="NAME"
+        ).help(
+            "where the model is in a file of several, as messages name it, such as model_ema or "
+            "student.backbone (default: the only one; a teacher before its student, trained "
+            "weights before their average)"
+        ),
         Flag("pos_resample", ("bicubic", "bilinear"), "bicubic", needs=_WEIGHTS).help(
             "how position embeddings are resized to another grid: bicubic as timm, bilinear as "
             "TransFG's code"

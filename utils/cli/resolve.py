@@ -48,7 +48,7 @@ def run_to_resume(
 def parse_train(
     argv: Sequence[str],
     choices: Mapping[str, Collection[str]],
-    check_weights: Callable[[Path, str, str], None] = lambda path, profile, model_type: None,
+    check_weights: Callable[[Path, str, str | None, str], None] = lambda *_: None,
     run: Mapping[str, Any] | None = None,
 ) -> FrozenConfigDict:
     """Parse and check the flags of `train.py`, without looking for runs or data.
@@ -57,8 +57,8 @@ def parse_train(
         argv: arguments after the program's name.
         choices: what each name of a dataset stands for (`dataset`), and model configs by name
             (`model_type`).
-        check_weights: function of the weights' path and profile and of the model type, which raises
-            an `InputError` if the weights are of another model type.
+        check_weights: function of the weights' path, profile and key and of the model type, which
+            raises an `InputError` if the weights are of another model type.
         run: header of the snapshot to resume from, whose values the flags have that are not given.
 
     Returns:
@@ -87,7 +87,8 @@ def parse_train(
     except InputError:  # these flags may be right, and the model type is not that of the weights
         if weights is not None and run is None:
             check_file(weights, "--pretrained")
-            check_weights(weights, values["pretrained_profile"], model_type)
+            told = values["pretrained_profile"], values["pretrained_key"]
+            check_weights(weights, *told, model_type)
         raise
     check_loss(values)
     return _with_paths(values, {*values} - {*of_run})

@@ -20,6 +20,7 @@ from utils.schema import (
     is_count,
     is_dict,
     is_finite,
+    is_json_object,
     is_text,
     list_of,
     wrong_fields,
@@ -90,6 +91,15 @@ def is_digests(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.int64 and value.ndim == 1
 
 
+def is_weights(value: object) -> bool:
+    """Return whether `value` is a tensor of floating-point numbers that NumPy has, too."""
+    return isinstance(value, Tensor) and value.dtype in (
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    )
+
+
 def to_tensor(digests: np.ndarray) -> Tensor:
     """Return uint64 digests as a tensor that every version of torch saves."""
     return torch.from_numpy(digests.view(np.int64).copy())
@@ -119,9 +129,9 @@ _FIELDS = {
     "val_images": is_digests,
     "normalization": is_normalization,
     "step": is_count,
-    "metrics": is_dict,
+    "metrics": is_json_object,
     "config_hash": is_text,
-    "state_dict": dict_of(lambda value: isinstance(value, Tensor)),
+    "state_dict": dict_of(is_weights),
 }
 
 
@@ -183,15 +193,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         what = "is a snapshot, for --resume" if is_ours else "was not written by train.py"
         raise InputError(f"checkpoint {path} {what}; name a run's ckpt.bin")
     version = payload.get("version")
-    if version not in [*BEFORE, VERSION]:
+    if type(version) is not int or version not in [*BEFORE, VERSION]:
         raise InputError(
-            f"checkpoint {path} has format version {version}, this code reads "
+            f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
     payload = {**BEFORE.get(version, {}), **payload}
     wrong = wrong_fields(payload, _FIELDS)
-    if not wrong and payload["model_config"].get("img_size") != payload["img_size"]:
-        wrong = ["img_size"]
+    if not wrong:
+        size = payload["model_config"].get("img_size")
+        wrong = [] if type(size) is int and size == payload["img_size"] else ["img_size"]
     if wrong:
         raise InputError(
             f"checkpoint {path} has no usable {', '.join(wrong)}; name another run's ckpt.bin"

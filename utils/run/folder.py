@@ -18,7 +18,7 @@ from utils.files import kind_of, read_regular, write_text
 from utils.ownership import is_ours, why_not_events, why_not_run
 from utils.processes import is_main
 from utils.run.lock import check_not_locked
-from utils.schema import is_dict, is_text, list_of, wrong_fields
+from utils.schema import is_dict, is_json, is_text, list_of, wrong_fields
 from utils.training.progress import Progress
 
 RETENTION_DAYS = 90
@@ -193,7 +193,8 @@ def read_stamp(paths: RunPaths) -> dict[str, Any]:
         return {}
     if not isinstance(stamp, dict):
         return {}
-    is_usable = not wrong_fields(stamp, {key: _STAMP[key] for key in _STAMP if key in stamp})
+    wrong = wrong_fields(stamp, {key: _STAMP[key] for key in _STAMP if key in stamp})
+    is_usable = is_json(stamp) and not wrong
     return stamp if is_usable else {}
 
 

@@ -238,6 +238,9 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
         is_other = is_changed(resume, plan.experiment, plan.stamp)
         forget_lost_best(progress, plan.paths, is_other)
     learner = build_learner(plan.model.to(plan.device), plan.config)
+    with failing_together():
+        if resume is not None and is_main():
+            learner.check_state(resume.states["learner"])
     snapshots = SnapshotStore(plan.paths, plan.config.keep)
     writer = RunWriter(plan.paths, plan.stamp, plan.data.eval, plan.start.events)
     with locked_run(plan.paths):

@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.files import open_atomic, open_regular
 from utils.processes import failing_together, is_main
 from utils.run.tensor_file import is_whole, load_archive, write_archive
-from utils.schema import Check, is_count, is_dict, is_text, wrong_fields
+from utils.schema import Check, is_count, is_dict, is_json_object, is_text, wrong_fields
 
 FORMAT = "fine-vit state"
 VERSION = 3
@@ -49,9 +49,9 @@ _HEADER = {
     "step": is_count,
     "epoch": is_count,
     "samples_of_epoch": is_count,
-    "config": is_dict,
-    "experiment": is_dict,
-    "data": is_dict,
+    "config": is_json_object,
+    "experiment": is_json_object,
+    "data": is_json_object,
     "data_rules": is_count,
 }
 
@@ -166,7 +166,9 @@ def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> 
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"{path} is not a snapshot of a run; {remedy}")
     version = payload.get("version")
-    is_older = version == VERSION and payload.get("data_rules") in range(1, DATA_RULES)
+    rules = payload.get("data_rules")
+    version = version if type(version) is int else f"{version!s:.40}"
+    is_older = version == VERSION and type(rules) is int and 0 < rules < DATA_RULES
     if version in (1, 2) or is_older:
         raise InputError(
             f"{path} was saved by an older version of this code (format {version}, this code reads "

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -143,6 +144,42 @@ def is_whole(file: BinaryIO) -> bool:
     return digest.hexdigest().encode() == comment
 
 
+MAX_DEPTH = 50  # of lists and dicts in each other
+MAX_BITS = 256  # of an integer: longer ones cannot be printed in bounded time
+_PLAIN = (bool, float, str, type(None))
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value is what `canonical` gives: a tree, of which no part is shared.
+
+    A dict that holds itself has no end, and lists that share lists have one that nobody lives to
+    see, as has a tensor that shows few bytes as many.
+    """
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: list[object] = []
+        for item in level:
+            if isinstance(item, Tensor):
+                is_dense = item.layout == torch.strided and not item.is_meta
+                if not is_dense or item.nbytes > item.untyped_storage().nbytes():
+                    return False
+            elif isinstance(item, dict | list | tuple):
+                if id(item) in seen and item != ():  # there is one empty tuple
+                    return False
+                seen.add(id(item))
+                deeper += [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            elif type(item) is int:
+                if item.bit_length() > MAX_BITS:
+                    return False
+            elif type(item) not in _PLAIN:
+                return False
+        if not deeper:
+            return True
+        level = deeper
+    return False
+
+
 # What torch.load raises for archives that hold anything but what torch.save makes of plain data.
 _LOAD_ERRORS = (
     pickle.UnpicklingError,
@@ -184,12 +221,21 @@ def _load(path: Path, file: BinaryIO) -> Any:  # noqa: ANN401 - as above
         )
     file.seek(0)
     try:
-        # map_location: one saved from MPS loads anywhere (pytorch #194584).
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused
+            # map_location: one saved from MPS loads anywhere (pytorch #194584).
+            payload = torch.load(file, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise InputError(
-            f"checkpoint {path} holds something other than tensors and plain data; it was not "
-            "loaded. Use only checkpoints that train.py wrote"
-        ) from error
+        raise _of_others(path) from error
+    if not _is_plain(payload):
+        raise _of_others(path)
+    return payload
+
+
+def _of_others(path: Path) -> InputError:
+    return InputError(
+        f"checkpoint {path} holds something other than tensors and plain data; it was not "
+        "loaded. Use only checkpoints that train.py wrote"
+    )

@@ -1,5 +1,6 @@
 """Hold what training changes: the model, its optimizer and schedule, its averaged weights."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils.data_utils import EMA
-from utils.schema import dict_of, fields, is_dict, list_of
+from utils.errors import InputError
+from utils.schema import dict_of, fields, is_count, is_dict, list_of
 from utils.training.ddp import exchange_gradients
 from utils.training.optimizer import build_optimizer, build_scheduler
 
@@ -40,6 +42,28 @@ def build_learner(model: nn.Module, config: FrozenConfigDict) -> "Learner":
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _fits(state: Mapping[str, Any], own: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether `state` has the tensors of `own`: names, shapes and types."""
+    return state.keys() == own.keys() and all(
+        _is_tensor(state[key]) and (state[key].shape, state[key].dtype) == (t.shape, t.dtype)
+        for key, t in own.items()
+    )
+
+
+# What the optimizers keep for a parameter: tensors of its shape, and the number of steps.
+_KEPT = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "step"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
+
+
+def _kept_of(parameter: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Return what an optimizer keeps for a parameter, without numbers."""
+    like = torch.empty_like(parameter, device="meta")
+    count = torch.empty((), device="meta")
+    return {name: count if name == "step" else like for name in names}
 
 
 @dataclass(frozen=True)
@@ -85,13 +109,53 @@ class Learner:
             "ema": {} if self.ema is None else self.ema.state_dict(),
         }
 
+    def _optimizer_fits(self, state: Mapping[str, Any]) -> bool:
+        groups = self.optimizer.state_dict()["param_groups"]
+        if [group.get("params") for group in state["param_groups"]] != [
+            g["params"] for g in groups
+        ]:
+            return False
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kept = _KEPT[type(self.optimizer)]
+        return set(state["state"]) <= set(range(len(parameters))) and all(
+            is_dict(entry) and (not entry or _fits(entry, _kept_of(parameters[index], kept)))
+            for index, entry in state["state"].items()
+        )
+
+    def _schedule_fits(self, state: Mapping[str, Any]) -> bool:
+        own = self.scheduler.state_dict()
+        return is_count(state.get("last_epoch")) and all(
+            type(state.get(key)) is type(value) for key, value in own.items()
+        )
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Check that `load_state_dict` can take `state`.
+
+        Raises:
+            InputError: it is of another model or optimizer.
+        """
+        fits = {
+            "model": _fits(state["model"], self.model.state_dict()),
+            "optimizer": self._optimizer_fits(state["optimizer"]),
+            "scheduler": self._schedule_fits(state["scheduler"]),
+            "ema": self.ema is None or _fits(state["ema"], self.ema.state_dict()),
+        }
+        wrong = [name for name, does_fit in fits.items() if not does_fit]
+        if wrong:
+            raise InputError(
+                f"--resume: the snapshot has no {', '.join(wrong)} that fits this run's; resume "
+                "from an earlier one by --resume PATH"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, with the hyper-parameters that this learner was built with."""
         groups, base_lrs = self.optimizer.param_groups, self.scheduler.base_lrs
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": own})
+        own = self.scheduler.state_dict()
+        self.scheduler.load_state_dict({key: state["scheduler"][key] for key in own})
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         # Learning rate, decay or length of the run may be others than when the state was saved.

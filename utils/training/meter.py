@@ -37,6 +37,8 @@ def _is_settled(value: object) -> bool:
         isinstance(value, list)
         and len(value) == len(Settled._fields)
         and is_count(value[0])
+        and is_count(value[3])
+        and value[3] > 0
         and all(map(is_finite, value))
     )
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from ml_collections import FrozenConfigDict
 
-from utils.schema import dict_of, fields, is_count, is_finite, is_text
+from utils.schema import dict_of, fields, is_count, is_finite, is_json, is_text
 
 METRICS = {"split": is_text, "step": is_count, "accuracy": is_finite}  # the ones that are read
 
@@ -24,7 +24,7 @@ class Progress:
     STATE: ClassVar = {
         "step": is_count,
         "evaluated": is_count,
-        "best": dict_of(fields(METRICS)),
+        "best": dict_of(lambda value: is_json(value) and fields(METRICS)(value)),
         "since_best": is_count,
     }
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from utils.processes import gather_objects_on_main, rank, world_size
-from utils.schema import fields, list_of
+from utils.schema import list_of
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -40,24 +40,24 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _is_generator(length: int) -> Any:  # noqa: ANN401
-    return lambda value: isinstance(value, list) and len(value) == length
+def _is_state(value: object) -> bool:
+    """Return whether `value` is a state of the generators that every machine has; tries it."""
+    try:
+        version, key, gauss = value["python"]
+        random.Random().setstate((version, tuple(key), gauss))
+        name, words, position, has_gauss, cached = value["numpy"]
+        words = words.numpy().astype(np.uint32)
+        np.random.RandomState().set_state((name, words, position, has_gauss, cached))
+        torch.Generator().set_state(value["torch"])
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, OverflowError):
+        return False
+    return all(isinstance(value.get(key, value["torch"]), torch.Tensor) for key in ("mps", "cuda"))
 
 
 class RandomState:
     """The generators of all processes as one part of a snapshot."""
 
-    STATE: ClassVar = {
-        "ranks": list_of(
-            fields(
-                {
-                    "python": _is_generator(3),
-                    "numpy": _is_generator(5),
-                    "torch": lambda value: isinstance(value, torch.Tensor),
-                }
-            )
-        )
-    }
+    STATE: ClassVar = {"ranks": list_of(_is_state)}
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

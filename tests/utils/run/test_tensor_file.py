@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from utils.errors import InputError
 from utils.run.tensor_file import (
+    MAX_DEPTH,
     _SealingWriter,
     canonical,
     is_whole,
@@ -219,6 +220,55 @@ class TestLoading:
             with pytest.raises(InputError, match=r"bomb holds something other than tensors"):
                 load_archive(tmp_path / "bomb")
         assert not (tmp_path / "ran").exists()
+
+
+def holding_itself() -> dict:
+    payload: dict = {"a": {}}
+    payload["a"]["again"] = payload
+    return payload
+
+
+def sharing(times: int = 60) -> dict:
+    """Few lists that are 2 to the `times` when each is looked at wherever it stands."""
+    value: list = []
+    for _ in range(times):
+        value = [value, value]
+    return {"a": value}
+
+
+def nested(times: int) -> dict:
+    value: dict = {}
+    for _ in range(times):
+        value = {"a": value}
+    return value
+
+
+class TestSealedByAnybody:
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            holding_itself(),
+            sharing(),
+            nested(MAX_DEPTH + 1),
+            {"a": 10**5000},
+            {"a": torch.zeros(1).expand(10**12)},
+            {"a": torch.zeros(1, device="meta")},
+            {"a": torch.eye(2).to_sparse()},
+            {"a": {1, 2}},
+            {"a": b"bytes"},
+        ],
+        ids=["itself", "shared", "deep", "int", "expanded", "meta", "sparse", "set", "bytes"],
+    )
+    def test_anything_but_a_plain_tree_is_refused_at_once(self, tmp_path, payload):
+        (tmp_path / "odd").write_bytes(sealed(torch_bytes(payload)))
+        with pytest.raises(InputError, match=r"odd holds something other than tensors") as error:
+            load_archive(tmp_path / "odd")
+        assert "\n" not in str(error.value)
+
+    def test_a_plain_tree_of_every_kind_is_read(self, tmp_path):
+        plain = {"a": [None, True, 2**200, -1.5, "x", [], {}, (), ()], 3: nested(MAX_DEPTH - 2)}
+        (tmp_path / "plain").write_bytes(sealed(torch_bytes(plain)))
+        assert load_archive(tmp_path / "plain") == plain
 
 
 def old_file(folder: Path) -> Path:
