@@ -143,7 +143,7 @@ class TestWeights:
         assert stamp["config"]["recipe"]["left_out"] == []
         out = capsys.readouterr().out
         assert re.search(r"new .*part_block\.", out)
-        assert re.search(r"resized .*pos_embed \(2x2 to 5x5 patches, bilinear\)", out)
+        assert re.search(r"resized .*position_embeddings \(2x2 to 5x5 patches, bilinear\)", out)
 
     def test_vit_normalises_as_google(self, tmp_path, run, weights, drawn):
         path = tmp_path / "model.safetensors"  # of timm's names: ImageNet's by default
