@@ -100,9 +100,6 @@ def complete_plan(
 
     Args:
         config: config of the run, all resolved.
-        data: data of the run.
-        start: where training starts.
-        device: device of the run.
         model: model on the CPU, with its starting weights.
         num_tokens: tokens of one image.
         command: command line as typed.

@@ -301,7 +301,7 @@ class TestOpenResumePoint:
             ("model", None),
             ("normalization", {"mean": [0.5] * 3, "std": [0.0] * 3}),
             ("num_steps", 0),
-            ("epochs", float("nan")),
+            ("epochs", -1.0),
             ("train_batch_size", "4"),
         ],
     )
