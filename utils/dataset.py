@@ -278,7 +278,7 @@ def choose_images(data: EvalData, digests: Digests, known: KnownImages) -> tuple
         InputError: images of the heap were trained on, and none is of the run's val.
     """
     if data.heap:
-        heap = tag_heap(data.full_eval, digests, known)
+        heap = tag_heap(data.full_eval, digests, known, data.source.held_out)
         if data.heap == "open":
             chosen = choose_of_heap(heap, digests, known)
             digests = digests.at(heap.positions_of(chosen))

@@ -181,6 +181,19 @@ def test_the_val_of_the_run_is_found_by_content(run, copied, look, change):
     assert metrics["accuracy"] == read_json(run.metrics)["accuracy"]
 
 
+def test_of_copies_those_are_val_that_were(tmp_path, look):
+    root = write_heap(tmp_path / "photos")
+    for path in sorted(root.rglob("*.jpg")):
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    flags = f"--name twice --dataset folder {TINY_TRAIN} --output_dir {tmp_path}"
+    assert train(flags, "--data_root", root) == 0
+    trained = RunPaths(tmp_path, "twice")
+    code, said, paths = look(root, checkpoint=trained.checkpoint)
+    assert (code, ids_of(paths)) == (0, ids_of(trained)), said
+    metrics = [read_json(each.metrics) for each in (paths, trained)]
+    assert metrics[0]["trained_on_images"] == metrics[1]["trained_on_images"] > 0
+
+
 def test_what_a_given_val_has_of_train_is_counted(run, copied, look):
     """It is held out anew, by names that are others now."""
     rename(copied)

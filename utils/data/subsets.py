@@ -12,7 +12,7 @@ from utils.data.digests import TWINS, Digests, contains, whole_digest
 from utils.data.readers.file_names import folded, nearest
 from utils.data.readers.list_files import read_bytes
 from utils.data.readers.listing import without_ending
-from utils.data.splits import Split, stable_keys
+from utils.data.splits import HeldOut, Split, hold_out, stable_keys
 from utils.errors import InputError
 from utils.files import canonical_json, sha256_text
 
@@ -137,10 +137,26 @@ def count_images(known: np.ndarray) -> int:
     return int((known & np.uint64(3) != TWINS).sum())
 
 
-def tag_heap(heap: Split, digests: Digests, known: KnownImages) -> Split:
-    """Return the samples of one heap, tagged as `train`, `val` or `new` for the checkpoint."""
+def tag_heap(
+    heap: Split, digests: Digests, known: KnownImages, held_out: HeldOut | None = None
+) -> Split:
+    """Return the samples of one heap, tagged as `train`, `val` or `new` for the checkpoint.
+
+    Args:
+        heap: all samples.
+        digests: of its images.
+        known: what the checkpoint knows of images.
+        held_out: how its run held its val out of a heap.
+    """
     is_val = is_among(known.val, heap, digests)
     is_trained = is_among(known.trained, heap, digests)
+    both = is_val & is_trained
+    if held_out is not None and both.sum() > len(np.unique(digests.values[both])):
+        # Of copies, some in train and some in val, those are val that have their names still.
+        named = np.zeros(len(heap), dtype=bool)
+        named[heap.positions_of(hold_out(heap, held_out)[1])] = True
+        is_settled = np.isin(digests.values, digests.values[both & named])
+        is_val &= ~(both & is_settled) | named
     return replace(heap, tags=np.where(is_val, "val", np.where(is_trained, "train", "new")))
 
 
