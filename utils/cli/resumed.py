@@ -47,6 +47,7 @@ def values_of_run(
         if not isinstance(recipe, dict | None):
             raise TypeError("recipe is not a record")
         canonical_json(recipe)  # the stamp is to quote it
+        is_there = kind_of(values.get("data_root", Path())) is not None
     except (InputError, TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"--resume: the snapshot's flags or recipe cannot be used: {error}"
@@ -55,8 +56,8 @@ def values_of_run(
     for name, folder in (("data_root", SYNTHETIC_FOLDER), ("cache_dir", CACHE_FOLDER)):
         if values.get(name) == Path(str(config.get("output_dir")), folder):
             del values[name]
-    if "data_root" in values and kind_of(values["data_root"]) is None:
-        del values["data_root"]  # moved, or on another machine: $DATA_ROOT may say where
+    if not is_there:
+        values.pop("data_root", None)  # moved, or on another machine: $DATA_ROOT may say where
     if "epochs" in given or "num_steps" in given:
         values.pop("num_steps", None)
     del values["name"]
