@@ -207,11 +207,10 @@ def _read(source: Source, *splits: str) -> list[Split]:
 def _say(flags: FrozenConfigDict, *splits: Split) -> None:
     """Log what a person should know of the data of a run, once."""
     say_classes(str(RunPaths(Path(flags.output_dir), flags.name).labelmap), *splits)
-    count = sum(
-        path.lower().endswith(HEIC_ENDINGS) for split in splits for path in split.paths.tolist()
-    )
-    if flags.cache == "none" and (note := heic_note(count)):
-        log.info("%s", note)
+    if flags.cache == "none":  # the cache decodes them once
+        paths = (path for split in splits for path in split.paths.tolist())
+        if note := heic_note(sum(path.lower().endswith(HEIC_ENDINGS) for path in paths)):
+            log.info("%s", note)
 
 
 def _subset_of(

@@ -20,10 +20,8 @@ from utils.data.image_files import (
 from utils.data.images.headers import read_header
 from utils.data.images.openers import IMAGE_ERRORS, read_image_file, undecodable
 from utils.data.images.pixels import Profile, read_profile, to_srgb
-from utils.data.presets import Size
+from utils.data.presets import Size, SizeOf
 from utils.data.transforms import resize
-
-SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
 # How to turn (3, H, W) upright, by EXIF orientation (TIFF 6.0, tag 274).
 _TURN: dict[int, Callable[[Tensor], Tensor]] = {

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.files import open_regular
+
 PIECE = 4096  # bytes of a file's start, and of its end, in a short digest
 NONE = 0  # the digest of an image that is damaged and let through, or that was not made
 SHORT, WHOLE, TWINS = 1, 2, 3  # the last two bits: of what it is a digest
@@ -36,9 +38,9 @@ def whole_digest(path: str | Path) -> int:
     """Return the digest of all bytes of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it is not a file, or cannot be read.
     """
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return _digest(iter(lambda: file.read(1 << 20), b""), WHOLE)
 
 

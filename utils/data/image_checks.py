@@ -5,7 +5,7 @@ No torch here: a missing or damaged image ends a run before torch is imported.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from utils.console import log, progress_bar
 from utils.data.digests import NONE, Digests
 from utils.data.image_files import MAX_PIXELS, check_resized_size, decode_rgb
-from utils.data.presets import Size
+from utils.data.presets import Size, SizeOf
 from utils.data.readers.file_names import Folders
 from utils.data.splits import Split
 from utils.data.structure.looks import (
@@ -34,8 +34,6 @@ MISSING_REMEDIES = {
     "csv": "put them there, or take them from the list",
     "folder": "put them back, or remove the links to them",
 }
-
-SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
 
 def _look_at(splits: Collection[Split]) -> tuple[Looks, list[np.ndarray]]:

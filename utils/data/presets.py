@@ -7,6 +7,7 @@ center in evaluation. Imports no torch: the flags ask for the names.
 Sizes are in pixels; S is the side of the model's square input.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,9 @@ class Size(NamedTuple):
 
     height: int
     width: int
+
+
+SizeOf = Callable[[Size], Size]  # size of an original image to that of its resized image
 
 
 class Augmentation(NamedTuple):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.decode import SizeOf, decode_resized
+from utils.data.decode import decode_resized
+from utils.data.presets import SizeOf
 from utils.data.splits import Split
 
 

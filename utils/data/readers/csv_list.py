@@ -19,18 +19,10 @@ from utils.data.readers.csv_table import REMEDY, open_table
 from utils.data.readers.file_names import find_files
 from utils.data.readers.list_files import CONTROL, read_text
 from utils.data.readers.listing import TEXT, Listing, make_listing, sorted_classes
-from utils.data.readers.own import SPLITS, short_ids
+from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
 from utils.errors import InputError, near_miss, printable
 
 FOREIGN_ENDINGS = (".xlsx", ".xls", ".ods", ".numbers")
-# What others call their splits.
-SPELLINGS = {
-    **{split: split for split in SPLITS},
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "testing": "test",
-}
 
 
 class _Rows(NamedTuple):

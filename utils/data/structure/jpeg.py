@@ -12,17 +12,21 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from utils.data.images.headers import APP2, ICC_MAGIC
+from utils.data.images.headers import (
+    APP2,
+    ICC_MAGIC,
+    JPEG_MAGIC,
+    PROGRESSIVE,
+    START_OF_FRAME,
+    START_OF_SCAN,
+    WITHOUT_LENGTH,
+)
 from utils.data.structure.content import ODDITIES, Content
 
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# Markers (ITU T.81, table B.1): frame headers without DHT, JPG and DAC; those without a length.
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+JPEG_END = b"\xff\xd9"
+BASELINE, EXTENDED = 0xC0, 0xC1  # frame headers (ITU T.81, table B.1)
 MAX_SIDE = 65_500  # pixels; libjpeg refuses more
 TABLES = HUFFMAN, QUANTIZATION = 0xC4, 0xDB
-START_OF_SCAN = 0xDA
-WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 class Jpeg(NamedTuple):
@@ -49,7 +53,7 @@ def read_jpeg(content: Content) -> Jpeg | None:
             continue
         if marker in TABLES:
             tables |= _tables(marker, content.at(at + 4, length - 2))
-        elif marker in FRAMES:
+        elif marker in START_OF_FRAME:
             if frame:
                 return None
             frame = start
@@ -147,7 +151,7 @@ def completed_jpeg(data: bytes) -> bytes | None:
     data = data.rstrip(b"\xff")  # half a marker
     if data.endswith(bytes(16)):  # a download that was cut; its place was reserved
         data = data.rstrip(b"\0")
-    if not data.startswith(JPEG_START) or not _has_all_scans(data):
+    if not data.startswith(JPEG_MAGIC) or not _has_all_scans(data):
         return None
     pixels = set()
     for filler in FILLERS:
@@ -177,7 +181,7 @@ def _has_all_scans(data: bytes) -> bool:
             return False  # it is not the end that lacks
         segment = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
         at += 4 + len(segment)
-        if marker in FRAMES and len(segment) >= 6:
+        if marker in START_OF_FRAME and len(segment) >= 6:
             is_progressive = marker == PROGRESSIVE
             left = {each: [99] * 64 for each in segment[6 : 6 + 3 * segment[5] : 3]}
         elif marker == START_OF_SCAN:

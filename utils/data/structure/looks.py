@@ -23,9 +23,10 @@ from utils.data.image_files import (
     decode_rgb,
     describe,
 )
+from utils.data.images.headers import JPEG_MAGIC, PNG_MAGIC
 from utils.data.structure.content import CUT, DAMAGED, Content, Damaged
-from utils.data.structure.jpeg import JPEG_START, Jpeg, completed_jpeg, has_jpeg_end, read_jpeg
-from utils.data.structure.others import PNG_START, read_other, read_png
+from utils.data.structure.jpeg import Jpeg, completed_jpeg, has_jpeg_end, read_jpeg
+from utils.data.structure.others import read_other, read_png
 from utils.data.threads import in_threads
 from utils.errors import RunError
 
@@ -115,14 +116,14 @@ class Looks:
 
     def _look_into(self, index: int, content: Content) -> None:
         path, must_decode, is_raw = self.paths[index], False, False
-        if content.head.startswith(PNG_START):
+        if content.head.startswith(PNG_MAGIC):
             width, height, has_profile = read_png(content)
             if has_profile:
                 self._describe(index)
             if width * height > MAX_PIXELS:
                 _raise(trouble_of(path, lambda path: check_image_size(path, width, height)))
             self.sizes[index] = height, width
-        elif content.head.startswith(JPEG_START) and (jpeg := read_jpeg(content)) is not None:
+        elif content.head.startswith(JPEG_MAGIC) and (jpeg := read_jpeg(content)) is not None:
             must_decode = not jpeg.is_usual
             is_known = jpeg.is_usual and jpeg.width * jpeg.height <= MAX_PIXELS
             if not is_known or jpeg.has_profile:

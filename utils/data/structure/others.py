@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from utils.data.images.headers import PNG_MAGIC
 from utils.data.images.openers import TIFF_MAGICS
 from utils.data.structure.content import CUT, ODDITIES, Content, Damaged
-
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 # --- PNG ------------------------------------------------------------------------------------------
 
@@ -28,7 +27,7 @@ def read_png(content: Content) -> tuple[int, int, bool]:
     Raises:
         Damaged: a chunk is missing, or the file ends before it should.
     """
-    at, kinds, header = len(PNG_START), set(), b""
+    at, kinds, header = len(PNG_MAGIC), set(), b""
     while b"IEND" not in kinds:
         start = content.at(at, 8)
         if len(start) < 8:
