@@ -225,16 +225,17 @@ def train(plan: "Plan", run: "TrainingRun") -> None:
     with progress_bar(config.num_steps, "train", "step", progress.step) as bar:
         while True:
             if progress.is_eval_due(config):
-                run.evaluate_and_keep_best()
+                run.best_keeper.update(progress)
                 run.save()
                 meter.restart()  # neither is training time
             if progress.is_over(config):
                 break
             step = next(run.steps)
-            result = train_step(learner, objective, step, run.normalize, config.max_grad_norm)
-            learning_rate = learner.advance()
-            progress.step += 1
-            meter.add(result, run.steps.waited)
+            with progress.changing():
+                result = train_step(learner, objective, step, run.normalize, config.max_grad_norm)
+                learning_rate = learner.advance()
+                progress.step += 1
+                meter.add(result, run.steps.waited)
             bar.update()
             if meter and progress.is_log_due(config):
                 # The only reading of the device: a reading a step would cost more than the step.

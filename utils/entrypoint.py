@@ -23,6 +23,7 @@ from utils.errors import (
     lost_process,
     one_line,
     printable,
+    remedy_of_shortage,
 )
 from utils.processes import is_main
 
@@ -187,7 +188,9 @@ def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> 
         if isinstance(error, KeyboardInterrupt | Terminated | InputError):
             raise
         what = one_line(error)
-        if is_out_of_memory(error):
+        if remedy := remedy_of_shortage(error):
+            what = f"{what}; {remedy}"
+        elif is_out_of_memory(error):
             said = what if str(error) else "memory ran out"
             what = f"{said}; {less_memory()}"
         elif isinstance(error, RuntimeError) and is_lost_process(error):

@@ -9,8 +9,10 @@ that an old version reaches the message.
 import importlib.util
 import os
 import re
+import resource
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 OLDEST, NEWEST = (3, 11), (3, 13)  # scripts/env.sh names them, too
@@ -96,6 +98,17 @@ def drop_what_stops_imports() -> None:
         warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]
 
 
+def allow_more_open_files() -> None:
+    """Raise the soft limit of open files: a Mac's is 256, and loader processes take many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (65_536, 10_240):  # macOS refuses more than its own limit, and says no hard one
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                return
+
+
 def name_remedy() -> str:
     """Return the commands that help, with paths relative to the current folder."""
     repo = Path(__file__).resolve().parent.parent
@@ -119,4 +132,5 @@ def check_environment() -> None:
 
 
 drop_what_stops_imports()
+allow_more_open_files()
 check_environment()

@@ -139,13 +139,26 @@ def os_errors_are_input_errors(
         raise InputError(f"{flag} {error.filename}: {error.strerror}{hint}") from error
 
 
-# How torch says that memory ran out (CPU, MPS, CUDA) or that a loader process died. Both arrive as
-# plain RuntimeErrors; any other RuntimeError is a defect and keeps its traceback. The last text is
-# Python's own, if there is no memory for a thread's stack.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread")
-_LOST_LOADER = ("DataLoader worker (pid",)
+# How torch says that memory ran out (CPU, MPS, CUDA), or that a loader process died or is not heard
+# any more. Both arrive as plain RuntimeErrors; any other RuntimeError is a defect and keeps its
+# traceback. The last text of memory is Python's own, if there is none for a thread's stack.
+_NO_THREAD, _LOST_WORKER = "can't start new thread", "DataLoader worker (pid"
+_NO_FILES = ("Too many open files", "items of ancdata")
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", _NO_THREAD)
+_LOST_LOADER = (_LOST_WORKER, "Pin memory thread exited", *_NO_FILES)
 # What gloo says when another process of the run is gone.
 _LOST_PROCESS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+# What helps where a machine or a container runs short of something, by how that is said.
+NOT_STARTED = "processes cannot be started"
+_REMEDIES = {
+    NOT_STARTED: "fewer --num_workers take fewer processes and open files, and less of /dev/shm",
+    **dict.fromkeys(_NO_FILES, "fewer --num_workers open fewer files, `ulimit -n` allows more"),
+    _NO_THREAD: "fewer --num_workers take fewer processes and threads, and less memory",
+    _LOST_WORKER: "if memory ran out, fewer --num_workers take less",
+    "No usable temporary directory": "let TMPDIR name a folder that can be written to",
+}
 
 
 class OutOfMemory(RunError):
@@ -169,7 +182,7 @@ def is_lost_process(error: RuntimeError) -> bool:
 
 
 def is_lost_loader(error: BaseException) -> bool:
-    """Return whether torch says that a loader process died."""
+    """Return whether torch says that a loader process died or is not heard any more."""
     return _says(error, _LOST_LOADER)
 
 
@@ -183,6 +196,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     is_torchs = isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
     return isinstance(error, MemoryError | OutOfMemory) or is_torchs
+
+
+def remedy_of_shortage(error: BaseException) -> str:
+    """Return what helps where the system has run short of something; "": no more than memory."""
+    return next((remedy for text, remedy in _REMEDIES.items() if text in str(error)), "")
 
 
 def failure_behind(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from utils.errors import (
     is_out_of_memory,
     lost_process,
     one_line,
+    remedy_of_shortage,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +108,13 @@ def failing_together() -> Iterator[None]:
             raise
         failure = error
     raise_first_failure(failure)
+
+
+def is_common_shortage(failure: Exception) -> bool:
+    """Return whether the machine has run short of something, and all processes end by that."""
+    is_shortage = is_out_of_memory(failure) or bool(remedy_of_shortage(failure))
+    is_shared = isinstance(failure, RunError) and not isinstance(failure, Alone)
+    return is_shortage and (is_shared or world_size() == 1)
 
 
 def raise_first_failure(failure: Exception | None) -> None:

@@ -6,15 +6,24 @@ imports no torch.
 
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
 
-from utils.errors import Terminated, is_lost_loader
+from utils.errors import (
+    NOT_STARTED,
+    Alone,
+    Terminated,
+    is_lost_loader,
+    is_out_of_memory,
+    one_line,
+)
 
 T = TypeVar("T")
 ECHO_SECONDS = 1.0
@@ -34,6 +43,7 @@ class _Asked:
 
     signum: int = 0  # 0: nobody asked
     since: float = 0.0  # seconds of the monotonic clock
+    is_waiting: bool = False  # for loaders
 
     def reset(self) -> None:
         """Forget it."""
@@ -57,15 +67,39 @@ def started(items: Iterable[T]) -> Iterator[T]:
     """Return `iter(items)`; processes that it starts ignore Ctrl-C from their first moment on.
 
     A terminal sends Ctrl-C to them, too, but the main process is to end them.
+
+    Raises:
+        Alone: no process, thread, open file or semaphore can be had.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(items)
     # Blocked and not ignored: a Ctrl-C of this very moment is not lost.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if is_main_thread else ())
     try:
         return iter(items)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        # What torch tidies up of a loader half begun raises an error that Python would print.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        traceback.clear_frames(error.__traceback__)
+        sys.unraisablehook = hook
+        raise Alone(f"loader {NOT_STARTED} ({one_line(error)})") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def losses_raised() -> Iterator[None]:
+    """Raise a loader's loss in the block even if the run is asked to stop.
+
+    One that dies while it sends a batch through the pipe leaves half of it, and a wait for the rest
+    would have no end.
+    """
+    _asked.is_waiting = True
+    try:
+        yield
+    finally:
+        _asked.is_waiting = False
 
 
 def until_stop(items: Iterable[T]) -> Iterator[T]:
@@ -73,7 +107,8 @@ def until_stop(items: Iterable[T]) -> Iterator[T]:
     batches = started(items)
     while not _asked.signum:
         try:
-            item = next(batches)
+            with losses_raised():
+                item = next(batches)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -133,12 +168,12 @@ def _quiet_about_children() -> Callable[[int, FrameType | None], object]:
 
     torch's handler raises wherever the main process is when a loader dies. What ends a machine or a
     service sends SIGTERM to all processes of a run; the step at work is to be finished then, and
-    whoever asks for the next batch hears of the loss.
+    whoever waits for the next batch hears of the loss.
     """
     before = signal.getsignal(signal.SIGCHLD)
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if not _asked.signum and callable(before):
+        if (_asked.is_waiting or not _asked.signum) and callable(before):
             before(signum, frame)
 
     return handle

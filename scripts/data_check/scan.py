@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from utils.console import progress_bar
 from utils.data.image_files import describe
 from utils.data.splits import Split
 from utils.data.structure.looks import Looks
-from utils.errors import RunError
+from utils.errors import NOT_STARTED, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,7 +161,7 @@ def look(path: str) -> Look:
 
 
 def _prepare_process() -> None:
-    """Catch in a file the warnings of libjpeg, which go to file descriptor 2.
+    """Catch in a pipe the warnings of libjpeg, which go to file descriptor 2.
 
     It decodes a damaged image as well as it can, grey where it cannot, and only warns.
     """
@@ -170,8 +169,11 @@ def _prepare_process() -> None:
     import torch
 
     torch.set_num_threads(1)  # one process for each processor is enough
-    caught = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
-    os.dup2(caught.fileno(), 2)
+    global _caught
+    _caught, writer = os.pipe()
+    for end in (_caught, writer):
+        os.set_blocking(end, False)  # what there is no room for is dropped
+    os.dup2(writer, 2)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - not Python's own warnings
 
 
@@ -183,13 +185,11 @@ def _end_with_the_parent() -> None:
 
 def _heard() -> str:
     """Return the first line that was caught since the last call, or an empty text."""
-    length = os.lseek(2, 0, os.SEEK_CUR)
-    if not length:
+    try:
+        text = os.read(_caught, 1 << 16)  # as much as a pipe holds
+    except BlockingIOError:
         return ""
-    text = os.pread(2, length, 0).decode(errors="replace")
-    os.ftruncate(2, 0)
-    os.lseek(2, 0, os.SEEK_SET)
-    return text.strip().partition("\n")[0]
+    return text.decode(errors="replace").strip().partition("\n")[0]
 
 
 # --- All of them ----------------------------------------------------------------------------------
@@ -230,13 +230,17 @@ def scan(files: Files, num_workers: int) -> list[Look]:
     """Look at every file in `num_workers` processes, with a progress bar.
 
     Raises:
-        RunError: a process was lost.
+        RunError: a process was lost, or none can be started.
     """
     found: list[Look] = []
     paths = [files.path_of(position) for position in range(len(files.paths))]
     context = multiprocessing.get_context(START_METHOD)
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(num_workers, context, _prepare_process) as pool:
+    try:
+        started = ProcessPoolExecutor(num_workers, context, _prepare_process)
+    except OSError as error:  # of semaphores, for example
+        raise RunError(f"{NOT_STARTED} ({error})") from error
+    with started as pool:
         try:
             with progress_bar(len(paths), "check", "img") as bar:
                 for one in _looks(pool, paths, PACKETS_AHEAD * num_workers):

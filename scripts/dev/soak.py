@@ -1,8 +1,9 @@
-"""Check that nothing is lost: kill a training, damage its snapshots, fill its disk.
+"""Check that nothing is lost: kill a training, damage its snapshots, fill its disk, limit it.
 
     python scripts/dev/soak.py kills --kills 12
     python scripts/dev/soak.py damage --ways 200
     python scripts/dev/soak.py disk
+    python scripts/dev/soak.py limits
 
 Each command trains for real. It exits 0 if every promise held, and 1 with one line at the first
 that was broken; the runs are then kept.
@@ -21,13 +22,14 @@ import utils.environment  # isort: split
 from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
+from scripts.dev.soak_tests.limits import soak_limits
 from utils.cli.parser import Parser
 from utils.cli.types import path, positive_int, seed
 from utils.console import log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
 
-SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk}
+SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk, "limits": soak_limits}
 
 
 def _parser() -> Parser:
@@ -41,7 +43,7 @@ def _parser() -> Parser:
             metavar="PATH",
             help="Flowers-102 or its parent (default: $DATA_ROOT; without one, drawn flowers)",
         )
-        if name != "disk":
+        if name not in ("disk", "limits"):
             command.add_argument("--seed", type=seed, default=42, help="random seed of the soak")
     numbers = {
         "kills": ("--kills", 12, "number of SIGKILLs"),

@@ -30,7 +30,9 @@ from helpers import (
 )
 
 from utils import files
+from utils.data.images import openers
 from utils.data_utils import EMA, RunPaths, checkpoint_paths
+from utils.evaluation import evaluate as evaluating
 from utils.run.checkpoint import load_checkpoint
 from utils.run.scalars import EventLog
 from utils.run.snapshot import SnapshotStore, load_newest, load_snapshot
@@ -622,6 +624,28 @@ def test_an_image_that_vanishes_is_one_line_and_nothing_is_lost(drawn, tmp_path,
     for path in (data / "jpg").iterdir():
         path.rename(path.with_suffix(".jpg"))
     assert train(f"{line} --resume", *where) == 0
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_a_shortage_between_steps_loses_no_step(start, whole, tmp_path, capsys, monkeypatch, where):
+    """Neither is a step at which the rhythm saves before."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    owner, name = {"training": (openers, "open_file"), "evaluation": (evaluating, "until_stop")}[
+        where
+    ]
+    with (
+        monkeypatch.context() as patch,
+        when_logged("^step 3/", lambda: patch.setattr(owner, name, refuse)),
+    ):
+        assert start("run") == 1
+    error = capsys.readouterr().err
+    assert "Too many open files; fewer --num_workers" in error
+    assert f"--resume continues from step {3 if where == 'training' else 4}" in error
+    assert start("run", "--resume") == 0
+    assert_same_end(RunPaths(tmp_path, "run"), whole())
 
 
 @pytest.mark.parametrize("trouble", ["vanished", "read-only"])

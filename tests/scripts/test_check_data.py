@@ -1,9 +1,11 @@
 """Test scripts/check_data.py: what it finds in a dataset, and how it ends."""
 
+import errno
 import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +39,7 @@ from utils.ownership import MARKER, is_ours
 # of a pipe is closed.
 WAITING = """
 import os
+import re
 really = os.open
 def waiting(path, *args, **options):
     if str(path).endswith("/6.jpg"):
@@ -549,3 +552,15 @@ def test_images_of_one_color_dark_ones_and_odd_profiles_are_named(tmp_path, caps
         image_scan.NO_PROFILE: ["fern/profile.jpg"],
     }
     assert "of one color: 2\n  train rose/clear.png" in capsys.readouterr().out
+
+
+def test_processes_that_cannot_be_started_are_one_line(drawn, tmp_path, capsys, monkeypatch):
+    """As where /dev/shm has no room for a semaphore."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(image_scan, "ProcessPoolExecutor", refuse)
+    assert check("synthetic", drawn, tmp_path / "report") == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: processes cannot be started .*--num_workers.*/dev/shm.*\n", error)

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -225,3 +226,22 @@ def test_closed_streams_and_warnings_as_errors_change_nothing(drawn, tmp_path):
     assert read_json(paths.env_stamp)["status"] == "finished"
     assert load_checkpoint(paths.checkpoint).step
     assert not paths.lock.exists()
+
+
+@pytest.mark.parametrize(
+    ("hard", "most", "given"),
+    [(4_096, 1 << 40, 4_096), (1 << 20, 1 << 40, 65_536), (-1, 61_440, 10_240), (-1, 999, 256)],
+)
+def test_more_files_may_be_open_as_far_as_the_system_lets_them(monkeypatch, hard, most, given):
+    """macOS names no hard limit, and refuses more than one that it does not say."""
+    limits = [256, resource.RLIM_INFINITY if hard < 0 else hard]
+
+    def change(_: int, wanted: tuple[int, int]) -> None:
+        if wanted[0] > most:
+            raise ValueError("current limit exceeds maximum limit")
+        limits[:] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", change)
+    environment.allow_more_open_files()
+    assert limits[0] == given

@@ -158,8 +158,13 @@ class TestNamedFailures:
             (RuntimeError("can't start new thread"), "can't start new thread"),
             (
                 RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-                r"DataLoader worker \(pid 7\) is killed",
+                r"DataLoader worker \(pid 7\) is killed.*; .*--num_workers",
             ),
+            (OSError(errno.EMFILE, "Too many open files", "/x"), "`ulimit -n` allows more"),
+            (raised_in_a_worker(OSError(24, "Too many open files")), "`ulimit -n` allows more"),
+            (RuntimeError("received 0 items of ancdata"), "`ulimit -n` allows more"),
+            (RuntimeError("Pin memory thread exited unexpectedly"), "Pin memory thread"),
+            (FileNotFoundError(2, "No usable temporary directory found in []"), "let TMPDIR"),
         ],
         ids=lambda value: type(value).__name__,
     )

@@ -1,18 +1,28 @@
-"""Decide which samples are in which batch of which process, and what a batch holds.
+"""Decide which samples are in which batch of which process; what a batch holds, and how it is sent.
 
 Shapes: B batch, S image side in pixels, C classes.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+import resource
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from utils.console import log
 from utils.data.splits import Split
 from utils.data_utils import derive_seed
+from utils.errors import one_line
+
+# Images in shared memory take a file descriptor a batch, in the main process. Where fewer files may
+# be open than the most loader processes and micro-batches in use would take, they are not shared.
+ENOUGH_FILES = 4096
 
 
 class Batch(NamedTuple):
@@ -24,6 +34,54 @@ class Batch(NamedTuple):
     sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
     targets: Tensor | None = None  # (B, C) float32 shares of the classes, if images are mixed
     bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
+
+    def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
+        """Send it from a loader process: images in shared memory if there is room, the rest as is.
+
+        torch shares each tensor in a thread that drops a batch for which there is no room; the main
+        process would wait for it for ever.
+        """
+        others = [each if each is None else each.numpy() for each in self[1:-1]]
+        return _received, (*_send_images(self.images), others, self.bad)
+
+
+def _send_images(images: Tensor) -> tuple[bytes | np.ndarray, str]:
+    """Return where images are in shared memory; or all their bytes, and why they are not there."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files < ENOUGH_FILES:
+        why = f"only {files} files may be open"
+    else:
+        try:
+            return bytes(ForkingPickler.dumps(images)), ""
+        except (OSError, RuntimeError) as error:  # torch's for shared memory, ours for sockets
+            why = one_line(error)
+    return images.permute(0, 2, 3, 1).numpy(), why
+
+
+_warned: list[str] = []  # why batches come through the pipe, said once
+
+
+def _received(
+    sent: bytes | np.ndarray,
+    why: str,
+    others: Sequence[np.ndarray | None],
+    bad: tuple[tuple[str, str], ...],
+) -> Batch:
+    """Return in the main process what `Batch.__reduce__` sent."""
+    if isinstance(sent, bytes):
+        images = pickle.loads(sent)
+    else:
+        images = torch.from_numpy(sent).permute(0, 3, 1, 2)
+        if not _warned:
+            _warned.append(why)
+            log.warning(
+                "warning: batches come through a pipe, which is slower (%s); more shared memory "
+                "(docker run --shm-size=1g), open files (ulimit -n) or room in TMPDIR helps",
+                why,
+            )
+    return Batch(
+        images, *(each if each is None else torch.from_numpy(each) for each in others), bad
+    )
 
 
 class BatchShare(NamedTuple):

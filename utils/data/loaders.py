@@ -6,11 +6,13 @@ Shapes: B batch, S image side in pixels, C classes.
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
@@ -130,6 +132,20 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
+def _hand_over(queue: Queue, error: Exception, sent: tuple[int, Batch]) -> None:
+    """Send what kept a batch from being sent; Python prints it and drops the batch.
+
+    The main process would wait for it for ever.
+    """
+    queue.put((sent[0], ExceptionWrapper((type(error), error, error.__traceback__))))
+
+
+def _begin_worker(worker_id: int) -> None:
+    """Prepare a loader process."""
+    seed_worker(worker_id)
+    Queue._on_queue_feeder_error = _hand_over
+
+
 def make_loader(
     dataset: ImageDataset,
     batches: Iterable[BatchShare],
@@ -152,7 +168,7 @@ def make_loader(
         collate_fn=_as_it_is,
         # Without its own, each pass over the loader would draw from the global generator.
         generator=torch.Generator().manual_seed(dataset.seed),
-        worker_init_fn=seed_worker,
+        worker_init_fn=_begin_worker,
         pin_memory=device.type == "cuda",  # only there: MPS warns and gains nothing
     )
 

@@ -36,7 +36,7 @@ class BestKeeper:
             for variant, model in self.models.items()
         }
         is_better = False
-        with failing_together():
+        with progress.changing(), failing_together():
             for variant, (evaluation, metrics) in results.items():
                 self.writer.log_evaluation(metrics, variant)
                 best = progress.best.get(variant)

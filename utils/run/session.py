@@ -22,8 +22,9 @@ from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
+from utils.errors import RunError
 from utils.evaluation.evaluate import Evaluator
-from utils.processes import failing_together, is_main, rank, world_size
+from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
 from utils.run.best import BestKeeper
 from utils.run.checkpoint import to_tensor
 from utils.run.lock import locked_run
@@ -206,10 +207,6 @@ class TrainingRun:
         self.snapshots.save(header, self.parts)
         plan.start.progress.saved = step
 
-    def evaluate_and_keep_best(self) -> None:
-        """Evaluate all variants of the weights, and keep those that are best."""
-        self.best_keeper.update(self.plan.start.progress)
-
     def log_training(self, learning_rate: float) -> dict[str, float]:
         """Read the meter, and write and return the scalars since its last reading."""
         progress, events = self.plan.start.progress, self.plan.start.events
@@ -222,7 +219,7 @@ class TrainingRun:
 
 @contextmanager
 def start(plan: Plan) -> Iterator[TrainingRun]:
-    """Start the planned run, and save a snapshot when it is asked to stop.
+    """Start the planned run, and save a snapshot if it is asked to stop or lacks something.
 
     Raises:
         InputError: another process writes this run.
@@ -252,13 +249,16 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
             with stop_requests():
                 try:
                     yield run
-                except Stopped as stopped:
-                    if progress.saved != progress.step:
+                except (Stopped, RunError, OSError, MemoryError, RuntimeError) as ended:
+                    is_asked = isinstance(ended, Stopped)
+                    if progress.is_save_left and (is_asked or is_common_shortage(ended)):
                         run.save()
+                    if not is_asked:
+                        raise
                     log.info(
-                        "stopped by %s after step %d; --resume continues", stopped, progress.step
+                        "stopped by %s after step %d; --resume continues", ended, progress.step
                     )
-                    raise stop_by(stopped.signum) from stopped
+                    raise stop_by(ended.signum) from ended
         finally:
             writer.write_stamp(skipped_images=plan.start.bad_images.facts())
 

@@ -1,5 +1,7 @@
 """Record how far training is, and decide what is due. Imports no torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ class Progress:
     best: dict[str, dict[str, Any]] = field(default_factory=dict)
     since_best: int = 0  # evaluations since the last better one
     saved: int | None = None  # the step of the newest snapshot on disk, which knows it itself
+    is_torn: bool = False  # in the middle of a change: what fails now leaves no state to be saved
 
     STATE: ClassVar = {
         "step": is_count,
@@ -27,6 +30,13 @@ class Progress:
         "best": dict_of(lambda value: is_json(value) and fields(METRICS)(value)),
         "since_best": is_count,
     }
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold a block that changes the state of a run; if it fails, the state is half changed."""
+        self.is_torn = True
+        yield
+        self.is_torn = False
 
     def is_eval_due(self, config: FrozenConfigDict) -> bool:
         """Return whether the weights of this step are to be evaluated and have not been."""
@@ -56,8 +66,13 @@ class Progress:
         self.evaluated = 0  # even if all steps are done
         self.since_best = 0  # patience must not end the run before
 
+    @property
+    def is_save_left(self) -> bool:
+        """Return whether the state is whole, and not on disk."""
+        return not self.is_torn and self.saved != self.step
+
     def state_dict(self) -> dict[str, Any]:
-        """Return all but `saved` as plain data."""
+        """Return what is kept, as plain data."""
         return {key: getattr(self, key) for key in self.STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

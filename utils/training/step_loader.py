@@ -13,7 +13,7 @@ from utils.data.batches import Batch
 from utils.errors import RunError, is_lost_loader, one_line
 from utils.processes import gather_objects, gather_rows, raise_first_failure
 from utils.schema import is_text, list_of
-from utils.signals import Stopped, started, stop_signal
+from utils.signals import Stopped, losses_raised, started, stop_signal
 
 
 class BadImages:
@@ -92,8 +92,10 @@ class StepLoader:
             RunError: too many images are bad, or one cannot be decoded, here or elsewhere.
             Stopped: a process was asked to stop.
         """
-        batches, failure = self._next_batches()
-        if not batches and failure is None:
+        # Loaders that were told to stop, too, may have died while they sent a batch.
+        is_asked = stop_signal() != 0
+        batches, failure = ([], None) if is_asked else self._next_batches()
+        if not batches and failure is None and not is_asked:
             raise StopIteration
         bad = [each for batch in batches for each in batch.bad]
         own = [len(batch.labels) for batch in batches] or [0] * self.micro_batches
@@ -115,13 +117,14 @@ class StepLoader:
         ]
         return StepBatches([batch for batch, _ in kept], [by_rank for _, by_rank in kept])
 
-    def _next_batches(self) -> tuple[list[Batch], RunError | None]:
+    def _next_batches(self) -> tuple[list[Batch], Exception | None]:
         """Return the batches of the next step, or what went wrong; measure how long it took."""
         began = time.perf_counter()
         batches, failure = [], None
         try:
-            batches = list(itertools.islice(self.batches, self.micro_batches))
-        except RunError as error:
+            with losses_raised():
+                batches = list(itertools.islice(self.batches, self.micro_batches))
+        except (RunError, OSError, MemoryError) as error:
             failure = error
         except RuntimeError as error:
             if not is_lost_loader(error):

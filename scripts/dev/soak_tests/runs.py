@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,7 +55,9 @@ def tiny_flags(data_root: Path | None, folder: Path) -> list[str]:
     return [*data, *TINY_RUN, "--tiny_infer_subset", f"{dataset}_tiny"]
 
 
-def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
+def _train(
+    flags: list[str], output: Path, disk: FullDisk | None, impose: Callable[[], None] | None
+) -> None:
     """Run train.py in this forked process, with its output and a report of its writes in files."""
     import torch
 
@@ -65,6 +67,8 @@ def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
     # Loaders start as in a process that a user starts, not in the server of these forks.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     torch.set_num_threads(1)  # more threads are slower for so small a model
+    if impose is not None:
+        impose()
     if disk is not None:
         disk.install()
     code = importlib.import_module("train").main(flags)  # a program to the soak, not a part of it
@@ -77,19 +81,28 @@ def _train(flags: list[str], output: Path, disk: FullDisk | None) -> None:
 class Training:
     """A process of train.py, forked from one that has imported torch."""
 
-    def __init__(self, flags: list[str], output: Path, disk: FullDisk | None = None) -> None:
+    def __init__(
+        self,
+        flags: list[str],
+        output: Path,
+        disk: FullDisk | None = None,
+        impose: Callable[[], None] | None = None,
+    ) -> None:
         """Start the process.
 
         Args:
             flags: command line of train.py.
             output: path without an ending; .out, .err and, with a disk, .json are written there.
             disk: disk that gets full; None: the real one.
+            impose: limits the process before train.py begins.
         """
         CONTEXT.set_forkserver_preload(PRELOAD)
         for ending in (".out", ".err"):
             output.with_suffix(ending).write_bytes(b"")
         self.output = output
-        self.process: BaseProcess = CONTEXT.Process(target=_train, args=(flags, output, disk))
+        self.process: BaseProcess = CONTEXT.Process(
+            target=_train, args=(flags, output, disk, impose)
+        )
         self.process.start()
 
     def lines(self, ending: str = ".out") -> list[str]:
@@ -118,9 +131,14 @@ class Training:
 
 
 @contextmanager
-def training(flags: list[str], output: Path, disk: FullDisk | None = None) -> Iterator[Training]:
+def training(
+    flags: list[str],
+    output: Path,
+    disk: FullDisk | None = None,
+    impose: Callable[[], None] | None = None,
+) -> Iterator[Training]:
     """Start a `Training` that is killed with SIGKILL if the block leaves it running."""
-    started = Training(flags, output, disk)
+    started = Training(flags, output, disk, impose)
     try:
         yield started
     finally:

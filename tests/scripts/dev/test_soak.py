@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import functools
 import io
 import os
 import random
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from scripts.dev import soak
-from scripts.dev.soak_tests import damage, disk, kills, runs, watch
+from scripts.dev.soak_tests import damage, disk, kills, limits, runs, watch
 from scripts.dev.soak_tests.full_disk import FullDisk
 from utils.data_utils import RunPaths
 from utils.errors import RunError
@@ -37,6 +38,22 @@ class TestKills:
     def test_a_run_that_ends_by_itself_is_said(self, tmp_path):
         with pytest.raises(RunError, match="ended with code 0 before it was killed"):
             kills.kill_at_random(["--help"], tmp_path / "out", random.Random(0), 60.0)
+
+
+class TestLimits:
+    def test_few_open_files_change_nothing(self, drawn, capsys, monkeypatch, tmp_path):
+        monkeypatch.setattr(limits, "LARGE_BATCHES", ["--num_steps", "2", "--num_workers", "2"])
+        few = limits.limits(tmp_path)["96 open files"]
+        monkeypatch.setattr(limits, "limits", lambda _: {"few files": few})
+        assert soak.main(["limits", "--data_root", str(drawn)]) == 0
+        assert "the same results" in capsys.readouterr().out
+
+    def test_what_the_machine_does_not_allow_is_said(self, drawn, capsys, monkeypatch):
+        monkeypatch.setattr(limits, "LARGE_BATCHES", ["--num_steps", "1", "--num_workers", "0"])
+        refused = functools.partial(os._exit, limits.REFUSED)
+        monkeypatch.setattr(limits, "limits", lambda _: {"no room": (refused, True)})
+        assert soak.main(["limits", "--data_root", str(drawn)]) == 0
+        assert "skipped" in capsys.readouterr().out
 
 
 class TestWatch:

@@ -1,7 +1,9 @@
 """utils/data/loaders.py: order, randomness and bytes of what the loaders yield."""
 
+import errno
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,12 +13,14 @@ from forked import CONTEXT
 from helpers import loader_config, whole_part
 from PIL import Image
 
+from utils.data import batches
 from utils.data.batches import Batch
+from utils.data.images import openers
 from utils.data.loaders import ImageDataset, eval_loader, make_loader, open_images, train_loader
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.transforms import EvalView, TrainView
 from utils.data_utils import seed_everything
-from utils.errors import RunError
+from utils.errors import Alone, RunError
 from utils.training.step_loader import BadImages, StepLoader
 
 CPU = torch.device("cpu")
@@ -223,6 +227,88 @@ class TestProcesses:
             process.terminate()
             process.join(10)
         assert [process.exitcode for process in processes] == [0, 0]
+
+
+def refusal(error: Exception):
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return refuse
+
+
+NO_ROOM = RuntimeError("unable to allocate shared memory(shm) for file </torch_7_8_9>: No space")
+
+
+class TestShortage:
+    """The loader processes are forks, and lack what is taken from this one."""
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "value", "why"),
+        [
+            (torch.UntypedStorage, "_share_fd_cpu_", refusal(NO_ROOM), "No space"),
+            (os, "dup", refusal(OSError(errno.EMFILE, "Too many open files")), "Too many"),
+            (tempfile, "tempdir", "/nonexistent/" + 99 * "x", "No such file"),
+            (tempfile, "mkdtemp", refusal(FileNotFoundError(2, "No usable")), "No usable"),
+            (batches, "ENOUGH_FILES", 1 << 62, "files may be open"),
+        ],
+    )
+    def test_of_what_shares_memory_changes_no_bit(
+        self, split, monkeypatch, caplog, owner, name, value, why
+    ):
+        values = {"micro_batches": 4, "cutmix": 1.0}
+        expected = list(of_training(split, **values))
+        monkeypatch.setattr(batches, "_warned", [])
+        made = multiprocessing.current_process()._config  # a folder for sockets, perhaps
+        monkeypatch.delitem(made, "tempdir", raising=False)
+        monkeypatch.setattr(owner, name, value)
+        with caplog.at_level("WARNING", logger="fine_vit"):
+            assert equal(list(of_training(split, workers=2, **values)), expected)
+            assert equal(list(of_evaluation(split, 4, 1)), list(of_evaluation(split, 4)))
+        (said,) = [each for each in caplog.messages if "through a pipe" in each]  # once
+        assert why in said
+
+    def test_one_batch_may_come_by_shared_memory_and_the_next_through_the_pipe(
+        self, split, monkeypatch
+    ):
+        share, calls = torch.UntypedStorage._share_fd_cpu_, []
+
+        def now_and_then(*args: object) -> object:
+            calls.append(args)
+            return share(*args) if len(calls) % 2 else refusal(NO_ROOM)()
+
+        expected = list(of_training(split))
+        monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", now_and_then)
+        assert equal(list(of_training(split, workers=2)), expected)
+
+    def test_of_anything_else_is_said_and_not_waited_for(self, split, monkeypatch):
+        monkeypatch.setattr(batches, "_send_images", refusal(MemoryError("no room to pickle")))
+        with pytest.raises(MemoryError, match="no room to pickle"):
+            next(iter(of_training(split, workers=1)))
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "number"), [(os, "fork", 0), (os, "fork", 1), (os, "pipe", 0)]
+    )
+    def test_of_processes_and_files_is_said_as_the_loaders_start(
+        self, split, monkeypatch, capsys, owner, name, number
+    ):
+        real, calls = getattr(owner, name), []
+
+        def call() -> object:
+            calls.append(name)
+            return real() if len(calls) <= number else refusal(BlockingIOError(11, "not now"))()
+
+        monkeypatch.setattr(owner, name, call)
+        loader = of_training(split, workers=2)
+        with pytest.raises(Alone, match=r"loader processes cannot be started \(.*not now\)"):
+            steps_of(loader, 1, BadImages(0))
+        assert capsys.readouterr().err == ""
+        assert not multiprocessing.active_children()
+
+    @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+    def test_makes_no_image_a_bad_one(self, split, monkeypatch, code):
+        monkeypatch.setattr(openers, "open_file", refusal(OSError(code, os.strerror(code))))
+        with pytest.raises(OSError, match=os.strerror(code)):
+            list(steps_of(of_training(split, skip_bad_images=7), 1, BadImages(7)))
 
 
 class TestGlobalGenerator:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImagePalette, TiffImagePlugin
 
 from utils.data.formats import FORMATS, HEIF_BRANDS, what_it_is
 from utils.data.images.headers import PNG_MAGIC, exif_orientation, read_png
-from utils.errors import RunError
+from utils.errors import RunError, is_out_of_memory, remedy_of_shortage
 
 # What Pillow raises for files that are cut, damaged or not images; RuntimeError for AVIF.
 IMAGE_ERRORS = (
@@ -57,7 +57,13 @@ class BadImage(RunError):
 
 
 def undecodable(path: str | Path, error: Exception) -> BadImage:
-    """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line."""
+    """Return what to raise for an error of `IMAGE_ERRORS`: it names the image, in one line.
+
+    Raises:
+        OSError: not the image is at fault, but memory or open files have run out.
+    """
+    if isinstance(error, OSError) and (is_out_of_memory(error) or remedy_of_shortage(error)):
+        raise error
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or "damaged"
     return BadImage(f"image {path} cannot be decoded ({' '.join(why.split())})")
 

@@ -28,7 +28,7 @@ from utils.data.structure.content import CUT, DAMAGED, Content, Damaged
 from utils.data.structure.jpeg import Jpeg, completed_jpeg, has_jpeg_end, read_jpeg
 from utils.data.structure.others import read_other, read_png
 from utils.data.threads import in_threads
-from utils.errors import RunError
+from utils.errors import RunError, remedy_of_shortage
 
 THREADS = 8  # waiting for the disk, mostly
 
@@ -87,6 +87,8 @@ class Looks:
         except FileNotFoundError:
             trouble = Trouble(MISSING, "does not exist")
         except OSError as error:
+            if remedy_of_shortage(error):
+                raise
             trouble = Trouble(UNREADABLE, f"cannot be read ({error.strerror})")
         else:
             return
@@ -167,6 +169,8 @@ class Looks:
             try:
                 self.whole[index] = whole_digest(self.paths[index])
             except OSError as error:
+                if remedy_of_shortage(error):
+                    raise
                 self.troubles[index] = Trouble(UNREADABLE, f"cannot be read ({error.strerror})")
 
         with progress_bar(len(positions), "compare", "img") as bar:
