@@ -19,8 +19,6 @@ it is decoded instead, and about.json removed, so that the next run builds the c
 import fcntl
 import hashlib
 import importlib.metadata
-import io
-import json
 import os
 import platform
 import shlex
@@ -36,16 +34,24 @@ import numpy as np
 from utils.console import log, progress_bar
 from utils.data.image_files import check_resized_size, describe
 from utils.data.presets import Size
-from utils.data.resized_images import ABOUT_FILE, PIXELS_FILE, CachedImages, FileImages, Index
+from utils.data.resized_images import (
+    ABOUT_FILE,
+    INDEX_FILE,
+    PIXELS_FILE,
+    CachedImages,
+    FileImages,
+    Index,
+    about_of,
+    open_cached,
+)
 from utils.data.splits import Split
 from utils.data.threads import in_threads
 from utils.errors import InputError, RunError, printable
-from utils.files import canonical_json, kind_of, read_regular, sha256_text, write_json
+from utils.files import UNFINISHED, canonical_json, kind_of, sha256_text, write_json
 from utils.ownership import is_cache, make_folder
 
 FORMAT = 6  # raise it when the bytes or their layout change
-INDEX_FILE = "index.npz"
-KEY_DIGITS = 24
+ANY_KEY = "[0-9a-f]" * 24
 
 
 def _fingerprint(split: Split) -> str:
@@ -97,7 +103,7 @@ def cache_key(split: Split, content: dict[str, Any]) -> str:
         "made_by": made_by,
         "machine": platform.machine(),
     }
-    return sha256_text(canonical_json(parts))[:KEY_DIGITS]
+    return sha256_text(canonical_json(parts))[:24]
 
 
 def _plan(files: FileImages, may_be_bad: bool) -> Index:
@@ -181,32 +187,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    """Return what the cache in `folder` says of itself; nothing if it is absent or damaged."""
-    try:
-        about = json.loads(read_regular(folder / ABOUT_FILE))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def _open(folder: Path, files: FileImages) -> CachedImages | None:
-    """Open the cache of `files` in `folder`, or return None if it is absent or damaged."""
-    about = _about(folder)
-    try:
-        packed = read_regular(folder / INDEX_FILE)
-        if about.get("key") != folder.name or about.get("index") != zlib.crc32(packed):
-            return None
-        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-            index = Index.of(**arrays)
-        is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1]
-        return CachedImages(folder, index, files) if is_whole else None
-    except OSError:
-        return None
-
-
 def _build(folder: Path, files: FileImages, content: dict[str, Any], may_be_bad: bool) -> None:
-    beside = folder.with_name(f"{folder.name}.tmp")
+    beside = folder.with_name(folder.name + UNFINISHED)
     # A damaged cache, and what a killed builder left: the lock is ours, so nobody is at work there.
     for left in filter(kind_of, (folder, beside)):
         if not is_cache(left, is_whole=False):
@@ -246,12 +228,22 @@ def _build(folder: Path, files: FileImages, content: dict[str, Any], may_be_bad:
     log.info("cache: %d images, %.2f GB in %s", len(files.split), total / 1e9, folder)
 
 
+def _clear_unfinished(cache_dir: Path) -> None:
+    """Remove what killed builders left, also of caches that nobody will build again."""
+    for left in cache_dir.glob(f"{ANY_KEY}{UNFINISHED}"):
+        # A builder at work holds the lock.
+        with suppress(OSError), left.with_suffix(".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_cache(left, is_whole=False):
+                shutil.rmtree(left)
+
+
 def _say_stale(folder: Path, content: dict[str, Any]) -> None:
     """Name the caches of the images in `folder` as they were before; a run deletes none."""
     stale, total = [], 0
     with suppress(OSError):  # others may delete them just now
-        for other in sorted(folder.parent.glob("[0-9a-f]" * KEY_DIGITS)):
-            about = _about(other)
+        for other in sorted(folder.parent.glob(ANY_KEY)):
+            about = about_of(other)
             # Those of earlier versions of this program know no root and no checksum.
             told = {name: about.get(name) for name in content if name in about or name == "working"}
             if other != folder and is_cache(other) and told.items() <= content.items():
@@ -284,14 +276,15 @@ def open_cache(
     content = cache_content(files.split, geometry)
     key = cache_key(files.split, content)
     folder = cache_dir / key
+    _clear_unfinished(cache_dir)
     with _locked(cache_dir / f"{key}.lock"):
-        cache = _open(folder, files)
+        cache = open_cached(folder, files)
         if cache is not None:
             log.info("cache: reading %s", folder)
         else:
             with suppress(FileNotFoundError):  # it was removed while it was built
                 _build(folder, files, content, may_be_bad)
-            cache = _open(folder, files)
+            cache = open_cached(folder, files)
     make_folder(cache_dir, {key, f"{key}.lock"})  # one that was empty is marked too
     _say_stale(folder, content)
     if cache is None:

@@ -3,6 +3,8 @@
 Both ways give the same bytes. `utils/data/cache.py` builds the caches.
 """
 
+import io
+import json
 import os
 import weakref
 import zlib
@@ -18,9 +20,9 @@ from torch import Tensor
 from utils.data.decode import decode_resized
 from utils.data.presets import SizeOf
 from utils.data.splits import Split
-from utils.files import open_regular
+from utils.files import open_regular, read_regular
 
-PIXELS_FILE, ABOUT_FILE = "pixels.bin", "about.json"
+PIXELS_FILE, INDEX_FILE, ABOUT_FILE = "pixels.bin", "index.npz", "about.json"  # of a cache
 
 
 class ResizedImage(NamedTuple):
@@ -135,3 +137,27 @@ class CachedImages:
             self._is_marked = True
             with suppress(OSError):
                 (self.folder / ABOUT_FILE).unlink()
+
+
+def about_of(folder: Path) -> dict[str, Any]:
+    """Return what the cache in `folder` says of itself; nothing if it is absent or damaged."""
+    try:
+        about = json.loads(read_regular(folder / ABOUT_FILE))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def open_cached(folder: Path, files: FileImages) -> CachedImages | None:
+    """Open the cache of `files` in `folder`, or return None if it is absent or damaged."""
+    about = about_of(folder)
+    try:
+        packed = read_regular(folder / INDEX_FILE)
+        if about.get("key") != folder.name or about.get("index") != zlib.crc32(packed):
+            return None
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            index = Index.of(**arrays)
+        is_whole = (folder / PIXELS_FILE).stat().st_size == index.offsets[-1]
+        return CachedImages(folder, index, files) if is_whole else None
+    except OSError:
+        return None
