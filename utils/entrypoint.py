@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from utils.console import drop, escape_what_cannot_be_shown, log_to_stdout
+from utils.ending import decide_code, leave, process
+from utils.environment import ENDINGS, is_program
 from utils.errors import (
     Alone,
     InputError,
@@ -25,6 +27,7 @@ from utils.errors import (
     printable,
 )
 from utils.processes import is_main
+from utils.signals import obey, signals_taken, stop_by, stop_signal, was_interrupted
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
@@ -46,27 +49,6 @@ def less_memory(config: "FrozenConfigDict") -> str:
         remedies.append("a smaller --img_size")
     remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
     return f"less is needed with {'; '.join(remedies)}"
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[Callable[[], None]]:
-    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
-
-    Yield a function after whose call SIGTERM is ignored until the block ends, so that the error
-    line is printed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread receives signals
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
@@ -99,6 +81,9 @@ def _restart_in_utf8_mode() -> None:
         return
     encoding = getattr(sys.stdout or sys.stderr, "encoding", "ascii")
     os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{encoding}:backslashreplace"}
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, ENDINGS
+    )  # until utils/environment.py is imported again
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
@@ -106,9 +91,9 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     """Return the exit code and the message of a failure or signal."""
     match failure:
         case KeyboardInterrupt():
-            return 130, "interrupted"
+            return 130, ENDINGS[signal.SIGINT]
         case Terminated():
-            return 143, "terminated"
+            return 128 + failure.signum, ENDINGS[failure.signum]
         case InputError():
             return 2, one_line(failure)
     return 1, one_line(failure)
@@ -119,6 +104,8 @@ def _say(line: str) -> None:
     try:
         sys.stderr.write(line)
         sys.stderr.flush()
+    except AttributeError:  # None: it was closed from the start
+        pass
     except OSError:
         drop(sys.stderr)
 
@@ -146,25 +133,46 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
     def run(argv: Sequence[str] | None = None) -> int:
         if argv is None:
             _restart_in_utf8_mode()
+            if is_program():
+                obey()
         escape_what_cannot_be_shown()
-        with _sigterm_raises() as ignore_sigterm:
-            try:
-                with log_to_stdout(), _quiet_threads():
-                    main(sys.argv[1:] if argv is None else list(argv))
-            except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
-                ignore_sigterm()
-                caught, failure = error, failure_behind(error)
-                code, said = _ending(failure)
-                if is_main() or isinstance(failure, Alone):
-                    _say(f"error: {printable(said)}\n")
-            else:
-                return 0
-        # After a signal the process ends at once, and Python ends the loaders' processes.
-        if isinstance(failure, InputError | RunError):
-            _let_go_of(caught)
+        with signals_taken():
+            code = _code_of(main, sys.argv[1:] if argv is None else list(argv))
+            if argv is None:
+                leave(code)
         return code
 
     return run
+
+
+def _code_of(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Call `main`; say how it failed, and return the exit code."""
+    try:
+        process.unwinds = True
+        try:
+            with log_to_stdout(), _quiet_threads():
+                main(argv)
+        finally:
+            process.unwinds = False
+        if was_interrupted():  # and something swallowed the exception
+            raise stop_by(stop_signal())
+    except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
+        caught, failure = error, failure_behind(error)
+    except Exception as error:
+        if not was_interrupted():
+            raise
+        # What a library made of the signal's exception.
+        caught, failure = error, stop_by(stop_signal())
+    else:
+        return 0
+    code, said = _ending(failure)
+    decide_code(code)
+    if is_main() or isinstance(failure, Alone):
+        _say(f"error: {printable(said)}\n")
+    # After a signal the process ends at once, and Python ends the loaders' processes.
+    if isinstance(failure, InputError | RunError):
+        _let_go_of(caught)
+    return code
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 from helpers import REPO
 
 from utils.console import log, log_table, progress_bar
+from utils.ending import process
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, Terminated
 
@@ -181,6 +182,7 @@ class TestEntrypoint:
         thread.start()
         thread.join()
         assert codes == [2]
+        assert process.code is None  # else no signal would be obeyed any more
         assert capsys.readouterr().err == "error: x\n"
 
 
