@@ -27,7 +27,13 @@ from utils.errors import (
     printable,
 )
 from utils.processes import is_main
-from utils.signals import decide_code, handlers_restored, raised_by_signal, signals_raise
+from utils.signals import (
+    decide_code,
+    end_children,
+    handlers_restored,
+    raised_by_signal,
+    signals_raise,
+)
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
@@ -159,9 +165,10 @@ def _code_of(main: Callable[[Sequence[str]], None], argv: Sequence[str], is_prog
     decide_code(code)
     if is_main() or isinstance(failure, Alone):
         _say(f"error: {printable(said)}\n")
-    # After a signal the process ends at once, and so do the loaders.
     if isinstance(failure, InputError | RunError):
         _let_go_of(caught)
+    else:
+        end_children()
     return code
 
 

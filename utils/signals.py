@@ -30,6 +30,10 @@ ECHO_SECONDS = 1.0
 MOST_SECONDS = 10  # in which a program ends after its first signal, the time of training aside
 
 
+class _WaitEnded(BaseException):
+    """The first signal came in a wait that it ends."""
+
+
 class Stopped(Exception):
     """The run was asked to stop, and all its processes know; a snapshot is to be saved."""
 
@@ -45,7 +49,8 @@ class _State:
     signum: int = 0  # the first signal; 0: none came
     since: float = 0.0  # when it came, in seconds of the monotonic clock
     is_raised: bool = False  # it, or a second one, has raised an exception
-    is_training: bool = False  # the first signal only asks
+    is_training: bool = False  # the first signal only asks,
+    is_waiting: bool = False  # and ends a wait for data
     is_program: bool = False  # a program of ours, which ends at the second signal
     code: int | None = None  # exit code, once the program is over; nothing is raised any more
 
@@ -88,16 +93,32 @@ def started(items: Iterable[T]) -> Iterator[T]:
 def until_stop(items: Iterable[T]) -> Iterator[T]:
     """Yield `items` until the run is asked to stop."""
     batches = started(items)
-    while not _state.signum:
+    while True:
         try:
-            item = next(batches)
+            item = unless_stopped(lambda: next(batches))
         except StopIteration:
             return
         except RuntimeError as error:
             if _state.signum and is_lost_loader(error):
                 return  # the loader was told to end as well
             raise
+        if _state.signum:
+            return
         yield item
+
+
+def unless_stopped(wait: Callable[[], T]) -> T | None:
+    """Return what `wait` returns, or None if the run is asked to stop meanwhile.
+
+    A loader may wait without end, for a file of a disk that is gone.
+    """
+    _state.is_waiting = True
+    try:
+        return None if _state.signum else wait()
+    except _WaitEnded:
+        return None
+    finally:
+        _state.is_waiting = False
 
 
 # --- Handlers -------------------------------------------------------------------------------------
@@ -170,6 +191,7 @@ def _receive(signum: int, frame: FrameType | None) -> None:
     """Handle a signal that asks the program to end.
 
     Raises:
+        _WaitEnded: the first signal, while training waits for data.
         KeyboardInterrupt: SIGINT, the second signal or outside of training.
         Terminated: the same of SIGTERM.
         HungUp: the same of SIGHUP.
@@ -184,6 +206,8 @@ def _receive(signum: int, frame: FrameType | None) -> None:
         if _state.is_training:
             # Not through a logger or `sys.stdout`: they may have been at work just now.
             write_if_read(1, "stopping after this step; a second signal stops at once\n")
+            if _state.is_waiting:
+                raise _WaitEnded
             return
         if _state.is_program and _is_importing(frame):
             _end_at_once(signum)  # a library may take the exception for a failed import
@@ -260,11 +284,19 @@ def _watch(reader: int) -> None:
                 first, since = signum, time.monotonic()
 
 
+def end_children() -> None:
+    """End the loaders of a program; torch would wait 5 s for each that is at work."""
+    if _state.is_program:
+        if _is_main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises what is meant here
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
 def _end_at_once(signum: int) -> None:
     """End this process and its loaders by a signal, or as it is just ending."""
     _ending.acquire()  # for good: one thread says the line
-    for child in multiprocessing.active_children():
-        child.kill()
+    end_children()
     if _state.code:
         os._exit(_state.code)
     end_now(signum)
@@ -274,7 +306,8 @@ def _end_where_it_is_swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
     """Obey a signal that came where Python lets no exception through (`__del__`, a callback)."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated):
         _end_at_once(_state.signum)
-    sys.__unraisablehook__(unraisable)
+    if not isinstance(unraisable.exc_value, _WaitEnded):  # the run stops after that wait
+        sys.__unraisablehook__(unraisable)
 
 
 def _leave_to_parent() -> None:

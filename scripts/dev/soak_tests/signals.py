@@ -75,7 +75,7 @@ def end_by_signal(flags: list[str], at_save: bool, generator: random.Random) -> 
         command, cwd=REPO, pass_fds=[writer], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         os.close(writer)
-        for _ in range(generator.randint(1, 30) if at_save else 1):
+        for _ in range(generator.randint(1, 60) if at_save else 1):
             select.select([reader], [], [])
             os.read(reader, 1)
         time.sleep(generator.uniform(0, SAVE_SECONDS if at_save else START_SECONDS))
