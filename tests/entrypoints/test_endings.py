@@ -168,8 +168,11 @@ class SendInDel(Send):
     """Where Python lets no exception through."""
 
     def __call__(self) -> None:
+        send = super().__call__
+
         class Deleted:
-            __del__ = super().__call__
+            def __del__(self) -> None:
+                send()
 
         Deleted()
         threading.Event().wait()
