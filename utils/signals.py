@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,15 +23,7 @@ from typing import TypeVar
 
 from utils.console import log
 from utils.environment import ENDINGS, end_now, take_signals, write_if_read
-from utils.errors import (
-    NOT_STARTED,
-    Alone,
-    HungUp,
-    Terminated,
-    is_lost_loader,
-    is_out_of_memory,
-    one_line,
-)
+from utils.errors import HungUp, Terminated, is_lost_loader
 
 T = TypeVar("T")
 ECHO_SECONDS = 1.0
@@ -88,23 +79,13 @@ def started(items: Iterable[T]) -> Iterator[T]:
     """Return `iter(items)`; processes that it starts ignore a terminal from their first moment on.
 
     It sends Ctrl-C and SIGHUP to them, too, but the main process is to end them.
-
-    Raises:
-        Alone: no process, thread, open file or semaphore can be had.
     """
+    if not _is_main_thread():
+        return iter(items)
     # Blocked and not ignored: a Ctrl-C of this very moment is not lost.
-    blocked = {signal.SIGINT, signal.SIGHUP} if _is_main_thread() else set()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         return iter(items)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        # What torch tidies up of a loader half begun raises an error that Python would print.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        traceback.clear_frames(error.__traceback__)
-        sys.unraisablehook = hook
-        raise Alone(f"loader {NOT_STARTED} ({one_line(error)})") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -257,7 +238,7 @@ def _quiet_about_children() -> Callable[[int, FrameType | None], object]:
 
     torch's handler raises wherever the main process is when a loader dies. What ends a machine or a
     service sends SIGTERM to all processes of a run; the step at work is to be finished then, and
-    whoever waits for the next batch hears of the loss.
+    whoever asks for the next batch hears of the loss.
     """
     before = signal.getsignal(signal.SIGCHLD)
 

@@ -4,7 +4,9 @@ Shapes: B batch, S image side in pixels, C classes.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -24,7 +26,7 @@ from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
 from utils.data.transforms import EvalView, Mixing, TrainView
 from utils.data_utils import derive_seed, seed_worker
-from utils.errors import RunError
+from utils.errors import NOT_STARTED, Alone, RunError, is_out_of_memory, one_line
 from utils.processes import rank, world_size
 
 View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
@@ -148,6 +150,27 @@ def _begin_worker(worker_id: int) -> None:
     Queue._on_queue_feeder_error = _hand_over
 
 
+class _Loader(DataLoader):
+    """A DataLoader that says in one line that its processes cannot be started."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start the processes, if there are any.
+
+        Raises:
+            Alone: no process, thread, open file or semaphore can be had.
+        """
+        try:
+            return super().__iter__()
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            # What torch tidies up of a loader half begun raises an error that Python would print.
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            traceback.clear_frames(error.__traceback__)
+            sys.unraisablehook = hook
+            raise Alone(f"loader {NOT_STARTED} ({one_line(error)})") from error
+
+
 def make_loader(
     dataset: ImageDataset,
     batches: Iterable[BatchShare],
@@ -162,7 +185,7 @@ def make_loader(
         num_workers: number of loader processes; changes no batch.
         device: device of the model.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
