@@ -22,6 +22,7 @@ from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
+from utils.errors import LoadingFailed
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_main, rank, world_size
 from utils.run.best import BestKeeper
@@ -202,7 +203,7 @@ class TrainingRun:
             data=plan.facts,
         )
         with failing_together():
-            plan.start.events.flush()
+            self.writer.keep_whole()
         self.snapshots.save(header, self.parts)
         plan.start.progress.saved = step
 
@@ -215,14 +216,13 @@ class TrainingRun:
         progress, events = self.plan.start.progress, self.plan.start.events
         scalars = {**self.meter.read(), "lr": learning_rate}
         with failing_together():
-            is_eval_due = progress.is_eval_due(self.plan.config)
-            events.log_training(scalars, progress.step, is_eval_due)
+            events.log_training(scalars, progress.step, progress.is_eval_due(self.plan.config))
         return scalars
 
 
 @contextmanager
 def start(plan: Plan) -> Iterator[TrainingRun]:
-    """Start the planned run, and save a snapshot when it is asked to stop.
+    """Start the planned run; save a snapshot when it is asked to stop, or images are lost.
 
     Raises:
         InputError: another process writes this run.
@@ -252,13 +252,13 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
             with stop_requests():
                 try:
                     yield run
-                except Stopped as stopped:
+                except (Stopped, LoadingFailed) as end:
                     if progress.saved != progress.step:
                         run.save()
-                    log.info(
-                        "stopped by %s after step %d; --resume continues", stopped, progress.step
-                    )
-                    raise stop_by(stopped.signum) from stopped
+                    if isinstance(end, LoadingFailed):
+                        raise
+                    log.info("stopped by %s after step %d; --resume continues", end, progress.step)
+                    raise stop_by(end.signum) from end
         finally:
             writer.write_stamp(skipped_images=plan.start.bad_images.facts())
 
