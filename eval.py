@@ -26,7 +26,7 @@ from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.files import sha256_file
 from utils.processes import failing_together, joined_processes
-from utils.run.folder import check_run_can_start
+from utils.run.folder import check_images_stay, check_run_can_start
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,7 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         checkpoint = load_checkpoint(Path(flags.checkpoint))
         told = resolve_from_checkpoint(flags, checkpoint._asdict())
         data = open_eval_data(flags, checkpoint._asdict())
+        check_images_stay(flags, data.full_eval)
         device = open_device(flags)
         model = load_model(checkpoint, flags.checkpoint).to(device)
     (digests,) = prepare_images(data, {**flags, **told})

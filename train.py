@@ -27,7 +27,12 @@ from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
 from utils.errors import InputError
 from utils.processes import failing_together, joined_processes
-from utils.run.folder import check_can_be_resumed, check_run_can_start, where_it_failed
+from utils.run.folder import (
+    check_can_be_resumed,
+    check_images_stay,
+    check_run_can_start,
+    where_it_failed,
+)
 from utils.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -271,8 +276,11 @@ def main(argv: Sequence[str]) -> None:
         with failing_together():
             run = None if resume is None else resume.header._asdict()
             flags = parse_train(argv, choices, check_weights, run)
-            check_run_can_start(flags)
+            is_new = resume is None or resume.stamp is None
+            check_run_can_start(flags, is_resumed=not is_new)
             data = open_data(flags)
+            if is_new:
+                check_images_stay(flags, data.full_train, data.full_eval)
         progress = Progress()
         with named_failures(lambda: where_it_failed(flags, progress), lambda: less_memory(flags)):
             from utils.run.session import start

@@ -174,6 +174,10 @@ class OutOfMemory(RunError):
     """Memory ran out in one of the processes of a run, and all of them know."""
 
 
+class LoadingFailed(RunError):
+    """Images could not be loaded, and all processes of the run know; its state can be saved."""
+
+
 class Alone(RunError):
     """The other processes of the run do not know of this failure: each prints its own line."""
 

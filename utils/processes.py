@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from utils.errors import (
     Alone,
     InputError,
+    LoadingFailed,
     OutOfMemory,
     RunError,
     is_lost_loader,
@@ -130,7 +131,7 @@ def raise_first_failure(failure: Exception | None) -> None:
     own = None
     if failure is not None:
         kind = OutOfMemory if is_out_of_memory(failure) else RunError
-        kind = InputError if isinstance(failure, InputError) else kind
+        kind = type(failure) if isinstance(failure, InputError | LoadingFailed) else kind
         own = kind, one_line(failure)
     failures = [each for each in gather_objects(own) if each is not None]
     if failures:

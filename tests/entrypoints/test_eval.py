@@ -98,7 +98,8 @@ def test_the_name_of_the_checkpoints_own_run_is_refused(run_eval, finished_run, 
     before = finished_run.metrics.read_bytes()
     own = ("--output_dir", finished_run.output_dir)
     assert run_eval(*own, name=finished_run.name) == 2
-    assert f"--name {finished_run.name} is the run that --checkpoint" in capsys.readouterr().err
+    said = f"is in {finished_run.run}, where --name {finished_run.name} is written; choose"
+    assert f"--checkpoint {finished_run.checkpoint} {said}" in capsys.readouterr().err
     assert finished_run.metrics.read_bytes() == before
 
 

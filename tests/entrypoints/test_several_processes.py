@@ -200,11 +200,11 @@ def test_bad_input_is_said_once(drawn, tmp_path, run_forked):
 
 
 def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, run_forked):
-    """The last of the first batch, which the second process has."""
+    """The last of the second batch, which the second process has; the step before it is saved."""
     data = shutil.copytree(drawn, tmp_path / "data")
     split = open_split(get_spec("synthetic"), data, "train")
     order = [position for _, position in sample_order(len(split), 42, 0, 64)]
-    path = Path(split.path_of(order[7]))
+    path = Path(split.path_of(order[15]))
     content = path.read_bytes()
     # Header and closing marker are whole, and the image's own data are not.
     path.write_bytes(content[: len(content) // 2] + b"\xff\xd8" * 40 + content[-2:])
@@ -214,7 +214,8 @@ def test_a_bad_image_of_one_process_ends_all_with_one_message(drawn, tmp_path, r
     assert code == 1
     (error,) = errors(output)
     assert path.name in error
-    assert "--resume continues from step 0" in error
+    assert "--resume continues from step 1" in error
+    assert load_snapshot(RunPaths(tmp_path / "out", "run").last).header.step == 1
     code, output = run_forked(2, "train.py", f"--name skip {line} --skip_bad_images 1", *where)
     assert code == 0, output
     paths = RunPaths(tmp_path / "out", "skip")

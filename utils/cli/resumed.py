@@ -95,7 +95,8 @@ def check_given(
     if not shown:
         return
     listed = ", ".join(
-        f"--{name} {_said(own)} (the run's: {_said(of_run)})"
+        f"--{name} {_said(own)} (the run's: {_said(of_run)}"
+        f"{', as it was then' if str(own) == of_run else ''})"
         for name, (own, of_run) in shown.items()
     )
     way = ", or start another run"

@@ -26,7 +26,7 @@ from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
 from utils.data.transforms import EvalView, Mixing, TrainView
 from utils.data_utils import derive_seed, seed_worker
-from utils.errors import NOT_STARTED, Alone, RunError, is_out_of_memory, one_line
+from utils.errors import NOT_STARTED, Alone, LoadingFailed, RunError, is_out_of_memory, one_line
 from utils.processes import rank, world_size
 
 View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
@@ -58,7 +58,7 @@ class ImageDataset(Dataset):
         """Load this process's part of a batch.
 
         Raises:
-            RunError: an image cannot be decoded.
+            LoadingFailed: an image cannot be decoded.
         """
         # Views draw from torch's CPU generator. Its state is restored, so that loading in this
         # process (no workers) changes it as little as loading in another. torch.manual_seed would
@@ -85,7 +85,7 @@ class ImageDataset(Dataset):
                 resized = self.images.load(position)
             except BadImage as error:
                 if not self.leaves_out_bad:
-                    raise RunError(f"{error}; {self.remedy}") from error
+                    raise LoadingFailed(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
                 continue
             if resized.trouble:

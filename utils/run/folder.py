@@ -1,7 +1,6 @@
 """Keep a run's folder: its name, its stamp, earlier runs of the name, retention."""
 
 import json
-import os
 import re
 import shlex
 from datetime import UTC, datetime, timedelta
@@ -12,11 +11,13 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
 from utils.data.formats import IMAGE_ENDINGS
-from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable, with_home
+from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of, read_regular, write_text
-from utils.ownership import is_ours, why_not_events, why_not_run
+from utils.ownership import why_not_events, why_not_run
 from utils.processes import is_main
+from utils.run.inputs import check_images_stay as check_images_stay
+from utils.run.inputs import check_inputs_stay, check_not_among_images
 from utils.run.lock import check_not_locked
 from utils.schema import is_dict, is_json, is_text, list_of, wrong_fields
 from utils.training.progress import Progress
@@ -24,18 +25,19 @@ from utils.training.progress import Progress
 RETENTION_DAYS = 90
 
 
-def check_run_can_start(flags: FrozenConfigDict) -> None:
+def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> None:
     """Raise if a run cannot be written under its name, or not be resumed.
 
     Only the main process looks: the others write nothing, and may be on another machine.
 
     Args:
         flags: flags of `train.py` or `eval.py`.
+        is_resumed: whether the run of this name goes on, so that nothing is moved.
 
     Raises:
         InputError: the name or output folder cannot be used, or something that is not ours stands
-            there; the data lie in the run's folder; another process writes the run, an unfinished
-            run would be replaced, or there is nothing to resume or to evaluate.
+            there; an input lies in a folder that would be moved; another process writes the run, an
+            unfinished run would be replaced, or there is nothing to resume.
     """
     if not is_main():
         return
@@ -44,10 +46,12 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
         check_run_name(paths)
         check_not_locked(paths.lock)
         if "checkpoint" in flags:
-            _check_evaluation(paths, Path(flags.checkpoint))
+            _check_evaluation(paths)
         else:
             _check_training(paths, flags.resume)
-        _check_data_root(flags, paths)
+        if not is_resumed:
+            check_inputs_stay(flags, paths)
+        check_not_among_images(flags, paths.output_dir)
 
 
 def check_can_be_resumed(paths: RunPaths, resume: str) -> None:
@@ -91,49 +95,6 @@ def check_only_ours(paths: RunPaths, is_resumed: bool = False) -> None:
             )
 
 
-def _check_data_root(flags: FrozenConfigDict, paths: RunPaths) -> None:
-    """Raise if the data lie in the run's folder, with which they would be moved.
-
-    Nor may a class be an output folder: next time it would be passed over as one.
-    """
-    flag, root = "--data_root", flags.data_root
-    if root is None and flags.dataset != "synthetic":
-        flag, root = "$DATA_ROOT", os.environ.get("DATA_ROOT")
-        root = with_home(root, "$DATA_ROOT: ") if root else None
-    if root is None:
-        return
-    resolved = Path(root).resolve()
-    for folder in (paths.run, paths.tensorboard):
-        if _is_in(resolved, folder):
-            raise InputError(
-                f"{flag} {root} is in {folder}, where --name {paths.name} is written; choose "
-                "another --name or --output_dir"
-            )
-
-    output = paths.output_dir.resolve()
-    is_below = (resolved if resolved.is_dir() else resolved.parent) in output.parents
-    if is_below and kind_of(output) and not is_ours(output) and _holds_images(output):
-        raise InputError(
-            f"--output_dir {paths.output_dir} is a folder of the images in {flag} {root}; choose "
-            "another"
-        )
-
-
-def _holds_images(folder: Path) -> bool:
-    """Return whether images are at most two folders down, as in a split of genera and species."""
-    found = (path for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(pattern))
-    return any(path.name.lower().endswith(IMAGE_ENDINGS) for path in found)
-
-
-def _is_in(path: Path, folder: Path) -> bool:
-    """Return whether `path`, resolved, is `folder` or below it, whatever its spelling."""
-    if path.is_relative_to(folder.resolve()):
-        return True
-    # Names that differ only in case are one folder on a Mac.
-    above = (path, *path.parents)
-    return folder.exists() and any(each.exists() and each.samefile(folder) for each in above)
-
-
 def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:
     """Return, for an error message, how far training is and what of it is on disk."""
     checkpoint = RunPaths(Path(flags.output_dir), flags.name).checkpoint
@@ -160,14 +121,9 @@ def _check_training(paths: RunPaths, resume: str | None) -> None:
         )
 
 
-def _check_evaluation(paths: RunPaths, checkpoint: Path) -> None:
+def _check_evaluation(paths: RunPaths) -> None:
     if _is_unfinished(paths):
         raise InputError(f"--name {paths.name} is an unfinished training run; choose another name")
-    if checkpoint.resolve().is_relative_to(paths.run.resolve()):
-        raise InputError(
-            f"--name {paths.name} is the run that --checkpoint {checkpoint} lies in; choose "
-            "another name"
-        )
     check_only_ours(paths)
 
 
@@ -231,23 +187,40 @@ def check_run_name(paths: RunPaths) -> None:
 def keep_previous_run(paths: RunPaths) -> RunPaths | None:
     """Move a run of the same name and its TensorBoard folder to `<name>~1`, `~2`, ...
 
+    Moves that a kill cut short are finished first: the note of such a run has its old name still.
+
     Returns:
         Where the previous run is now, or None if there was none.
     """
-    if not _is_taken(paths):
-        return None
     number = 1
     while _is_taken(kept := RunPaths(paths.output_dir, f"{paths.name}~{number}")):
         number += 1
-    for before, after in ((paths.run, kept.run), (paths.tensorboard, kept.tensorboard)):
-        if before.exists():
-            before.rename(after)
-    if kind_of(kept.retention) == "file":  # it says where the run lies, and that has changed
-        note = kept.retention.read_text(encoding="utf-8", errors="replace")
-        date = re.search(r"^keep until: (\S+)$", note, re.MULTILINE)
-        if date is not None:
-            write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
+        if f"run: {paths.name}\n" in _note_of(kept):
+            # Where older code put the events of such a run.
+            later = RunPaths(paths.output_dir, f"{paths.name}~{number}")
+            _finish_move(kept, paths, later)
+    if not _is_taken(paths):
+        return None
+    if paths.run.exists():
+        paths.run.rename(kept.run)
+    _finish_move(kept, paths)
     return kept
+
+
+def _finish_move(kept: RunPaths, *before: RunPaths) -> None:
+    """Have the events of a run follow it, and then its note say where it lies now."""
+    for each in before:
+        if kind_of(each.tensorboard) and not any(map(kind_of, (each.run, kept.tensorboard))):
+            each.tensorboard.rename(kept.tensorboard)
+    date = re.search(r"^keep until: (\S+)$", _note_of(kept), re.MULTILINE)
+    if date is not None:
+        write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
+
+
+def _note_of(paths: RunPaths) -> str:
+    if kind_of(paths.retention) != "file":
+        return ""
+    return paths.retention.read_text(encoding="utf-8", errors="replace")
 
 
 def _is_taken(paths: RunPaths) -> bool:

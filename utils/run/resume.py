@@ -149,7 +149,10 @@ def _open(
         )
     states.update(parts)
     stamp = read_stamp(paths)
-    if chosen is None or stamp.get("run_id") == header.run_id:
+    in_own_folder = chosen is not None and chosen.resolve().parent == paths.last.parent.resolve()
+    # Without a stamp, the folder says whose snapshot it is.
+    of_name = stamp.get("run_id", header.run_id if in_own_folder else None)
+    if chosen is None or of_name == header.run_id:
         if chosen is not None and chosen.resolve() == paths.last.resolve():
             chosen = None
         return header, {**stamp, "run_id": header.run_id}, chosen

@@ -1,14 +1,14 @@
 """Write a run's TensorBoard scalars."""
 
-import errno
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.console import log
 from utils.files import sync, sync_folder
 from utils.schema import dict_of, is_count, is_finite
 
@@ -43,6 +43,8 @@ class EventLog:
         self.pending: dict[str, float] = {}
         self.logged = 0  # the last step whose evaluation is logged; it may have to be done again
         self._writer: SummaryWriter | None = None
+        self._file = Path()  # that it writes
+        self._unflushed: list[tuple[str, float, int]] = []  # tag, value and step of scalars
 
     def open(self, folder: Path, step: int = 0, is_resumed: bool = False) -> None:
         """Begin a file of events.
@@ -52,11 +54,14 @@ class EventLog:
             step: optimizer steps done.
             is_resumed: whether this run is resumed: its scalars after `step` do not count then.
         """
-        _make_sort_first(folder)
-        self._folder = folder
         first = step if self.pending else step + 1  # step of the first scalar that will be written
-        self._writer = SummaryWriter(str(folder), purge_step=first if is_resumed else None)
+        self._begin_file(folder, first if is_resumed else None)
         self._add_training(self.pending, step)
+
+    def _begin_file(self, folder: Path, purge_step: int | None = None) -> None:
+        _make_sort_first(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._file = max(folder.glob(f"{EVENTS}*"))
 
     def log_training(self, scalars: dict[str, float], step: int, is_eval_due: bool) -> None:
         """Write the scalars of training.
@@ -85,8 +90,33 @@ class EventLog:
 
     def _add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
         if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(f"{phase}/{name}", value, step)
+            added = [(f"{phase}/{name}", value, step) for name, value in scalars.items()]
+            self._unflushed += added
+            self._hand_over(added)
+
+    def _hand_over(self, added: Sequence[tuple[str, float, int]]) -> None:
+        """Have the writer write scalars, or wait until all are written if there are none to add.
+
+        Where its file was removed, it goes on in a new one.
+        """
+        is_there = self._file.exists()
+        # A thread writes: what happened to it is raised here, by the next call.
+        with suppress(FileNotFoundError):
+            if is_there:
+                for each in added:
+                    self._writer.add_scalar(*each)
+                if not added:
+                    self._writer.flush()
+                return
+        log.warning("warning: %s was removed; scalars go on in a new file", self._file)
+        with suppress(FileNotFoundError):
+            self._writer.close()
+        if not is_there:
+            self._file.unlink(missing_ok=True)  # closing may have written it again, without a head
+        self._begin_file(self._file.parent)
+        for each in self._unflushed:
+            self._writer.add_scalar(*each)
+        self._writer.flush()
 
     def flush(self) -> None:
         """Put all scalars on the disk: a snapshot that is saved later counts on them.
@@ -96,17 +126,16 @@ class EventLog:
         """
         if self._writer is None:
             return
-        self._writer.flush()
-        newest = max(self._folder.glob(f"{EVENTS}*"), default=None)
-        if newest is None:  # deleted; the writer notices when it has something to write
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
-        with newest.open("rb") as file:
+        self._hand_over(())
+        with self._file.open("rb") as file:
             sync(file.fileno())
-        sync_folder(self._folder)
+        sync_folder(self._file.parent)
+        self._unflushed = []
 
     def close(self) -> None:
         """Flush, and close the file."""
         if self._writer is not None:
+            self.flush()
             self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
-from utils.errors import RunError
+from utils.errors import LoadingFailed, RunError
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
 from utils.run.best import BestKeeper
@@ -203,7 +203,7 @@ class TrainingRun:
             data=plan.facts,
         )
         with failing_together():
-            plan.start.events.flush()
+            self.writer.keep_whole()
         self.snapshots.save(header, self.parts)
         plan.start.progress.saved = step
 
@@ -212,14 +212,13 @@ class TrainingRun:
         progress, events = self.plan.start.progress, self.plan.start.events
         scalars = {**self.meter.read(), "lr": learning_rate}
         with failing_together():
-            is_eval_due = progress.is_eval_due(self.plan.config)
-            events.log_training(scalars, progress.step, is_eval_due)
+            events.log_training(scalars, progress.step, progress.is_eval_due(self.plan.config))
         return scalars
 
 
 @contextmanager
 def start(plan: Plan) -> Iterator[TrainingRun]:
-    """Start the planned run, and save a snapshot if it is asked to stop or lacks something.
+    """Start the planned run; save a snapshot if it is asked to stop, or images or room are lost.
 
     Raises:
         InputError: another process writes this run.
@@ -249,16 +248,14 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
             with stop_requests():
                 try:
                     yield run
-                except (Stopped, RunError, OSError, MemoryError, RuntimeError) as ended:
-                    is_asked = isinstance(ended, Stopped)
-                    if progress.is_save_left and (is_asked or is_common_shortage(ended)):
+                except (Stopped, RunError, OSError, MemoryError, RuntimeError) as end:
+                    is_whole = isinstance(end, Stopped | LoadingFailed) or is_common_shortage(end)
+                    if is_whole and progress.is_save_left:
                         run.save()
-                    if not is_asked:
+                    if not isinstance(end, Stopped):
                         raise
-                    log.info(
-                        "stopped by %s after step %d; --resume continues", ended, progress.step
-                    )
-                    raise stop_by(ended.signum) from ended
+                    log.info("stopped by %s after step %d; --resume continues", end, progress.step)
+                    raise stop_by(end.signum) from end
         finally:
             writer.write_stamp(skipped_images=plan.start.bad_images.facts())
 

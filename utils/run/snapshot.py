@@ -75,7 +75,8 @@ class SnapshotStore:
         """
         self.paths = paths
         self.keep = keep
-        self._whole: set[Path] = set()  # known to be; others somebody else may have written
+        # Files that are known to be, wherever they are; others somebody else may have written.
+        self._whole: set[tuple[int, ...]] = set()
 
     def save(self, header: Header, parts: Mapping[str, Part]) -> None:
         """Make the present states of `parts` the newest snapshot; all processes call it together.
@@ -105,19 +106,27 @@ class SnapshotStore:
     def replace(self, write: Callable[[BinaryIO], None]) -> None:
         """Have `write` make the newest snapshot; the one before stays until this one is verified.
 
-        At every moment there is a whole snapshot under one of the names, once there was one.
+        At every moment there is a whole snapshot under one of the names, once there was one. Those
+        that somebody removed are not missed.
 
         Raises:
             OSError: it could not be written, or reads back otherwise; those before are whole.
         """
+        try:
+            self._write(write)
+        except FileNotFoundError:  # a file or the folder was removed under our hands
+            self._write(write)
+        self._whole.add(_identity(self.paths.last))
+        for path in older_snapshots(self.paths)[self.keep :]:
+            path.unlink(missing_ok=True)
+
+    def _write(self, write: Callable[[BinaryIO], None]) -> None:
         with open_atomic(self.paths.last, self._verify_and_make_room) as file:
             write(file)
-        self._whole.add(self.paths.last)
-        for path in older_snapshots(self.paths)[self.keep :]:
-            path.unlink()
 
     def _verify_and_make_room(self, finished: Path) -> None:
         if not is_whole_snapshot(finished):
+            finished.stat()  # FileNotFoundError, if that is the reason
             raise OSError(f"{finished} reads back otherwise than it was written")
         last = self.paths.last
         for newer in [*reversed(older_snapshots(self.paths)), last] if self.keep else []:
@@ -125,10 +134,20 @@ class SnapshotStore:
             if number >= self.keep:
                 continue
             older = self.paths.older(number + 1)
+            identity = _identity(newer)
             # A damaged snapshot must not take the place of a whole one.
-            if newer in self._whole or is_whole_snapshot(newer):
+            if identity and (identity in self._whole or is_whole_snapshot(newer)):
+                self._whole.add(identity)
                 newer.replace(older)
-                self._whole = (self._whole - {newer}) | {older}
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what a file keeps when it is renamed and no other file has; empty without a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def is_whole_snapshot(path: Path) -> bool:

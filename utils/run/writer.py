@@ -1,6 +1,7 @@
 """Write what a run leaves: stamp, labelmap, retention note, scalars, evaluations, summary."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from utils.console import log, log_table
@@ -8,7 +9,7 @@ from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
-from utils.files import remove_unfinished, write_json
+from utils.files import kind_of, remove_unfinished, write_json
 from utils.processes import is_main
 from utils.run.folder import check_only_ours, keep_previous_run, write_retention
 from utils.run.scalars import EVAL_SCALARS, EventLog
@@ -57,11 +58,35 @@ class RunWriter:
             if kept is not None:
                 log.info("kept the previous run %s as %s", self.paths.name, kept.run)
             self.stamp["predictions_digest"] = "none"
-        self.write_stamp(status="unfinished")
-        classes = labelmap(self.split.dataset, self.split.classes, self.split.parents)
-        write_json(self.paths.labelmap, classes)
-        write_retention(self.paths, has_checkpoint="checkpoint" not in self.stamp)
+        self.stamp["status"] = "unfinished"
+        for write in self._descriptions().values():
+            write()
         self.events.open(self.paths.tensorboard, step, is_resumed)
+
+    def _descriptions(self) -> dict[Path, Callable[[], None]]:
+        """Return the files that say what the run is, with what writes each."""
+        split, has_checkpoint = self.split, "checkpoint" not in self.stamp
+        return {
+            self.paths.env_stamp: self.write_stamp,
+            self.paths.labelmap: lambda: write_json(
+                self.paths.labelmap, labelmap(split.dataset, split.classes, split.parents)
+            ),
+            self.paths.retention: lambda: write_retention(self.paths, has_checkpoint),
+        }
+
+    def keep_whole(self) -> None:
+        """Put the scalars on the disk, and write again what somebody removed of the first writes.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        if not is_main():
+            return
+        self.events.flush()
+        for path, write in self._descriptions().items():
+            if kind_of(path, follow=False) is None:
+                log.warning("warning: %s was removed; it is written again", path)
+                write()
 
     def write_stamp(self, **facts: object) -> None:
         """Write the stamp with more `facts`, or later ones."""
@@ -97,6 +122,7 @@ class RunWriter:
             best: metrics by variant of the weights.
             facts: more rows of the table of metrics.
         """
+        self.keep_whole()
         self.events.close()
         self.write_stamp(status="finished")
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from utils.console import log
 from utils.data.batches import Batch
-from utils.errors import RunError, is_lost_loader, one_line
+from utils.errors import LoadingFailed, RunError, is_lost_loader, one_line
 from utils.processes import gather_objects, gather_rows, raise_first_failure
 from utils.schema import is_text, list_of
 from utils.signals import Stopped, started, stop_signal, unless_stopped
@@ -33,7 +33,7 @@ class BadImages:
             bad: id and trouble of each image; without an id, trouble of a cache.
 
         Raises:
-            RunError: there are more than are allowed.
+            LoadingFailed: there are more than are allowed; the others are not noted.
         """
         for sample_id, trouble in bad:
             if not sample_id and trouble not in self.of_caches:
@@ -41,12 +41,12 @@ class BadImages:
                 log.warning("warning: %s", trouble)
             if not sample_id or sample_id in self.ids:
                 continue
-            self.ids.append(sample_id)
-            if len(self.ids) > self.allowed:
-                raise RunError(
-                    f"{trouble}; it is bad image {len(self.ids)}, --skip_bad_images allows "
+            if len(self.ids) >= self.allowed:
+                raise LoadingFailed(
+                    f"{trouble}; it is bad image {len(self.ids) + 1}, --skip_bad_images allows "
                     f"{self.allowed}"
                 )
+            self.ids.append(sample_id)
             log.warning("warning: left out %s: %s", sample_id, trouble)
 
     def facts(self) -> dict[str, object]:
@@ -93,7 +93,7 @@ class StepLoader:
         """Return the next step, without the micro-batches in which every image is bad everywhere.
 
         Raises:
-            RunError: too many images are bad, or one cannot be decoded, here or elsewhere.
+            LoadingFailed: too many images are bad, or one cannot be decoded, here or elsewhere.
             Stopped: a process was asked to stop.
         """
         batches, failure = self._next_batches()
@@ -131,7 +131,7 @@ class StepLoader:
         except RuntimeError as error:
             if not is_lost_loader(error):
                 raise
-            failure = RunError(one_line(error))
+            failure = LoadingFailed(one_line(error))
         self.waited = time.perf_counter() - began
         return batches, failure
 

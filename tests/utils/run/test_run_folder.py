@@ -1,6 +1,7 @@
 """utils/run/folder.py: whether a run can start under its name, or be resumed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from utils.cli.resolve import parse_eval, parse_train
 from utils.data_utils import RunPaths
 from utils.errors import InputError
 from utils.files import write_json
-from utils.run.folder import check_run_can_start
+from utils.run.folder import check_run_can_start, keep_previous_run, write_retention
 
 
 def start_training(output: Path, *argv: object) -> None:
@@ -81,24 +82,57 @@ def test_what_is_resumed_must_be_there(tmp_path):
     start_training(tmp_path, "--resume", tmp_path / "there.bin")
 
 
-def test_a_checkpoint_of_the_run_itself_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flag",
+    ["checkpoint", "pretrained", "resume", "tiny_train_subset", "tiny_infer_subset"],
+)
+def test_an_input_in_a_folder_that_would_be_moved_is_refused(tmp_path, monkeypatch, flag):
+    """However it is spelled, and though only a link to it lies there."""
     own = tmp_path / "out" / "a" / "checkpoints" / "ckpt.bin"
     leave_a_run(tmp_path / "out", "finished")
-    own.touch()
+    (tmp_path / "there").touch()
+    (tmp_path / "out" / "tb" / "a").mkdir(parents=True)
+    events = tmp_path / "out" / "tb" / "a" / "events.out.tfevents.1"
+    for path in (own, events, own.with_name("ab"), tmp_path / "out" / "beside"):
+        path.touch()
     (tmp_path / "link").symlink_to(tmp_path / "out" / "a")
+    (tmp_path / "file").symlink_to(own)
+    own.with_name("leads_out").symlink_to(tmp_path / "there")
     monkeypatch.chdir(own.parent)
-    message = "^--name a is the run that --checkpoint .* lies in; choose another name$"
-    for output, checkpoint in (
+
+    def start(output: Path, path: Path) -> None:
+        if flag == "checkpoint":
+            start_evaluation(output, path)
+        else:
+            start_training(output, f"--{flag}", path)
+
+    for output, path in (
         (tmp_path / "out", own),
+        (tmp_path / "out", events),
         (tmp_path / "out", tmp_path / "link" / "checkpoints" / "ckpt.bin"),
+        (tmp_path / "out", tmp_path / "file"),
+        *([] if flag == "resume" else [(tmp_path / "out", own.with_name("leads_out"))]),
         (Path("../.."), Path("ckpt.bin")),
     ):
-        with pytest.raises(InputError, match=message):
-            start_evaluation(output, checkpoint)
-    other = tmp_path / "out" / "ab" / "ckpt.bin"
-    other.parent.mkdir()
-    other.touch()
-    start_evaluation(tmp_path / "out", other)
+        said = rf"^--{flag} .* is in .*, where --name a is written; choose another --name or --"
+        with pytest.raises(InputError, match=said):
+            start(output, path)
+    start(tmp_path / "out", Path("../../beside"))
+    start(tmp_path / "out", tmp_path / "there")
+
+
+def test_a_run_that_goes_on_may_read_what_lies_in_its_own_folder(tmp_path):
+    paths = leave_a_run(tmp_path / "out", "unfinished")
+    flags = (
+        "--name",
+        "a",
+        "--output_dir",
+        tmp_path / "out",
+        "--resume",
+        "--pretrained",
+        paths.last,
+    )
+    check_run_can_start(parse_train([*map(str, flags)], CHOICES), is_resumed=True)
 
 
 PHOTO = "rose/1.jpg"
@@ -164,6 +198,11 @@ def test_a_run_that_is_resumed_may_lie_behind_a_link_but_not_beside_photos(tmp_p
         start_training(tmp_path / "out", "--resume")
 
 
+def test_a_cache_in_a_folder_that_would_be_moved_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^--cache_dir .*/a/cache is in .*/a, where --name a is"):
+        start_training(tmp_path, "--cache", "disk", "--cache_dir", tmp_path / "a" / "cache")
+
+
 @pytest.mark.parametrize("root", ["a", "a/photos", "a/photos/../list.csv", "tb/a", "link", "A"])
 def test_data_in_the_folder_of_the_run_are_refused(tmp_path, checkpoint, monkeypatch, root):
     """Whether it exists or not: images may be still to be drawn there."""
@@ -217,6 +256,75 @@ def test_a_class_or_split_of_the_images_is_not_an_output_folder(tmp_path, checkp
 def test_data_above_and_beside_it_are_not(tmp_path, root):
     leave_a_run(tmp_path / "out", "finished")
     start_training(tmp_path / "out", "--data_root", tmp_path / "out" / root)
+
+
+def leave_a_run_with_events(output: Path, mark: str) -> RunPaths:
+    paths = leave_a_run(output, "finished")
+    write_retention(paths, has_checkpoint=True)
+    paths.tensorboard.mkdir(parents=True)
+    (paths.tensorboard / f"events.out.tfevents.{mark}").touch()
+    return paths
+
+
+def assert_is_whole(paths: RunPaths, mark: str) -> None:
+    assert paths.last.exists()
+    assert [path.name for path in paths.tensorboard.iterdir()] == [f"events.out.tfevents.{mark}"]
+    note = paths.retention.read_text()
+    assert note.startswith(f"run: {paths.name}\n")
+    assert f"location: {paths.run}\n" in note
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("killed_at", ["tb/a", "a~2/.RETENTION.txt"])
+@pytest.mark.parametrize("is_begun_anew", [True, False])
+def test_a_move_that_was_killed_is_finished_by_the_next(
+    tmp_path, monkeypatch, killed_at, is_begun_anew
+):
+    one, two, three = (RunPaths(tmp_path, f"a~{number}") for number in (1, 2, 3))
+    paths = leave_a_run_with_events(tmp_path, "1")
+    keep_previous_run(paths)
+    leave_a_run_with_events(tmp_path, "2")
+
+    def killed(move):
+        def call(path: Path, target: Path) -> Path:
+            if str(path.relative_to(tmp_path)).startswith(killed_at):
+                raise Killed
+            return move(path, target)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed(Path.rename))
+        patch.setattr(Path, "replace", killed(Path.replace))
+        with pytest.raises(Killed):
+            keep_previous_run(paths)
+    assert two.last.exists()
+    assert two.tensorboard.exists() is (killed_at != "tb/a")
+    if is_begun_anew:  # somebody was quicker: its events are its own
+        if killed_at == "tb/a":
+            paths.tensorboard.rename(three.tensorboard)  # as older code did
+        leave_a_run_with_events(tmp_path, "3")
+        keep_previous_run(paths)
+        assert_is_whole(three, "3")
+    else:
+        assert keep_previous_run(paths) is None
+        assert {path.name for path in tmp_path.iterdir()} == {"a~1", "a~2", "tb"}
+    assert_is_whole(one, "1")
+    assert_is_whole(two, "2")
+    assert list(tmp_path.glob("tb/a")) == []
+
+
+def test_events_whose_run_was_thrown_away_join_no_other(tmp_path):
+    paths = leave_a_run_with_events(tmp_path, "1")
+    keep_previous_run(paths)
+    shutil.rmtree(RunPaths(tmp_path, "a~1").tensorboard)
+    leave_a_run_with_events(tmp_path, "2")
+    shutil.rmtree(paths.run)
+    assert keep_previous_run(paths) == RunPaths(tmp_path, "a~2")
+    assert not RunPaths(tmp_path, "a~1").tensorboard.exists()
 
 
 def test_processes_that_do_not_write_look_at_nothing(tmp_path, monkeypatch):

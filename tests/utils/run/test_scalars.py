@@ -1,6 +1,5 @@
 """utils/run/scalars.py: no step of a run is doubled or missing, and no failure goes unnoticed."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -209,10 +208,39 @@ class TestFailure:
         with pytest.raises(OSError, match="too large"):
             events.flush()
 
-    def test_of_a_folder_that_is_gone_is_an_os_error(self, tmp_path):
-        """Also with nothing to write, which is all that the writer would notice."""
-        events = opened(tmp_path / "tb")
+    @pytest.mark.parametrize(
+        ("gone", "is_written"),
+        [("file", True), ("run", True), ("run", False), ("tb", True), ("later", False)],
+    )
+    def test_of_files_that_are_gone_is_a_warning_and_a_new_file(
+        self, tmp_path, gone, is_written, caplog
+    ):
+        """With all since the last flush, whether its thread had written them or finds nothing."""
+        folder = tmp_path / "tb" / "run"
+        events = opened(folder)
+        events.log_training({"loss": 0.25}, 1, False)
         events.flush()
-        shutil.rmtree(tmp_path / "tb")
-        with pytest.raises(FileNotFoundError, match="tb"):
+        (file,) = folder.iterdir()
+        events.log_training({"loss": 0.5}, 2, False)
+        if is_written:
+            events._hand_over(())
+        places = {"file": file, "tb": tmp_path / "tb"}
+        places.get(gone, folder).rename(tmp_path / "gone")  # at once: the thread writes meanwhile
+        for step in (3, 4) if gone != "later" else ():
+            events.log_training({"loss": 0.5}, step, False)
+        events.flush()
+        events.log_training({"loss": 0.75}, 5, False)
+        events.close()
+        steps = [2, 5] if gone == "later" else [2, 3, 4, 5]
+        assert [step for step, _ in read_scalars(folder)["train/loss"]] == steps
+        (warning,) = caplog.messages
+        assert warning == f"warning: {file} was removed; scalars go on in a new file"
+        assert len([*folder.iterdir()]) == 1
+
+    def test_of_a_folder_that_is_a_file_now_is_an_os_error(self, tmp_path):
+        events = opened(tmp_path / "tb")
+        (tmp_path / "tb").rename(tmp_path / "gone")
+        (tmp_path / "tb").touch()
+        with pytest.raises(NotADirectoryError):
             events.flush()
+        assert (tmp_path / "tb").read_bytes() == b""

@@ -186,6 +186,50 @@ class TestRotation:
             save_one(store, step)
         assert kept_steps(paths) == list(range(10 + keep, 9, -1))
 
+    @pytest.mark.parametrize("keep", [0, 1, 3])
+    @pytest.mark.parametrize("gone", ["last.bin", "last~1.bin", "folder", "run"])
+    def test_needs_none_of_those_before(self, paths, keep, gone):
+        store = SnapshotStore(paths, keep)
+        for step in (1, 2, 3):
+            save_one(store, step)
+        names = {"folder": paths.last.parent, "run": paths.run}
+        if gone in names:
+            shutil.rmtree(names[gone])
+        else:
+            paths.last.with_name(gone).unlink(missing_ok=True)
+        save_one(store, 4)
+        assert kept_steps(paths)[0] == 4
+        save_one(store, 5)
+        assert kept_steps(paths)[: keep + 1][:2] == [5, 4][: keep + 1]
+
+    @pytest.mark.parametrize("gone", ["run", "checkpoints", "file"])
+    def test_begins_again_if_its_own_file_is_removed_under_its_hands(self, paths, gone):
+        store = SnapshotStore(paths, 1)
+        save_one(store, 1)
+        content, times = paths.last.read_bytes(), []
+
+        def write(file) -> None:
+            times.append(file)
+            file.write(content)
+            if len(times) == 1:
+                named = {"run": paths.run, "checkpoints": paths.last.parent}
+                if gone in named:
+                    shutil.rmtree(named[gone])
+                else:
+                    Path(file.name).unlink()
+
+        store.replace(write)
+        assert (len(times), kept_steps(paths)) == (2, [1, 1] if gone == "file" else [1])
+        assert {name[0] for name in names_in(paths)} == {"l"}  # nothing temporary is left
+
+    def test_what_took_the_place_of_a_snapshot_is_looked_at(self, paths):
+        store = SnapshotStore(paths, 2)
+        save_one(store, 1)
+        save_one(store, 2)
+        paths.last.write_bytes(b"somebody else's")
+        save_one(store, 3)
+        assert kept_steps(paths) == [3, 1]
+
     def test_one_that_cannot_be_read_counts_as_damaged(self, paths):
         save(paths, 1, 1, 2)
         paths.last.unlink()
