@@ -12,7 +12,14 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import LAST, paths_in
 from utils.data.formats import IMAGE_ENDINGS
-from utils.data_utils import TENSORBOARD_FOLDER, RunPaths, check_file, check_writable, with_home
+from utils.data_utils import (
+    TENSORBOARD_FOLDER,
+    RunPaths,
+    check_file,
+    check_writable,
+    identity,
+    with_home,
+)
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of, read_regular, write_text
 from utils.ownership import is_ours, why_not_events, why_not_run
@@ -42,7 +49,7 @@ def check_run_can_start(flags: FrozenConfigDict) -> None:
     paths = RunPaths(Path(flags.output_dir), flags.name)
     with os_errors_are_input_errors(paths_in(flags)):
         check_run_name(paths)
-        check_not_locked(paths.lock)
+        check_not_locked(paths, flags.take_over)
         if "checkpoint" in flags:
             _check_evaluation(paths, Path(flags.checkpoint))
         else:
@@ -63,7 +70,7 @@ def check_can_be_resumed(paths: RunPaths, resume: str) -> None:
     if is_main():
         with os_errors_are_input_errors({"--output_dir": paths.output_dir, "--resume": resume}):
             check_run_name(paths)
-            check_not_locked(paths.lock)
+            check_not_locked(paths, take_over=True)  # the flag is not parsed yet
             _check_training(paths, resume)
 
 
@@ -131,7 +138,8 @@ def _is_in(path: Path, folder: Path) -> bool:
         return True
     # Names that differ only in case are one folder on a Mac.
     above = (path, *path.parents)
-    return folder.exists() and any(each.exists() and each.samefile(folder) for each in above)
+    itself = identity(folder) if folder.exists() else None
+    return itself is not None and any(each.exists() and identity(each) == itself for each in above)
 
 
 def where_it_failed(flags: FrozenConfigDict, progress: Progress) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import sync, sync_folder
+from utils.files import naming, sync, sync_folder
 from utils.schema import dict_of, is_count, is_finite
 
 EVENTS = "events.out.tfevents."
@@ -85,8 +85,9 @@ class EventLog:
 
     def _add(self, phase: str, scalars: Mapping[str, float], step: int) -> None:
         if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(f"{phase}/{name}", value, step)
+            with naming(self._folder):
+                for name, value in scalars.items():
+                    self._writer.add_scalar(f"{phase}/{name}", value, step)
 
     def flush(self) -> None:
         """Put all scalars on the disk: a snapshot that is saved later counts on them.
@@ -96,18 +97,20 @@ class EventLog:
         """
         if self._writer is None:
             return
-        self._writer.flush()
+        with naming(self._folder):
+            self._writer.flush()
         newest = max(self._folder.glob(f"{EVENTS}*"), default=None)
         if newest is None:  # deleted; the writer notices when it has something to write
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
-        with newest.open("rb") as file:
+        with naming(newest), newest.open("rb") as file:
             sync(file.fileno())
         sync_folder(self._folder)
 
     def close(self) -> None:
         """Flush, and close the file."""
         if self._writer is not None:
-            self._writer.close()
+            with naming(self._folder):
+                self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data."""

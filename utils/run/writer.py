@@ -6,11 +6,14 @@ from typing import Any
 from utils.console import log, log_table
 from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
+from utils.dist_util import NONE
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import remove_unfinished, write_json
+from utils.ownership import is_ours
 from utils.processes import is_main
 from utils.run.folder import check_only_ours, keep_previous_run, write_retention
+from utils.run.lock import this_process
 from utils.run.scalars import EVAL_SCALARS, EventLog
 
 
@@ -49,18 +52,20 @@ class RunWriter:
         """
         if not is_main():
             return
-        if is_resumed:
-            remove_unfinished(self.paths.run)
-        else:
+        earlier = self.paths.output_dir.glob(f"{self.paths.name}~*")
+        for folder in (self.paths.run, *(each for each in earlier if is_ours(each))):
+            remove_unfinished(folder)
+        if not is_resumed:
             check_only_ours(self.paths)  # once more: somebody may have been quick
             kept = keep_previous_run(self.paths)
             if kept is not None:
                 log.info("kept the previous run %s as %s", self.paths.name, kept.run)
             self.stamp["predictions_digest"] = "none"
-        self.write_stamp(status="unfinished")
+        self.write_stamp(status="unfinished", writer=this_process())
         classes = labelmap(self.split.dataset, self.split.classes, self.split.parents)
         write_json(self.paths.labelmap, classes)
         write_retention(self.paths, has_checkpoint="checkpoint" not in self.stamp)
+        self.write_stamp()  # once more: a disk on which files cannot be replaced says so now
         self.events.open(self.paths.tensorboard, step, is_resumed)
 
     def write_stamp(self, **facts: object) -> None:
@@ -98,7 +103,7 @@ class RunWriter:
             facts: more rows of the table of metrics.
         """
         self.events.close()
-        self.write_stamp(status="finished")
+        self.write_stamp(status="finished", writer=NONE)
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
         for variant, metrics in best.items():
             of = " of the averaged weights" if variant else ""
