@@ -118,9 +118,10 @@ def _check_is_free(paths: RunPaths, owner: dict[str, Any], take_over: bool) -> N
             f"{paths.lock} says that process {owner.get('pid')} on {owner['host']} writes this "
             "run; if that process has ended, repeat the command with --take_over"
         )
-    writer: object = None
+    stamp: dict[str, Any] = {}
     with suppress(OSError):
-        writer = _owner(read_regular(paths.env_stamp)).get("writer")
+        stamp = _owner(read_regular(paths.env_stamp))
+    writer = stamp.get("writer") if stamp.get("name") == paths.name else None  # else it is a copy
     for each in (owner, writer):
         if isinstance(each, dict) and _is_at_work(each):
             raise _refusal(paths, each)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import REPO
+from helpers import REPO, read_json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -305,7 +305,7 @@ class TestWithoutLocks:
         with run_lock(run_of(lock)):
             owner = owner_of(lock)
         for pid in (os.getppid(), -1, 0, 2**40, "1", None):
-            lock.write_text(json.dumps({**owner, "pid": pid}), encoding="utf-8")
+            lock.write_text(json.dumps({**owner, "pid": pid, "began": "1"}), encoding="utf-8")
             check_not_locked(run_of(lock))
             with run_lock(run_of(lock)):
                 pass
@@ -339,7 +339,10 @@ class TestFileThatIsRemoved:
 
     def test_leaves_the_stamp_that_names_the_writer(self, lock, hold):
         holder, paths = hold(lock), run_of(lock)
-        write_json(paths.env_stamp, {"writer": owner_of(lock)})
+        write_json(paths.env_stamp, {"name": "demo", "writer": owner_of(lock)})
+        copy = RunPaths(lock.parent, "copy")
+        write_json(copy.env_stamp, read_json(paths.env_stamp))
+        check_not_locked(copy)
         lock.unlink()
         for attempt in (check_not_locked, lambda paths: run_lock(paths).__enter__()):
             with pytest.raises(InputError, match=f"by process {holder.pid} on"):
