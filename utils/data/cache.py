@@ -36,13 +36,16 @@ from utils.data.presets import Size
 from utils.data.resized_images import CachedImages, FileImages, Index
 from utils.data.splits import Split
 from utils.data.threads import in_threads
+from utils.data_utils import free_bytes
 from utils.errors import InputError, RunError
 from utils.files import (
     canonical_json,
     kind_of,
+    naming,
     open_regular,
     read_regular,
     sha256_text,
+    sync,
     write_json,
 )
 from utils.ownership import is_cache, make_folder
@@ -214,8 +217,8 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
             raise InputError(f"{left} is not a cache; move it away or use another --cache_dir")
         shutil.rmtree(left, ignore_errors=True)
     index = _plan(files, may_be_bad)
-    total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
-    if total > free:
+    total, free = int(index.offsets[-1]), free_bytes(folder.parent)
+    if free is not None and total > free:
         raise RunError(
             f"the cache needs {total / 1e9:.1f} GB of disk in {folder.parent}, which has "
             f"{free / 1e9:.1f} GB free; use --cache none, another --cache_dir or a smaller "
@@ -233,7 +236,7 @@ def _build(folder: Path, files: FileImages, about: dict[str, Any], may_be_bad: b
         write_json(beside / ABOUT_FILE, {**about, "bytes": total, "bad": bad})
         for path in beside.iterdir():
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -257,7 +260,7 @@ def open_cache(
     """
     key = cache_key(files.split, geometry)
     folder = cache_dir / key
-    with _locked(cache_dir / f"{key}.lock"):
+    with naming(folder), _locked(cache_dir / f"{key}.lock"):
         cache = _open(folder, files)
         if cache is None:
             about = {
