@@ -133,7 +133,7 @@ def evaluate(plan: Plan) -> None:
     config, split, step = plan.config, plan.split, plan.checkpoint.step
     paths = RunPaths(Path(config.output_dir), config.name)
     writer = RunWriter(paths, plan.stamp, split, EventLog())
-    with locked_run(paths):
+    with locked_run(paths, config.take_over) as renew_lock:
         with failing_together():
             writer.begin()
         with failing_together():
@@ -149,6 +149,7 @@ def evaluate(plan: Plan) -> None:
             "trained_on_images": plan.trained_on,
         }
         with failing_together():
+            renew_lock()
             writer.log_evaluation(metrics)
             writer.write_evaluation(evaluation, metrics, config.export_logits)
             writer.write_stamp(skipped_images=bad_images.facts())

@@ -28,6 +28,7 @@ from scripts.shared.download import Official, fetch, file_md5, file_size, part_p
 from utils.cli.parser import Parser
 from utils.cli.types import path
 from utils.console import log, log_table, progress_bar
+from utils.data_utils import free_bytes
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, one_line
 from utils.files import kind_of, open_regular
@@ -174,8 +175,8 @@ def check_space(dest: Path, missing: Sequence[str]) -> None:
     needed: float = sum(max(0, sizes[name] - file_size(part_path(dest / name))) for name in sizes)
     if not (dest / "jpg").exists():
         needed += UNPACKED_PER_ARCHIVE_BYTE * OFFICIAL_FILES[ARCHIVE].size
-    free = shutil.disk_usage(_nearest(dest)).free
-    if free < needed:
+    free = free_bytes(_nearest(dest))
+    if free is not None and free < needed:
         raise RunError(
             f"{dest}: {_megabytes(needed)} more are needed, the disk has {_megabytes(free)} free; "
             "make room or name another folder"

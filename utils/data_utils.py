@@ -1,19 +1,21 @@
-"""Name the files of a run, and seed random numbers; datasets are in `utils/dataset.py`.
+"""Name the files of a run, tell paths apart, and seed random numbers.
 
-Imports no torch: names are checked before it.
+Datasets are in `utils/dataset.py`. Imports no torch: names are checked before it.
 """
 
 import hashlib
 import os
 import random
+import shutil
 import signal
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import canonical_json, kind_of
+from utils.files import NOT_SUPPORTED, canonical_json, kind_of
 
 # --- Run paths ------------------------------------------------------------------------------------
 
@@ -143,6 +145,31 @@ def check_file(path: Path, flag: str) -> None:
     if kind != "file":
         state = "does not exist" if kind is None else f"is a {kind}"
         raise InputError(f"{flag} {path} {state}; name a file")
+
+
+def identity(path: str | Path) -> tuple[int, int, str]:
+    """Return what all ways to a file or folder have in common, and no other file has.
+
+    Some file systems give many files one inode number, so the real path decides; and of real paths
+    that differ only in case or composition, as on a Mac, the number.
+
+    Raises:
+        OSError: there is nothing, or it cannot be looked at.
+    """
+    state = os.stat(path)  # noqa: PTH116 - of many thousands of folders
+    real = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+    return state.st_dev, state.st_ino, real
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return how much room the disk of a folder has; None if its file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        return None
+    return usage.free if usage.total else None
 
 
 def with_home(text: str, blamed: str = "") -> str:

@@ -142,10 +142,11 @@ def os_errors_are_input_errors(
         ]
         # The longest: one folder may lie in another, as the cache does in the output folder.
         flag = max(named)[1] if named else otherwise
+        where = error.filename or ", ".join(map(str, (paths or {}).values())) or "its files"
         # macOS keeps programs out of Documents and external disks until the user lets them in.
         is_private = error.errno == errno.EPERM
         hint = "; let the terminal in: System Settings, Privacy & Security" if is_private else ""
-        raise InputError(f"{flag} {error.filename}: {error.strerror}{hint}") from error
+        raise InputError(f"{flag} {where}: {error.strerror}{hint}") from error
 
 
 # How torch says that memory ran out (CPU, MPS, CUDA), or that a loader process died or is not heard

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from utils.data_utils import SYNTHETIC_FOLDER, TENSORBOARD_FOLDER
 from utils.errors import InputError
-from utils.files import TEMPORARY, kind_of, open_regular, read_regular
+from utils.files import (
+    CANNOT_REPLACE,
+    TEMPORARY,
+    clear_if_left,
+    kind_of,
+    left_of,
+    naming,
+    open_locked,
+    open_regular,
+    read_regular,
+    temporary,
+)
 
 # A file in every folder that our programs make: output folders, reports, caches, drawn flowers.
 MARKER = ".fine_vit"
@@ -49,22 +60,49 @@ def make_folder(folder: Path, ours: Container[str] = (SYNTHETIC_FOLDER,)) -> Non
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Make a marked folder, to be filled and renamed; what is left of it is removed in the end.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a marked folder beside `folder` that takes its name when the block ends without error.
 
-    It replaces one that a killed process of ours left.
+    What killed processes left of it is removed. An empty folder is replaced.
 
     Raises:
-        OSError: something else is there, which stays; or the folder cannot be made.
+        OSError: it cannot be made, or something else has the name.
     """
-    if not folder.is_symlink() and is_ours(folder):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_left(folder)
+    beside = temporary(folder)
+    beside.mkdir()
     try:
-        mark(folder)
-        yield
+        with naming(beside):
+            with open_locked(beside / MARKER) as marker:
+                marker.write(MARKER_TEXT.encode())
+                marker.flush()
+                yield beside
+                # Some disks rename no folder in which a file is open. Without the marker the folder
+                # is nobody's, and no other process clears it.
+                (beside / MARKER).unlink()
+            _rename_folder(beside, folder)
+            mark(folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def clear_left(folder: Path) -> None:
+    """Remove what killed processes left of a folder that `new_folder` was to make."""
+    for left in left_of(folder):
+        marker = left / MARKER
+        if kind_of(left, follow=False) == "folder" and kind_of(marker, follow=False) == "file":
+            clear_if_left(left, marker, shutil.rmtree)
+
+
+def _rename_folder(beside: Path, folder: Path) -> None:
+    try:
+        beside.rename(folder)
+    except OSError as error:
+        if error.errno not in CANNOT_REPLACE or holds_more_than(folder, ()):
+            raise
+        folder.rmdir()  # it is empty, and some disks do not rename over it
+        beside.rename(folder)
 
 
 def holds_more_than(folder: Path, ours: Container[str]) -> bool:
@@ -76,7 +114,8 @@ def mark(folder: Path) -> None:
     """Write the marker into a folder that our programs made, unless it is there."""
     marker = folder / MARKER
     if kind_of(marker, follow=False) is None:
-        marker.write_text(MARKER_TEXT, encoding="utf-8")
+        with naming(marker):
+            marker.write_text(MARKER_TEXT, encoding="utf-8")
 
 
 # --- What is ours ---------------------------------------------------------------------------------

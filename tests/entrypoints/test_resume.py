@@ -506,8 +506,9 @@ def test_a_best_checkpoint_that_is_lost_starts_anew(start, interrupted, capsys):
 HOLD = """\
 import sys
 from pathlib import Path
+from utils.data_utils import RunPaths
 from utils.run.lock import run_lock
-with run_lock(Path(sys.argv[1]), "run"):
+with run_lock(RunPaths(Path(sys.argv[1]), "run")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -518,7 +519,7 @@ def test_a_run_that_is_being_written_is_refused(start, finished_run, drawn, tmp_
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     flags = f"--name run --device cpu --checkpoint {finished_run.checkpoint}"
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(paths.lock)],
+        [sys.executable, "-c", HOLD, str(tmp_path)],
         cwd=REPO,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

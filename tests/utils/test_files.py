@@ -5,20 +5,29 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from helpers import files_up_to
+from helpers import REPO, files_up_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.data_utils import free_bytes
+from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import (
     canonical_json,
     kind_of,
     open_atomic,
     open_regular,
     read_regular,
+    remove_unfinished,
     sha256_file,
     sha256_text,
     write_json,
@@ -133,6 +142,141 @@ class TestOpenAtomic:
         with pytest.raises(OSError, match="f"), open_atomic(tmp_path / "f" / "g"):
             pass
         assert (tmp_path / "f").read_text() == "x"
+
+
+def failing(code: int):
+    """Stands in for a call of the system that fails without naming a file."""
+
+    def call(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+class TestOtherFileSystems:
+    """What SMB, exFAT, FUSE and network drives do not know is done without, or named."""
+
+    @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+    def test_that_cannot_be_waited_for_keep_the_file(self, tmp_path, monkeypatch, code):
+        monkeypatch.setattr(os, "fsync", failing(code))
+        write_text(tmp_path / "f", "new")
+        assert read_regular(tmp_path / "f") == b"new"
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL])
+    def test_whose_folders_cannot_be_opened_keep_the_file(self, tmp_path, monkeypatch, code):
+        monkeypatch.setattr(os, "open", failing(code))
+        write_text(tmp_path / "f", "new")
+        assert read_regular(tmp_path / "f") == b"new"
+
+    @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+    def test_whose_disk_fails_are_a_failure_that_names_the_file(self, tmp_path, monkeypatch, code):
+        write_text(tmp_path / "f", "old")
+        monkeypatch.setattr(os, "fsync", failing(code))
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            write_text(tmp_path / "f", "new")
+        assert caught.value.filename == str(tmp_path / "f")
+        assert names_in(tmp_path) == ["f"]
+        assert read_regular(tmp_path / "f") == b"old"
+
+    @pytest.mark.parametrize("code", [errno.EEXIST, errno.EPERM, errno.ENOTSUP])
+    def test_that_replace_no_file_are_named_with_the_remedy(self, tmp_path, monkeypatch, code):
+        write_text(tmp_path / "f", "old")
+        monkeypatch.setattr(os, "replace", failing(code))
+        message = r"this disk does not replace files; use a folder on another disk: '.*/f'$"
+        with pytest.raises(OSError, match=message):
+            write_text(tmp_path / "f", "new")
+        assert names_in(tmp_path) == ["f"]
+        assert read_regular(tmp_path / "f") == b"old"
+
+    def test_an_error_of_reading_names_the_file(self, tmp_path):
+        """Reading a folder opens it well, and fails without a name."""
+        message = rf"^--data_root {tmp_path}: Is a directory$"
+        with pytest.raises(InputError, match=message), os_errors_are_input_errors():
+            read_regular(tmp_path)
+
+    def test_that_do_not_say_how_full_they_are(self, tmp_path, monkeypatch):
+        assert free_bytes(tmp_path) > 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "statvfs", failing(errno.ENOSYS))
+            assert free_bytes(tmp_path) is None
+        usage = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        assert free_bytes(tmp_path) is None
+
+    @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, ".hidden" + "x" * 200])
+    def test_hold_a_file_of_as_long_a_name_as_they_take(self, tmp_path, name):
+        write_text(tmp_path / name, "new")
+        assert names_in(tmp_path) == [name]
+
+
+# Writes a file, and stands still in the middle.
+WRITER = """
+import sys
+from pathlib import Path
+from utils.files import open_atomic
+with open_atomic(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that writes `f`, and is in the middle of it."""
+    argv = [sys.executable, "-c", WRITER, str(tmp_path / "f")]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, cwd=REPO, stdin=pipe, stdout=pipe, text=True)
+    assert process.stdout.readline() == "half\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+class TestWhatKilledWritersLeft:
+    def test_is_cleared_by_the_next_and_that_of_a_live_one_is_kept(self, tmp_path, writer):
+        mine = [".notes.tmp", "f.1.tmp", ".g.123.tmp", ".f.tmp", ".f.x.tmp"]
+        for name in mine:
+            (tmp_path / name).touch()
+        (half,) = set(names_in(tmp_path)) - {*mine}
+        write_text(tmp_path / "f", "new")
+        remove_unfinished(tmp_path / "none")
+        assert names_in(tmp_path) == sorted([*mine, "f", half])
+        writer.kill()
+        writer.wait()
+        assert (tmp_path / half).read_bytes() == b"half"
+        write_text(tmp_path / "f", "new")
+        assert names_in(tmp_path) == sorted([*mine, "f"])
+
+    def test_of_a_run_is_cleared_wherever_it_is_in_its_folder(self, tmp_path, writer):
+        kept = names_in(tmp_path)
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / ".last.bin.77.tmp").touch()  # of an older version
+        remove_unfinished(tmp_path)
+        assert names_in(tmp_path) == [*kept, "checkpoints"]
+        assert names_in(tmp_path / "checkpoints") == []
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        remove_unfinished(tmp_path)
+        assert names_in(tmp_path) == ["checkpoints"]
+
+    @pytest.mark.parametrize("why", ["no locks", "another host"])
+    def test_is_cleared_after_a_week_where_a_lock_says_nothing(
+        self, tmp_path, writer, monkeypatch, why
+    ):
+        writer.kill()
+        writer.wait()
+        (half,) = names_in(tmp_path)
+        if why == "no locks":
+            monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+        else:
+            monkeypatch.setattr(platform, "node", lambda: "another.host")
+        for days, is_kept in ((0, True), (6, True), (8, False)):
+            then = time.time() - days * 24 * 3600
+            os.utime(tmp_path / half, (then, then))
+            write_text(tmp_path / "f", "new")
+            assert (tmp_path / half).exists() == is_kept
 
 
 class TestText:

@@ -121,14 +121,19 @@ class TestMakeFolder:
         assert not is_ours(tmp_path / "mine")
 
     def test_a_folder_beside_replaces_only_what_a_killed_process_left(self, tmp_path):
+        target = tmp_path / "x"
         left = fill(tmp_path / "x.1.tmp", {MARKER: "", "half": ""})
-        with new_folder(left):
-            assert [path.name for path in left.iterdir()] == [MARKER]
-        assert not left.exists()
-        fill(left, {"mine": "precious"})
-        with pytest.raises(FileExistsError), new_folder(left):
+        others = fill(tmp_path / "x.2.tmp", {"mine": "precious"})
+        with new_folder(target) as beside:
+            assert not left.exists()
+            (beside / "whole").touch()
+        assert (others / "mine").read_text() == "precious"
+        assert {path.name for path in target.iterdir()} == {MARKER, "whole"}
+        assert {path.name for path in tmp_path.iterdir()} == {"x", "x.2.tmp"}
+        with pytest.raises(OSError, match="x"), new_folder(target):
             pass
-        assert (left / "mine").read_text() == "precious"
+        assert (target / "whole").exists()
+        assert {path.name for path in tmp_path.iterdir()} == {"x", "x.2.tmp"}
 
 
 FOREIGN = {

@@ -118,6 +118,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("output_dir", types.path, Path("output"), BOTH, hashed="never", path="place").help(
             "folder that holds all runs"
         ),
+        Flag("take_over", bool, False, BOTH, hashed="never").help(
+            "write the run although its lock names a process of another host, which has ended"
+        ),
         Flag("prefer_mps", bool, True, BOTH, hashed="never").help(
             "with --device auto: MPS if available"
         ),

@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.files import canonical_json, kind_of
 
 # What says where the run lies and how it is resumed; `recipe` is a record; and `epochs` follows.
-NOT_OF_RUN = ("name", "output_dir", "resume", "allow_change", "recipe", "epochs")
+NOT_OF_RUN = ("name", "output_dir", "resume", "allow_change", "recipe", "epochs", "take_over")
 _WORDS = {"None": "none", "True": "on", "False": "off"}
 # What can be compared only when the data are open: `check_same_run` does.
 LATE = ("epochs", "tiny_train_subset", "tiny_infer_subset")

@@ -46,8 +46,18 @@ from utils.data.resized_images import (
 )
 from utils.data.splits import Split
 from utils.data.threads import in_threads
+from utils.data_utils import free_bytes
 from utils.errors import InputError, RunError, printable
-from utils.files import UNFINISHED, canonical_json, kind_of, sha256_text, write_json
+from utils.files import (
+    UNFINISHED,
+    canonical_json,
+    has_locked,
+    kind_of,
+    naming,
+    sha256_text,
+    sync,
+    write_json,
+)
 from utils.ownership import is_cache, make_folder
 
 FORMAT = 6  # raise it when the bytes or their layout change
@@ -175,15 +185,12 @@ def _locked(path: Path) -> Iterator[None]:
     if (kind := kind_of(path, follow=False)) not in (None, "file"):
         raise RunError(f"{path} is a {kind}, not a lock; move it away or use another --cache_dir")
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        is_locked = has_locked(fcntl.flock, file)
+        if is_locked is None:
+            raise RunError(f"{path} cannot be locked; use --cache_dir on another disk")
+        if not is_locked:
             log.info("cache: waiting for another process that builds %s", path.stem)
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise RunError(
-                f"{path} cannot be locked ({error.strerror}); use --cache_dir on another disk"
-            ) from error
         yield
 
 
@@ -195,8 +202,8 @@ def _build(folder: Path, files: FileImages, content: dict[str, Any], may_be_bad:
             raise InputError(f"{left} is not a cache; move it away or use another --cache_dir")
         shutil.rmtree(left, ignore_errors=True)
     index = _plan(files, may_be_bad)
-    total, free = int(index.offsets[-1]), shutil.disk_usage(folder.parent).free
-    if total > free:
+    total, free = int(index.offsets[-1]), free_bytes(folder.parent)
+    if free is not None and total > free:
         raise RunError(
             f"the cache needs {total / 1e9:.1f} GB of disk in {folder.parent}, which has "
             f"{free / 1e9:.1f} GB free; use --cache none, another --cache_dir or a smaller "
@@ -221,7 +228,7 @@ def _build(folder: Path, files: FileImages, content: dict[str, Any], may_be_bad:
         write_json(beside / ABOUT_FILE, about)
         for path in beside.iterdir():
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -233,8 +240,7 @@ def _clear_unfinished(cache_dir: Path) -> None:
     for left in cache_dir.glob(f"{ANY_KEY}{UNFINISHED}"):
         # A builder at work holds the lock.
         with suppress(OSError), left.with_suffix(".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_cache(left, is_whole=False):
+            if has_locked(fcntl.flock, file) and is_cache(left, is_whole=False):
                 shutil.rmtree(left)
 
 
@@ -277,7 +283,7 @@ def open_cache(
     key = cache_key(files.split, content)
     folder = cache_dir / key
     _clear_unfinished(cache_dir)
-    with _locked(cache_dir / f"{key}.lock"):
+    with naming(folder), _locked(cache_dir / f"{key}.lock"):
         cache = open_cached(folder, files)
         if cache is not None:
             log.info("cache: reading %s", folder)

@@ -44,7 +44,7 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
     paths = RunPaths(Path(flags.output_dir), flags.name)
     with os_errors_are_input_errors(paths_in(flags)):
         check_run_name(paths)
-        check_not_locked(paths.lock)
+        check_not_locked(paths, flags.take_over)
         if "checkpoint" in flags:
             _check_evaluation(paths)
         else:
@@ -67,7 +67,7 @@ def check_can_be_resumed(paths: RunPaths, resume: str) -> None:
     if is_main():
         with os_errors_are_input_errors({"--output_dir": paths.output_dir, "--resume": resume}):
             check_run_name(paths)
-            check_not_locked(paths.lock)
+            check_not_locked(paths, take_over=True)  # the flag is not parsed yet
             _check_training(paths, resume)
 
 

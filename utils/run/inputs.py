@@ -8,7 +8,7 @@ from ml_collections import FrozenConfigDict
 from utils.cli.flags import paths_in
 from utils.data.formats import IMAGE_ENDINGS
 from utils.data.splits import Split
-from utils.data_utils import RunPaths, with_home
+from utils.data_utils import RunPaths, identity, with_home
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.files import kind_of
 from utils.ownership import is_ours
@@ -80,7 +80,8 @@ def _is_in(path: Path, folder: Path) -> bool:
         return True
     # Names that differ only in case are one folder on a Mac.
     above = {each for place in places for each in (place, *place.parents)}
-    return folder.exists() and any(each.exists() and each.samefile(folder) for each in above)
+    itself = identity(folder) if folder.exists() else None
+    return itself is not None and any(each.exists() and identity(each) == itself for each in above)
 
 
 def check_not_among_images(flags: FrozenConfigDict, output_dir: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.console import log
-from utils.files import sync, sync_folder
+from utils.files import naming, sync, sync_folder
 from utils.schema import dict_of, is_count, is_finite
 
 EVENTS = "events.out.tfevents."
@@ -92,7 +92,8 @@ class EventLog:
         if self._writer is not None:
             added = [(f"{phase}/{name}", value, step) for name, value in scalars.items()]
             self._unflushed += added
-            self._hand_over(added)
+            with naming(self._file):
+                self._hand_over(added)
 
     def _hand_over(self, added: Sequence[tuple[str, float, int]]) -> None:
         """Have the writer write scalars, or wait until all are written if there are none to add.
@@ -126,8 +127,9 @@ class EventLog:
         """
         if self._writer is None:
             return
-        self._hand_over(())
-        with self._file.open("rb") as file:
+        with naming(self._file):
+            self._hand_over(())
+        with naming(self._file), self._file.open("rb") as file:
             sync(file.fileno())
         sync_folder(self._file.parent)
         self._unflushed = []
@@ -136,7 +138,8 @@ class EventLog:
         """Flush, and close the file."""
         if self._writer is not None:
             self.flush()
-            self._writer.close()
+            with naming(self._file):
+                self._writer.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data."""

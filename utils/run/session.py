@@ -21,7 +21,7 @@ from utils.data.presets import DATA_RULES
 from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
-from utils.dist_util import build_env_stamp, open_device, with_session
+from utils.dist_util import NONE, build_env_stamp, open_device, with_session
 from utils.errors import LoadingFailed, RunError
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
@@ -234,9 +234,9 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
     with failing_together():
         if resume is not None and is_main():
             learner.check_state(resume.states["learner"])
-    snapshots = SnapshotStore(plan.paths, plan.config.keep)
     writer = RunWriter(plan.paths, plan.stamp, plan.data.eval, plan.start.events)
-    with locked_run(plan.paths):
+    with locked_run(plan.paths, plan.config.take_over) as renew_lock:
+        snapshots = SnapshotStore(plan.paths, plan.config.keep, renew_lock)
         with failing_together():
             # Before the scalars after it are forgotten.
             if resume is not None and resume.chosen is not None and is_main():
@@ -257,7 +257,7 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
                     log.info("stopped by %s after step %d; --resume continues", end, progress.step)
                     raise stop_by(end.signum) from end
         finally:
-            writer.write_stamp(skipped_images=plan.start.bad_images.facts())
+            writer.write_stamp(skipped_images=plan.start.bad_images.facts(), writer=NONE)
 
 
 def _build_run(

@@ -66,15 +66,19 @@ class Snapshot(NamedTuple):
 class SnapshotStore:
     """Write the snapshots of a run, and keep the newest and some before it."""
 
-    def __init__(self, paths: RunPaths, keep: int) -> None:
+    def __init__(
+        self, paths: RunPaths, keep: int, renew_lock: Callable[[], None] = lambda: None
+    ) -> None:
         """Describe the files.
 
         Args:
             paths: paths of the run.
             keep: number of snapshots to keep besides the newest.
+            renew_lock: what `run_lock` yields.
         """
         self.paths = paths
         self.keep = keep
+        self.renew_lock = renew_lock
         # Files that are known to be, wherever they are; others somebody else may have written.
         self._whole: set[tuple[int, ...]] = set()
 
@@ -88,6 +92,7 @@ class SnapshotStore:
         payload = {"format": FORMAT, "version": VERSION, **header._asdict(), "parts": states}
         with failing_together():
             if is_main():
+                self.renew_lock()
                 self.replace(lambda file: write_archive(file, payload))
 
     def promote(self, path: Path) -> None:
@@ -124,11 +129,10 @@ class SnapshotStore:
         with open_atomic(self.paths.last, self._verify_and_make_room) as file:
             write(file)
 
-    def _verify_and_make_room(self, finished: Path) -> None:
-        if not is_whole_snapshot(finished):
-            finished.stat()  # FileNotFoundError, if that is the reason
-            raise OSError(f"{finished} reads back otherwise than it was written")
+    def _verify_and_make_room(self, finished: BinaryIO) -> None:
         last = self.paths.last
+        if not _is_whole(finished):
+            raise OSError(f"{last} reads back otherwise than it was written")
         for newer in [*reversed(older_snapshots(self.paths)), last] if self.keep else []:
             number = 0 if newer == last else int(newer.stem.removeprefix("last~"))
             if number >= self.keep:
@@ -154,7 +158,14 @@ def is_whole_snapshot(path: Path) -> bool:
     """Return whether the snapshot at `path` exists, can be read, and is what was once written."""
     try:
         with open_regular(path) as file:
-            return is_whole(file)
+            return _is_whole(file)
+    except OSError:
+        return False
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    try:
+        return is_whole(file)
     except (OSError, EOFError):
         return False
 

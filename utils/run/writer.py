@@ -7,11 +7,14 @@ from typing import Any
 from utils.console import log, log_table
 from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
+from utils.dist_util import NONE
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
 from utils.files import kind_of, remove_unfinished, write_json
+from utils.ownership import is_ours
 from utils.processes import is_main
 from utils.run.folder import check_only_ours, keep_previous_run, write_retention
+from utils.run.lock import this_process
 from utils.run.scalars import EVAL_SCALARS, EventLog
 
 
@@ -50,17 +53,19 @@ class RunWriter:
         """
         if not is_main():
             return
-        if is_resumed:
-            remove_unfinished(self.paths.run)
-        else:
+        earlier = self.paths.output_dir.glob(f"{self.paths.name}~*")
+        for folder in (self.paths.run, *(each for each in earlier if is_ours(each))):
+            remove_unfinished(folder)
+        if not is_resumed:
             check_only_ours(self.paths)  # once more: somebody may have been quick
             kept = keep_previous_run(self.paths)
             if kept is not None:
                 log.info("kept the previous run %s as %s", self.paths.name, kept.run)
             self.stamp["predictions_digest"] = "none"
-        self.stamp["status"] = "unfinished"
+        self.stamp |= {"status": "unfinished", "writer": this_process()}
         for write in self._descriptions().values():
             write()
+        self.write_stamp()  # once more: a disk on which files cannot be replaced says so now
         self.events.open(self.paths.tensorboard, step, is_resumed)
 
     def _descriptions(self) -> dict[Path, Callable[[], None]]:
@@ -124,7 +129,7 @@ class RunWriter:
         """
         self.keep_whole()
         self.events.close()
-        self.write_stamp(status="finished")
+        self.write_stamp(status="finished", writer=NONE)
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
         for variant, metrics in best.items():
             of = " of the averaged weights" if variant else ""

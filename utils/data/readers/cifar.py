@@ -6,7 +6,6 @@ files, so `prepare` unpacks them once into `png/` of the data root.
 
 import io
 import json
-import os
 import pickle
 import re
 from dataclasses import dataclass
@@ -98,17 +97,13 @@ class Cifar:
             split: [_pixels(root / name, _load(root / name)) for name in getattr(self, split)]
             for split in ("train", "test")
         }
-        beside = root / f"{IMAGE_FOLDER}.{os.getpid()}.tmp"
         try:
-            with new_folder(beside):
+            with new_folder(root / IMAGE_FOLDER) as beside:
                 _unpack(beside, splits)
                 write_json(beside / MARKER_FILE, checksums)
-                try:
-                    beside.rename(root / IMAGE_FOLDER)
-                except OSError:
-                    if not _is_prepared(root, checksums):  # else another run was faster
-                        raise
         except OSError as error:
+            if _is_prepared(root, checksums):  # another run was faster
+                return
             raise InputError(
                 f"{root} cannot be written ({error.strerror}); the images are unpacked there once, "
                 f"about 250 MB in {IMAGE_FOLDER}/: copy the dataset to a folder that can be written"

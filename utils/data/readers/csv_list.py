@@ -20,6 +20,7 @@ from utils.data.readers.file_names import find_files
 from utils.data.readers.list_files import CONTROL, read_text
 from utils.data.readers.listing import TEXT, Listing, make_listing, sorted_classes
 from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
+from utils.data_utils import identity
 from utils.errors import InputError, near_miss
 
 FOREIGN_ENDINGS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -260,10 +261,10 @@ class _Paths:
         return f"{below}/{name}"
 
     def _folder_from_root(self, folder: str) -> str | None:
-        root = self.root.stat()
+        root = identity(self.root)
         for above in reversed((Path(folder), *Path(folder).parents)):
             try:
-                if os.path.samestat(above.stat(), root):  # whichever links lead there
+                if identity(above) == root:  # whichever links lead there
                     return Path(folder).relative_to(above).as_posix()
             except (OSError, ValueError):
                 return None

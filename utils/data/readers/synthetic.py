@@ -7,7 +7,6 @@ noise by image. Every image has a generator of its own, so it does not depend on
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,14 +166,12 @@ def draw(root: Path) -> None:
     root = root.resolve()
     if root == Path.cwd():  # it would be replaced, and relative paths would lead nowhere
         raise InputError("--data_root is the current folder; name another for synthetic flowers")
-    beside = root.with_name(f"{root.name}.{os.getpid()}.tmp")
-    with new_folder(beside):
-        _draw_into(beside)
-        try:
-            beside.rename(root)  # replaces an empty folder
-        except OSError:
-            if not is_drawn(root):
-                raise
+    try:
+        with new_folder(root) as beside:
+            _draw_into(beside)
+    except OSError:
+        if not is_drawn(root):
+            raise
 
 
 def read(root: Path, split: str) -> Listing:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils.data.formats import IMAGE_ENDINGS
 from utils.data.readers.list_files import CONTROL
+from utils.data_utils import identity
 from utils.errors import InputError, printable
 from utils.ownership import is_ours
 
@@ -91,17 +92,17 @@ def walk(root: Path, passed: PassedOver) -> Iterator[tuple[str, list[str], list[
     """
     # No link leads out of a class. `a/..` has itself among its parents.
     parents = (root.resolve() if ".." in root.parts else root.absolute()).parents
-    entered = {(state.st_dev, state.st_ino) for state in map(Path.stat, parents)}
+    entered = set(map(identity, parents))
     links = [""]  # last and sorted: which way leads to a folder must not depend on the file system
     while links:
         links.sort(key=composed, reverse=True)
         for here, folders, files in os.walk(root / links.pop(), onerror=_raise):
-            state = os.stat(here)  # noqa: PTH116 - one of many thousands
+            itself = identity(here)
             shown = [name for name in folders if name[0] != "." and name not in SYSTEM_FOLDERS]
             folders.clear()  # in place, to tell `os.walk` where to go
-            if (state.st_dev, state.st_ino) in entered:
+            if itself in entered:
                 continue
-            entered.add((state.st_dev, state.st_ino))
+            entered.add(itself)
             for name in sorted(shown):
                 if is_ours(Path(here, _checked_name(here, name))):
                     passed.ours.append(f"{here}/{name}/")
