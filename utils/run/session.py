@@ -24,7 +24,7 @@ from utils.dataset import Data
 from utils.dist_util import build_env_stamp, open_device, with_session
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_main, rank, world_size
-from utils.run.best import BestKeeper
+from utils.run.best import BestKeeper, forget_lost_best
 from utils.run.checkpoint import to_tensor
 from utils.run.lock import locked_run
 from utils.run.resume import (
@@ -32,7 +32,6 @@ from utils.run.resume import (
     ResumePoint,
     StartPoint,
     check_same_run,
-    forget_lost_best,
     is_changed,
     open_start_point,
 )
@@ -192,8 +191,10 @@ class TrainingRun:
         """
         plan, step = self.plan, self.plan.start.progress.step
         epoch, samples = divmod(step * plan.config.train_batch_size, len(plan.data.train))
+        with failing_together():
+            beside = self.writer.flush()
         header = Header(
-            run_id=self.writer.stamp["run_id"],
+            **beside,
             step=step,
             epoch=epoch,
             samples_of_epoch=samples,
@@ -201,8 +202,6 @@ class TrainingRun:
             experiment=plan.experiment,
             data=plan.facts,
         )
-        with failing_together():
-            plan.start.events.flush()
         self.snapshots.save(header, self.parts)
         plan.start.progress.saved = step
 
@@ -233,7 +232,7 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
     progress, resume = plan.start.progress, plan.start.resume
     if resume is not None:
         is_other = is_changed(resume, plan.experiment, plan.stamp)
-        forget_lost_best(progress, plan.paths, is_other)
+        forget_lost_best(progress, plan.paths, is_other, plan.stamp["sessions"])
     learner = build_learner(plan.model.to(plan.device), plan.config)
     with failing_together():
         if resume is not None and is_main():
