@@ -1,7 +1,8 @@
-"""Check that nothing is lost: kill a training, damage its snapshots, fill its disk.
+"""Check that nothing is lost: kill a training, damage its files, fill its disk.
 
     python scripts/dev/soak.py kills --kills 12
     python scripts/dev/soak.py damage --ways 200
+    python scripts/dev/soak.py files --cases 12
     python scripts/dev/soak.py disk
 
 Each command trains for real. It exits 0 if every promise held, and 1 with one line at the first
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
+from scripts.dev.soak_tests.artifacts import soak_files
 from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
@@ -27,7 +29,7 @@ from utils.console import log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
 
-SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk}
+SOAKS = {"kills": soak_kills, "damage": soak_damage, "files": soak_files, "disk": soak_disk}
 
 
 def _parser() -> Parser:
@@ -46,6 +48,7 @@ def _parser() -> Parser:
     numbers = {
         "kills": ("--kills", 12, "number of SIGKILLs"),
         "damage": ("--ways", 200, "number of damaged snapshots"),
+        "files": ("--cases", None, "number of files and damages, chosen by seed (default: all)"),
         "disk": ("--disks", None, "number of full disks, spread over the writes (default: all)"),
     }
     for name, (flag, default, what) in numbers.items():
