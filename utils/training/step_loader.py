@@ -24,18 +24,22 @@ class BadImages:
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
         self.ids: list[str] = []
+        self.of_caches: set[str] = set()
 
     def note(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Log images that have not been seen before.
+        """Log images that have not been seen before, and caches, of which any number may be bad.
 
         Args:
-            bad: id and trouble of each image.
+            bad: id and trouble of each image; without an id, trouble of a cache.
 
         Raises:
             RunError: there are more than are allowed.
         """
         for sample_id, trouble in bad:
-            if sample_id in self.ids:
+            if not sample_id and trouble not in self.of_caches:
+                self.of_caches.add(trouble)
+                log.warning("warning: %s", trouble)
+            if not sample_id or sample_id in self.ids:
                 continue
             self.ids.append(sample_id)
             if len(self.ids) > self.allowed:

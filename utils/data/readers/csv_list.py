@@ -20,7 +20,7 @@ from utils.data.readers.file_names import find_files
 from utils.data.readers.list_files import CONTROL, read_text
 from utils.data.readers.listing import TEXT, Listing, make_listing, sorted_classes
 from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
-from utils.errors import InputError, near_miss, printable
+from utils.errors import InputError, near_miss
 
 FOREIGN_ENDINGS = (".xlsx", ".xls", ".ods", ".numbers")
 
@@ -60,9 +60,9 @@ def find(data_root: Path) -> Path:
         return data_root / found[0]
     if not found:
         others = [name for name in names if name.lower().endswith(FOREIGN_ENDINGS)]
-        hint = f" (of {printable(others[0])!r}: {REMEDY})" if others else ""
+        hint = f" (of {others[0]!r}: {REMEDY})" if others else ""
         raise InputError(f"{data_root} holds no CSV file: name one as --data_root{hint}")
-    listed = printable(", ".join([*found[:3], *(["..."] if len(found) > 3 else [])]))
+    listed = ", ".join([*found[:3], *(["..."] if len(found) > 3 else [])])
     raise InputError(
         f"{data_root} holds {len(found)} CSV files ({listed}): name one as --data_root"
     )

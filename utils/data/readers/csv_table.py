@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.errors import InputError, printable
+from utils.errors import InputError
 
 REMEDY = "save it as CSV in UTF-8"
 FORMAT = "the first line must name the columns: path,label and perhaps split"
@@ -82,12 +82,12 @@ class CsvTable(NamedTuple):
 
     def name_of(self, role: str) -> str:
         """Return what the file calls the column of a role; empty if it has none."""
-        return printable(self.header[self.columns[role]]) if role in self.columns else ""
+        return self.header[self.columns[role]] if role in self.columns else ""
 
     def understood(self) -> list[str]:
         """Return what people should know of how the file is read; nothing of our own format."""
         unused = [name for at, name in enumerate(self.header) if at not in self.columns.values()]
-        named = [repr(printable(name)) for name in unused if name]
+        named = [repr(name) for name in unused if name]
         unnamed = len(unused) - len(named)
         is_ours = all(self.header[at] == role for role, at in self.columns.items())
         if is_ours and not unused and self.separator == ",":
@@ -156,13 +156,13 @@ def _candidates(header: Sequence[str], role: str) -> list[int]:
 def _column(where: str, header: Sequence[str], role: str) -> int | None:
     found = _candidates(header, role)
     if len(found) > 1:
-        both = " and ".join(repr(printable(header[at])) for at in found[:2])
+        both = " and ".join(repr(header[at]) for at in found[:2])
         raise InputError(
             f"{where} has two columns that may be the {role}: {both}; call the right one {role!r}, "
             "or remove the other"
         )
     if not found and role in NEEDED:
-        named = ", ".join(repr(printable(name))[:100] for name in header[:SHOWN])
+        named = ", ".join(repr(name)[:100] for name in header[:SHOWN])
         more = ", ..." if len(header) > SHOWN else ""
         raise InputError(f"{where} has no column for the {role}, only {named}{more}; {FORMAT}")
     return found[0] if found else None

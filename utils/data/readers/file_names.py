@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.data.formats import IMAGE_ENDINGS
-from utils.errors import near_miss, printable
+from utils.errors import near_miss
 
 MAX_FOLDERS = 100  # in which a name is looked for
 MAX_COMPARED = 5000  # names to look for a near one among them: more would take seconds
@@ -141,10 +141,10 @@ class Folders:
         for place in (name, *places):
             found = [path for path in self.find(place) if path != name] if place else []
             if found:
-                return f", did you mean {' or '.join(repr(printable(path)) for path in found[:2])}?"
+                return f", did you mean {' or '.join(repr(path) for path in found[:2])}?"
         if folder and not self.entries(folder):
-            return self.near(folder) or f", there is no folder {printable(folder)!r}"
-        return nearest(file, map(printable, self.entries(folder)))
+            return self.near(folder) or f", there is no folder {folder!r}"
+        return nearest(file, self.entries(folder))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

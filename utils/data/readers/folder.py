@@ -22,7 +22,7 @@ from utils.data.readers.listing import (
 from utils.data.readers.own import SPELLINGS, SPLITS, short_ids
 from utils.data.readers.pairs import check_no_masks
 from utils.data.readers.walk import PassedOver, composed, images_below, some_of, walk
-from utils.errors import InputError, printable
+from utils.errors import InputError
 
 
 def find(root: Path) -> Path:
@@ -219,7 +219,7 @@ def _check_depth(here: Path, images: Mapping[str, Sequence[str]]) -> None:
     )
     raise InputError(
         f"{here}: no class has an image in its own folder, all lie in folders below it such as "
-        f"{printable('/'.join(parts[:-1]))}/; {choices} with all that lies below it"
+        f"{'/'.join(parts[:-1])}/; {choices} with all that lies below it"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.data.readers.listing import without_ending
-from utils.errors import InputError, printable
+from utils.errors import InputError
 
 # Without the s of a plural.
 PICTURES = frozenset(
@@ -61,9 +61,9 @@ def check_no_masks(root: Path, images: Mapping[str, Sequence[str]]) -> None:
             fewer = min(len(names), len(drawn))
             if len(names & drawn) >= SHARE * fewer:
                 raise InputError(
-                    f"{root}: {printable(one)}/ and {printable(other)}/ look like pictures and "
+                    f"{root}: {one}/ and {other}/ look like pictures and "
                     f"masks, not like classes: {len(names & drawn)} of {fewer} file names are the "
-                    f"same; move {printable(other)}/ away, or rename it if it is a class"
+                    f"same; move {other}/ away, or rename it if it is a class"
                 )
 
 
