@@ -254,6 +254,7 @@ def finish(plan: "Plan", run: "TrainingRun") -> None:
     config, progress = plan.config, plan.start.progress
     if progress.is_out_of_patience(config):
         log.info("ended at step %d: %d evaluations were no better", progress.step, config.patience)
+    run.best_keeper.vouch(progress)
     with failing_together():
         run.writer.finish(
             progress.best,

@@ -18,7 +18,7 @@ import torch
 from helpers import REPO
 from torch.distributed import TCPStore
 
-from utils.signals import obey
+from utils.watch import obey
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Read when the first process starts: what anybody's processes import.

@@ -291,7 +291,7 @@ def with_session(
     kept = {
         key: value
         for key, value in earlier.items()
-        if isinstance(value, str)
-        and (key in ("run_id", "timestamp") or key.endswith("predictions_digest"))
+        if key in ("run_id", "timestamp", "artifacts")
+        or (isinstance(value, str) and key.endswith("predictions_digest"))
     }
     return {**stamp, **kept, "sessions": [*earlier.get("sessions", []), session]}

@@ -35,6 +35,7 @@ from utils.signals import (
     raised_by_signal,
     signals_raise,
 )
+from utils.watch import obey
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
@@ -139,8 +140,10 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
         if argv is None:
             _restart_in_utf8_mode()
         escape_what_cannot_be_shown()
+        if ends_process:
+            obey()
         with handlers_restored():
-            code = _code_of(main, sys.argv[1:] if argv is None else list(argv), ends_process)
+            code = _code_of(main, sys.argv[1:] if argv is None else list(argv))
         if ends_process:
             _leave(code)
         return code
@@ -148,10 +151,10 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
     return run
 
 
-def _code_of(main: Callable[[Sequence[str]], None], argv: Sequence[str], is_program: bool) -> int:
+def _code_of(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Call `main`; say how it failed, and return the exit code."""
     try:
-        with signals_raise(is_program), log_to_stdout(), _quiet_threads():
+        with signals_raise(), log_to_stdout(), _quiet_threads():
             main(argv)
     except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
         caught, failure = error, failure_behind(error)

@@ -1,8 +1,9 @@
-"""Check that nothing is lost: kill a training, signal, damage, limit it, or fill its disk.
+"""Check that nothing is lost: kill, signal, limit a training, damage its files, fill its disk.
 
     python scripts/dev/soak.py kills --kills 12
     python scripts/dev/soak.py signals --starts 300 --saves 100
     python scripts/dev/soak.py damage --ways 200
+    python scripts/dev/soak.py files --cases 12
     python scripts/dev/soak.py disk
     python scripts/dev/soak.py limits
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import utils.environment  # isort: split
 
+from scripts.dev.soak_tests.artifacts import soak_files
 from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
@@ -35,6 +37,7 @@ SOAKS = {
     "kills": soak_kills,
     "signals": soak_signals,
     "damage": soak_damage,
+    "files": soak_files,
     "disk": soak_disk,
     "limits": soak_limits,
 }
@@ -58,6 +61,7 @@ def _parser() -> Parser:
         ("signals", "--starts", 30, "number of signals in the first seconds"),
         ("signals", "--saves", 10, "number of signals during saves"),
         ("damage", "--ways", 200, "number of damaged snapshots"),
+        ("files", "--cases", None, "number of files and damages, chosen by seed (default: all)"),
         ("disk", "--disks", None, "number of full disks, spread over the writes (default: all)"),
     )
     for name, flag, default, what in numbers:

@@ -17,7 +17,7 @@ import pytest
 from forked import CONTEXT, begin
 from helpers import REPO, TINY_EVAL, TINY_TRAIN
 
-from utils import signals
+from utils import watch
 from utils.data import loaders
 from utils.data.resized_images import FileImages
 from utils.data_utils import RunPaths
@@ -158,7 +158,7 @@ class SwallowAndHang(Send):
     """What a library does that takes every exception for a failure of its own."""
 
     def __call__(self) -> None:
-        signals.MOST_SECONDS = 0
+        watch.MOST_SECONDS = 0
         with suppress(BaseException):
             super().__call__()
         threading.Event().wait()

@@ -19,7 +19,7 @@ from helpers import REPO
 from utils.console import log, log_table, progress_bar
 from utils.entrypoint import entrypoint
 from utils.errors import InputError, RunError, Terminated
-from utils.signals import _state
+from utils.signals import state
 
 
 def raising(error: BaseException):
@@ -182,7 +182,7 @@ class TestEntrypoint:
         thread.start()
         thread.join()
         assert codes == [2]
-        assert _state.code is None  # else no signal would be obeyed any more
+        assert state.code is None  # else no signal would be obeyed any more
         assert capsys.readouterr().err == "error: x\n"
 
 

@@ -196,7 +196,7 @@ class TestLostLoaders:
     def batches(self, is_asked: bool, message: str) -> Iterator[int]:
         yield 1
         if is_asked:
-            signals._state.signum = TERM  # just now, after the loader died
+            signals.state.signum = TERM  # just now, after the loader died
         raise RuntimeError(message)
 
     def test_end_the_items_if_they_were_told_to_end(self):

@@ -19,7 +19,7 @@ from utils.processes import is_main
 from utils.run.inputs import check_images_stay as check_images_stay
 from utils.run.inputs import check_inputs_stay, check_not_among_images
 from utils.run.lock import check_not_locked
-from utils.schema import is_dict, is_json, is_text, list_of, wrong_fields
+from utils.schema import dict_of, is_dict, is_json_object, is_text, list_of, wrong_fields
 from utils.training.progress import Progress
 
 RETENTION_DAYS = 90
@@ -138,20 +138,29 @@ def _is_unfinished(paths: RunPaths) -> bool:
 
 
 # What is read of a stamp again, if it is there.
-_STAMP = {"run_id": is_text, "timestamp": is_text, "status": is_text, "sessions": list_of(is_dict)}
+_STAMP = {
+    "run_id": is_text,
+    "timestamp": is_text,
+    "status": is_text,
+    "sessions": list_of(is_dict),
+    "artifacts": dict_of(is_text),
+    "events": list_of(lambda value: isinstance(value, list) and [*map(type, value)] == [int, str]),
+}
 
 
 def read_stamp(paths: RunPaths) -> dict[str, Any]:
     """Return what the stamp of a run says; empty if there is none that can be used."""
     try:
-        stamp = json.loads(read_regular(paths.env_stamp))
+        return usable_stamp(json.loads(read_regular(paths.env_stamp)))
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(stamp, dict):
+
+
+def usable_stamp(stamp: object) -> dict[str, Any]:
+    """Return the stamp of a run; empty if what is read of it again cannot be used."""
+    if not is_json_object(stamp):
         return {}
-    wrong = wrong_fields(stamp, {key: _STAMP[key] for key in _STAMP if key in stamp})
-    is_usable = is_json(stamp) and not wrong
-    return stamp if is_usable else {}
+    return {} if wrong_fields(stamp, {k: _STAMP[k] for k in _STAMP if k in stamp}) else stamp
 
 
 def check_run_name(paths: RunPaths) -> None:

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import CHANGEABLE, DATA, LAST, may_change
-from utils.console import log
-from utils.data_utils import RunPaths, checkpoint_paths
+from utils.data_utils import EMA, RunPaths, checkpoint_paths
 from utils.errors import InputError
+from utils.files import kind_of
 from utils.processes import from_main, on_main
-from utils.run.checkpoint import is_normalization, load_checkpoint
-from utils.run.folder import read_stamp
+from utils.run.checkpoint import is_normalization
+from utils.run.folder import read_stamp, usable_stamp
 from utils.run.run_images import RunImages
 from utils.run.scalars import EventLog
-from utils.run.snapshot import Header, Part, load_newest, load_snapshot
+from utils.run.snapshot import Header, Part, load_newest, load_snapshot, older_snapshots
 from utils.schema import is_dict, is_finite, is_positive, wrong_fields
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
@@ -116,6 +116,7 @@ def open_start_point(
             start.events.logged = 0
         else:
             progress.saved = progress.step
+            start.events.earlier = resume.stamp.get("events", [])
     return start
 
 
@@ -141,27 +142,60 @@ def _open(
 ) -> tuple[Header, dict[str, Any] | None, Path | None]:
     """Return what all processes have to know of the resume point; fill in `states`."""
     chosen = None if resume == LAST else Path(resume)
-    header, parts = load_newest(paths, PARTS) if chosen is None else load_snapshot(chosen, PARTS)
+    stamp = read_stamp(paths)
+    if chosen is None:
+        header, parts = load_newest(paths, PARTS, stamp.get("run_id"))
+    else:
+        header, parts = load_snapshot(chosen, PARTS)
     wrong = wrong_fields(header.config, _CONFIG)
     if wrong:
         raise InputError(
             f"--resume: the snapshot's config has no usable {', '.join(wrong)}; name another one"
         )
     states.update(parts)
-    stamp = read_stamp(paths)
     in_own_folder = chosen is not None and chosen.resolve().parent == paths.last.parent.resolve()
     # Without a stamp, the folder says whose snapshot it is.
     of_name = stamp.get("run_id", header.run_id if in_own_folder else None)
     if chosen is None or of_name == header.run_id:
+        _check_files(paths)
         if chosen is not None and chosen.resolve() == paths.last.resolve():
             chosen = None
-        return header, {**stamp, "run_id": header.run_id}, chosen
+        return header, _whole_stamp(stamp, header), chosen
     if stamp.get("status") == "unfinished":
         raise InputError(
             f"--resume {resume} is of another run, and --name {paths.name} is an unfinished "
             "one: choose another name"
         )
     return header, None, None
+
+
+def _check_files(paths: RunPaths) -> None:
+    """Raise if something stands where a resumed run is to replace files of its own."""
+    both = [checkpoint_paths(paths, variant) for variant in ("", EMA)]
+    files = [paths.last, *older_snapshots(paths), paths.labelmap, paths.env_stamp, paths.retention]
+    files += [p for o in both for p in (o.checkpoint, o.predictions, o.metrics, o.per_class)]
+    kinds = {path: (kind_of(path, follow=False), "file") for path in files}
+    for folder in (paths.last.parent, paths.predictions.parent):  # may lie on another disk
+        kinds[folder] = kind_of(folder), "folder"
+    for path, (kind, expected) in kinds.items():
+        if kind not in (None, expected):
+            raise InputError(
+                f"--resume: {path} is a {kind}, not the {expected} of the run; move it away"
+            )
+
+
+def _whole_stamp(there: Mapping[str, Any], header: Header) -> dict[str, Any]:
+    """Return the stamp of a run as its snapshot has it, with the starts that came after it.
+
+    Args:
+        there: stamp on the disk; empty if it cannot be used.
+        header: header of the snapshot; older ones have no stamp.
+    """
+    known = usable_stamp(header.stamp)
+    before, sessions = known.get("sessions", []), there.get("sessions", [])
+    if sessions[: len(before)] != before:
+        sessions = before
+    return {**there, **known, "run_id": header.run_id, "sessions": sessions}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -236,41 +270,3 @@ def is_changed(
     is_other_machine = any(before.get(key) != stamp[key] for key in keys)
     is_other_experiment = bool(differences(resume.header.experiment, experiment))
     return is_other_machine or has_other_images or is_other_experiment
-
-
-def forget_lost_best(progress: Progress, paths: RunPaths, is_changed: bool) -> None:
-    """Forget a best evaluation whose checkpoint does not exist any more, and warn.
-
-    All processes call it together; only the main process reads.
-
-    Args:
-        progress: progress of the resumed run.
-        paths: paths of the run.
-        is_changed: whether flags or machine differ from the start before.
-    """
-    lost = on_main(_lost_best, progress, paths, is_changed)
-    if lost:
-        progress.forget_best(*lost)
-
-
-def _lost_best(progress: Progress, paths: RunPaths, is_changed: bool) -> list[str]:
-    """Return the variants of the weights whose best checkpoint does not exist any more.
-
-    A checkpoint of a later step than the snapshot is fine, as long as nothing has changed: its
-    evaluation will come again, with the same bits.
-    """
-    lost = []
-    for variant, metrics in progress.best.items():
-        path = checkpoint_paths(paths, variant).checkpoint
-        try:
-            there = load_checkpoint(path).metrics
-        except InputError as error:
-            trouble = str(error)
-        else:
-            step = there.get("step", 0)
-            if there == metrics or (step > progress.step and not is_changed):
-                continue
-            trouble = f"{path} is of step {step}, not of step {metrics['step']}"
-        log.warning("warning: %s; the best checkpoint starts anew", trouble)
-        lost.append(variant)
-    return lost

@@ -1,5 +1,6 @@
 """Write a run's TensorBoard scalars."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.console import log
-from utils.files import naming, sync, sync_folder
+from utils.files import naming, open_regular, sha256_file, sync, sync_folder
 from utils.schema import dict_of, is_count, is_finite
 
 EVENTS = "events.out.tfevents."
@@ -29,6 +30,13 @@ def _make_sort_first(folder: Path) -> None:
             path.rename(path.with_name(f"{EVENTS}{0:010d}.{number:06d}"))
 
 
+def _begins_with(path: Path, size: int, sha256: str) -> bool:
+    """Return whether the first `size` bytes of a file are those that were once written."""
+    with open_regular(path) as file:
+        is_cut = path.stat().st_size < size
+        return not is_cut and hashlib.sha256(file.read(size)).hexdigest() == sha256
+
+
 class EventLog:
     """The scalars of a run, and what a resumed run has to know of them.
 
@@ -42,6 +50,8 @@ class EventLog:
         # that is resumed from there logs all of that step anew.
         self.pending: dict[str, float] = {}
         self.logged = 0  # the last step whose evaluation is logged; it may have to be done again
+        # Length and SHA-256 of each file of earlier starts, as the snapshot has them.
+        self.earlier: list[list[Any]] = []
         self._writer: SummaryWriter | None = None
         self._file = Path()  # that it writes
         self._unflushed: list[tuple[str, float, int]] = []  # tag, value and step of scalars
@@ -54,6 +64,7 @@ class EventLog:
             step: optimizer steps done.
             is_resumed: whether this run is resumed: its scalars after `step` do not count then.
         """
+        self._forget_what_is_lost(folder, step)
         first = step if self.pending else step + 1  # step of the first scalar that will be written
         self._begin_file(folder, first if is_resumed else None)
         self._add_training(self.pending, step)
@@ -62,6 +73,21 @@ class EventLog:
         _make_sort_first(folder)
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._file = max(folder.glob(f"{EVENTS}*"))
+
+    def _forget_what_is_lost(self, folder: Path, step: int) -> None:
+        """Warn once of files of earlier starts that are missing or damaged."""
+        paths = list(folder.glob(f"{EVENTS}*"))  # by any name: a start may give them others
+        there = [each for each in self.earlier if any(_begins_with(path, *each) for path in paths)]
+        if lost := len(self.earlier) - len(there):
+            log.warning(
+                "warning: %d of %d event files in %s are missing or damaged: TensorBoard does not "
+                "show all scalars up to step %d",
+                lost,
+                len(self.earlier),
+                folder,
+                step,
+            )
+        self.earlier = there
 
     def log_training(self, scalars: dict[str, float], step: int, is_eval_due: bool) -> None:
         """Write the scalars of training.
@@ -119,20 +145,24 @@ class EventLog:
             self._writer.add_scalar(*each)
         self._writer.flush()
 
-    def flush(self) -> None:
+    def flush(self) -> list[list[Any]]:
         """Put all scalars on the disk: a snapshot that is saved later counts on them.
+
+        Returns:
+            Length and SHA-256 of each file of the run.
 
         Raises:
             OSError: they could not be written.
         """
         if self._writer is None:
-            return
+            return self.earlier
         with naming(self._file):
             self._hand_over(())
-        with naming(self._file), self._file.open("rb") as file:
-            sync(file.fileno())
+            with self._file.open("rb") as file:
+                sync(file.fileno())
         sync_folder(self._file.parent)
         self._unflushed = []
+        return [*self.earlier, [self._file.stat().st_size, sha256_file(self._file)]]
 
     def close(self) -> None:
         """Flush, and close the file."""

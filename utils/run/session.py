@@ -25,7 +25,7 @@ from utils.dist_util import NONE, build_env_stamp, open_device, with_session
 from utils.errors import LoadingFailed, RunError
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
-from utils.run.best import BestKeeper
+from utils.run.best import BestKeeper, forget_lost_best
 from utils.run.checkpoint import to_tensor
 from utils.run.lock import locked_run
 from utils.run.resume import (
@@ -33,7 +33,6 @@ from utils.run.resume import (
     ResumePoint,
     StartPoint,
     check_same_run,
-    forget_lost_best,
     is_changed,
     open_start_point,
 )
@@ -193,8 +192,10 @@ class TrainingRun:
         """
         plan, step = self.plan, self.plan.start.progress.step
         epoch, samples = divmod(step * plan.config.train_batch_size, len(plan.data.train))
+        with failing_together():
+            beside = self.writer.keep_whole()
         header = Header(
-            run_id=self.writer.stamp["run_id"],
+            **beside,
             step=step,
             epoch=epoch,
             samples_of_epoch=samples,
@@ -202,8 +203,6 @@ class TrainingRun:
             experiment=plan.experiment,
             data=plan.facts,
         )
-        with failing_together():
-            self.writer.keep_whole()
         self.snapshots.save(header, self.parts)
         plan.start.progress.saved = step
 
@@ -229,7 +228,7 @@ def start(plan: Plan) -> Iterator[TrainingRun]:
     progress, resume = plan.start.progress, plan.start.resume
     if resume is not None:
         is_other = is_changed(resume, plan.experiment, plan.stamp)
-        forget_lost_best(progress, plan.paths, is_other)
+        forget_lost_best(progress, plan.paths, is_other, plan.stamp["sessions"])
     learner = build_learner(plan.model.to(plan.device), plan.config)
     with failing_together():
         if resume is not None and is_main():

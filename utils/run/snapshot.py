@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from utils.console import log
@@ -42,6 +43,8 @@ class Header(NamedTuple):
     experiment: dict[str, Any]  # what of it enters the config hash
     data: dict[str, Any]  # identity of the splits and subsets
     data_rules: int = DATA_RULES  # version of the rules by which its images are read
+    # The stamp, with the digests of the files beside this one; older snapshots do not have it.
+    stamp: Mapping[str, Any] = MappingProxyType({})
 
 
 _HEADER = {
@@ -53,6 +56,7 @@ _HEADER = {
     "experiment": is_json_object,
     "data": is_json_object,
     "data_rules": is_count,
+    "stamp": is_json_object,
 }
 
 
@@ -195,6 +199,7 @@ def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> 
     payload = load_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"{path} is not a snapshot of a run; {remedy}")
+    payload.setdefault("stamp", {})
     version = payload.get("version")
     rules = payload.get("data_rules")
     version = version if type(version) is int else f"{version!s:.40}"
@@ -223,8 +228,15 @@ def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> 
     return Snapshot(Header(*(payload[field] for field in Header._fields)), payload["parts"])
 
 
-def load_newest(paths: RunPaths, parts: Mapping[str, type[Part]] | None = None) -> Snapshot:
+def load_newest(
+    paths: RunPaths, parts: Mapping[str, type[Part]] | None = None, run_id: str | None = None
+) -> Snapshot:
     """Return the newest snapshot of a run that is whole; warn if it is not the newest of all.
+
+    Args:
+        paths: paths of the run.
+        parts: parts that it must hold; None: any.
+        run_id: what the run's stamp says that it is; None: it does not say.
 
     Raises:
         InputError: none is; names what is wrong with the newest.
@@ -233,6 +245,11 @@ def load_newest(paths: RunPaths, parts: Mapping[str, type[Part]] | None = None) 
     for path in filter(Path.exists, (paths.last, *older_snapshots(paths))):
         try:
             snapshot = load_snapshot(path, parts)
+            if run_id not in (None, snapshot.header.run_id):
+                raise InputError(
+                    f"{path} is of another run than {paths.env_stamp}; remove the one that does "
+                    "not belong here"
+                )
         except InputError as error:
             errors.append(error)
             continue

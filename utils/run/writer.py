@@ -8,9 +8,10 @@ from utils.console import log, log_table
 from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.dist_util import NONE
+from utils.errors import RunError
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.predictions import export_evaluation
-from utils.files import kind_of, remove_unfinished, write_json
+from utils.files import kind_of, remove_unfinished, sha256_file, write_json
 from utils.ownership import is_ours
 from utils.processes import is_main
 from utils.run.folder import check_only_ours, keep_previous_run, write_retention
@@ -79,19 +80,21 @@ class RunWriter:
             self.paths.retention: lambda: write_retention(self.paths, has_checkpoint),
         }
 
-    def keep_whole(self) -> None:
+    def keep_whole(self) -> dict[str, Any]:
         """Put the scalars on the disk, and write again what somebody removed of the first writes.
+
+        Returns:
+            What a snapshot has of the files beside it.
 
         Raises:
             OSError: they could not be written.
         """
-        if not is_main():
-            return
-        self.events.flush()
-        for path, write in self._descriptions().items():
+        events = self.events.flush()
+        for path, write in self._descriptions().items() if is_main() else ():
             if kind_of(path, follow=False) is None:
                 log.warning("warning: %s was removed; it is written again", path)
                 write()
+        return {"run_id": self.stamp["run_id"], "stamp": {**self.stamp, "events": events}}
 
     def write_stamp(self, **facts: object) -> None:
         """Write the stamp with more `facts`, or later ones."""
@@ -113,12 +116,31 @@ class RunWriter:
         export_logits: bool,
         variant: str = "",
     ) -> None:
-        """Write predictions, metrics and per-class table, and stamp the predictions digest."""
+        """Write predictions, metrics and per-class table, and stamp their digests."""
         if not is_main():
             return
         paths = checkpoint_paths(self.paths, variant)
         digest = export_evaluation(paths, evaluation, self.split, metrics, export_logits)
-        self.write_stamp(**{"_".join(filter(None, (variant, "predictions_digest"))): digest})
+        artifacts = {name: sha256_file(path) for name, path in self._written(variant).items()}
+        self.write_stamp(
+            artifacts={**self.stamp.get("artifacts", {}), **artifacts},
+            **{"_".join(filter(None, (variant, "predictions_digest"))): digest},
+        )
+
+    def _written(self, variant: str) -> dict[str, Path]:
+        """Return the files that an evaluation writes, by their names in the run's folder."""
+        paths = checkpoint_paths(self.paths, variant)
+        files = (paths.predictions, paths.metrics, paths.per_class)
+        return {path.relative_to(paths.run).as_posix(): path for path in files}
+
+    def damaged(self, variant: str) -> list[Path]:
+        """Return which files of a variant's evaluation are not there as they were written."""
+        digests = self.stamp.get("artifacts", {})
+        return [
+            path
+            for name, path in self._written(variant).items()
+            if kind_of(path, follow=False) != "file" or sha256_file(path) != digests.get(name)
+        ]
 
     def finish(self, best: Mapping[str, Mapping[str, Any]], **facts: object) -> None:
         """Write into the stamp that the run ended, and log where everything is and how good it is.
@@ -126,9 +148,17 @@ class RunWriter:
         Args:
             best: metrics by variant of the weights.
             facts: more rows of the table of metrics.
+
+        Raises:
+            RunError: a file of the evaluation is gone, or was changed.
         """
         self.keep_whole()
         self.events.close()
+        if is_main():
+            for path in (path for variant in best for path in self.damaged(variant)):
+                raise RunError(f"{path} was changed or removed by another program; run this again")
+            for write in self._descriptions().values():  # nor need these be as they were
+                write()
         self.write_stamp(status="finished", writer=NONE)
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
         for variant, metrics in best.items():

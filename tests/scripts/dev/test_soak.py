@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.dev import soak
-from scripts.dev.soak_tests import damage, disk, kills, limits, runs, watch
+from scripts.dev.soak_tests import artifacts, damage, disk, kills, limits, runs, watch
 from scripts.dev.soak_tests.full_disk import FullDisk
 from utils.data_utils import RunPaths
 from utils.errors import RunError
@@ -113,6 +113,54 @@ class TestDamage:
         save_archive(copied.older(1), {**first, "run_id": "before"})
         with pytest.raises(RunError, match=r"way 1: not noticed, .*last\.bin was loaded"):
             damage.check_is_noticed(copied, "way 1")
+
+
+class TestFiles:
+    def test_every_file_and_folder_is_damaged_in_every_way(self, finished_run, tmp_path):
+        paths, other = (RunPaths(tmp_path / name, "run") for name in ("output", "other"))
+        for each in (paths, other):
+            shutil.copytree(finished_run.output_dir, each.output_dir)
+            each.lock.write_text("{}")
+        cases = artifacts.cases_of(paths.output_dir, other.output_dir)
+        files = [path for path in paths.output_dir.rglob("*") if path.is_file()]
+        expected = {path.relative_to(paths.output_dir).as_posix() for path in files} - {".fine_vit"}
+        folders = {"run/checkpoints", "run/fiftyone", "tb/run"}
+        assert {name for name, *_ in cases} == expected | folders
+        assert len(cases) == 6 * len(expected) + 3 * len(folders)
+        for name, what, way, of_other in cases:
+            path = paths.output_dir / name
+            aside = path.rename(tmp_path / "aside")
+            (shutil.copytree if aside.is_dir() else shutil.copyfile)(aside, path)
+            way(path, of_other, random.Random(0))
+            assert path.exists() != (what == "deleted")
+            artifacts.remove(path) if path.exists() else None
+            aside.rename(path)
+
+    @pytest.mark.parametrize(
+        ("code", "out", "err", "message"),
+        [
+            (0, [], [], "differs from an undisturbed run in a, env_stamp.json and says nothing"),
+            (0, ["warning: of something else"], [], "says nothing"),
+            (1, [], ["error: of something else"], "code 1: error: of something else"),
+            (-9, [], [], "code -9: nothing"),
+            (0, ["warning: output/x/y is gone"], [], None),
+            (2, [], ["error: output/x/y is gone"], None),
+        ],
+    )
+    def test_silence_is_a_broken_promise(self, tmp_path, monkeypatch, code, out, err, message):
+        monkeypatch.setattr(artifacts, "everything_of", lambda paths: {"a": 1})
+        monkeypatch.setattr(artifacts, "read_stamp", lambda paths: {"run_id": "", "sessions": []})
+        run = runs.Training.__new__(runs.Training)
+        run.output = tmp_path / "run"
+        run.output.with_suffix(".out").write_text("\n".join(out))
+        run.output.with_suffix(".err").write_text("\n".join(err))
+        run.code = lambda: code
+        told = (run, "x/y", RunPaths(tmp_path, "run"), {"a": 2}, {"run_id": "1", "sessions": []})
+        if message is None:
+            assert artifacts.outcome(*told).endswith("output/x/y is gone")
+        else:
+            with pytest.raises(RunError, match=message):
+                artifacts.outcome(*told)
 
 
 class TestDisk:

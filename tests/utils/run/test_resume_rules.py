@@ -22,13 +22,13 @@ from utils.cli.resolve import parse_train, resolve_config, resolve_length
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
 from utils.files import write_json
+from utils.run.best import forget_lost_best
 from utils.run.checkpoint import load_checkpoint, save_checkpoint
 from utils.run.resume import (
     PARTS,
     StartPoint,
     check_same_run,
     differences,
-    forget_lost_best,
     open_resume_point,
     open_start_point,
 )
@@ -315,20 +315,66 @@ class TestOpenResumePoint:
         self.write_stamp(paths, run_id="mine", status="unfinished")
         resume, progress, events, bad_images, _ = open_from("--skip_bad_images", "5")
         assert resume.header.step == 4
-        assert resume.stamp == {"name": "run", "run_id": "mine", "status": "unfinished"}
+        assert resume.stamp == {
+            "name": "run",
+            "run_id": "mine",
+            "status": "unfinished",
+            "sessions": [],
+        }
         assert progress == Progress(4, 4, {"": METRICS}, since_best=2, saved=4)
         assert (events.logged, bad_images.ids, bad_images.allowed) == (4, ["photo_002"], 5)
         assert resume.states.keys() == {"learner", "meter", "random_state"}
 
     @pytest.mark.parametrize(
         "content",
-        [None, b"", b"{", b"[]", b'{"run_id": "another"}', b'{"run_id": 5}', b'{"sessions": [1]}'],
+        [None, b"", b"{", b"[]", b'{"run_id": 5}', b'{"sessions": [1]}'],
     )
     def test_takes_the_id_from_the_snapshot(self, paths, open_from, content):
         """Whatever became of the stamp, which is written again."""
         if content is not None:
             paths.env_stamp.write_bytes(content)
         assert open_from().resume.stamp["run_id"] == "mine"
+
+    def test_takes_none_of_another_run(self, paths, open_from, caplog):
+        """Either the snapshot or the stamp was copied there; the run before may still be there."""
+        self.write_stamp(paths, run_id="another")
+        with pytest.raises(
+            InputError, match=r"last\.bin is of another run than \S*env_stamp.json; "
+        ):
+            open_from()
+        shutil.copy(paths.last, paths.older(1))
+        payload = load_archive(paths.last)
+        save_archive(paths.older(1), {**payload, "run_id": "another", "step": 2})
+        with caplog.at_level("WARNING", logger="fine_vit"):
+            assert open_from().resume.header.step == 2
+        assert "going back to" in caplog.text
+
+    def test_brings_back_a_stamp(self, paths, open_from):
+        """From the snapshot, with the starts that came after it."""
+        stamp = {"timestamp": "now", "sessions": [{"from_step": 0}], "artifacts": {"a": "b"}}
+        payload = load_archive(paths.last)
+        save_archive(paths.last, {**payload, "stamp": stamp})
+        expected = {**stamp, "run_id": "mine"}
+        assert open_from().resume.stamp == expected
+        self.write_stamp(paths, run_id="mine", sessions=[{"from_step": 1}])
+        assert open_from().resume.stamp == {**expected, "name": "run"}
+        later = [*stamp["sessions"], {"from_step": 4}]
+        self.write_stamp(paths, run_id="mine", sessions=later)
+        assert open_from().resume.stamp == {**expected, "name": "run", "sessions": later}
+
+    @pytest.mark.parametrize("name", ["metrics", "predictions", "retention", "env_stamp"])
+    @pytest.mark.parametrize("kind", ["folder", "symbolic link"])
+    def test_replaces_nothing_of_the_users(self, paths, open_from, name, kind):
+        path = getattr(paths, name)
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if kind == "folder" else path.symlink_to(paths.last)
+        with pytest.raises(InputError, match=rf"{path.name} is a {kind}, not the file of the run"):
+            open_from()
+        path.rmdir() if kind == "folder" else path.unlink()
+        paths.predictions.parent.rmdir() if paths.predictions.parent.exists() else None
+        paths.predictions.parent.touch()
+        with pytest.raises(InputError, match="fiftyone is a file, not the folder of the run"):
+            open_from()
 
     def test_goes_back_from_a_damaged_one(self, paths, open_from, caplog):
         save_snapshot(paths, config_of(paths, "--resume"), step=6)
@@ -400,7 +446,9 @@ class TestOpenResumePoint:
             open_from()
 
 
-def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
+def keep_best(
+    paths: RunPaths, metrics: dict, variant: str = "", config_hash: str = "0" * 64
+) -> None:
     """Write a best checkpoint."""
     about = {
         "model_type": "testing",
@@ -415,7 +463,7 @@ def keep_best(paths: RunPaths, metrics: dict, variant: str = "") -> None:
         "trained_images": torch.tensor([1]),
         "val_images": torch.tensor([2]),
         "normalization": GOOGLE.normalization,
-        "config_hash": "0" * 64,
+        "config_hash": config_hash,
     }
     path = checkpoint_paths(paths, variant).checkpoint
     save_checkpoint(path, about, metrics, {"w": torch.ones(2)})
@@ -433,7 +481,7 @@ class TestForgetLostBest:
             state = Progress(step=6, evaluated=6, best=named, since_best=5)
             caplog.clear()
             with caplog.at_level("WARNING", logger="fine_vit"):
-                forget_lost_best(state, paths, is_changed)
+                forget_lost_best(state, paths, is_changed, [{"config_hash": "0" * 64}])
             # What is evaluated anew has patience anew.
             is_lost = len(state.best) < len(best)
             assert (state.evaluated, state.since_best) == ((0, 0) if is_lost else (6, 5))
@@ -466,9 +514,17 @@ class TestForgetLostBest:
         step = {**METRICS, **there}["step"]
         best, lines = forget(is_changed, raw=METRICS)
         assert best == {}
+        what = "is not the one that was kept at step 4"
+        what = what if step == 4 else f"is of step {step}, not of step 4"
+        assert lines == [f"warning: {paths.checkpoint} {what}; the best checkpoint starts anew"]
+
+    @pytest.mark.parametrize("there", [{}, {"step": 8, "accuracy": 0.75}])
+    def test_forgets_it_for_one_of_another_run(self, paths, forget, there):
+        keep_best(paths, {**METRICS, **there}, config_hash="1" * 64)
+        best, lines = forget(raw=METRICS)
+        assert best == {}
         assert lines == [
-            f"warning: {paths.checkpoint} is of step {step}, not of step 4; the best checkpoint "
-            "starts anew"
+            f"warning: {paths.checkpoint} is of another run; the best checkpoint starts anew"
         ]
 
     def test_forgets_one_that_is_missing_or_damaged(self, paths, forget):

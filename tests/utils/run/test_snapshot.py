@@ -433,6 +433,9 @@ class TestForeign:
         save(paths, 0, 1)
         payload = {**load_archive(paths.last), field: value}
         save_archive(paths.last, {k: v for k, v in payload.items() if v is not ...})
+        if (field, value) == ("stamp", ...):  # older ones do not have it
+            assert load_snapshot(paths.last).header.stamp == {}
+            return
         with pytest.raises(InputError, match=rf"last\.bin has no usable {field}; name a run's"):
             load_snapshot(paths.last)
 
