@@ -13,7 +13,7 @@ from utils.data.batches import Batch
 from utils.errors import LoadingFailed, RunError, is_lost_loader, one_line
 from utils.processes import gather_objects, gather_rows, raise_first_failure
 from utils.schema import is_text, list_of
-from utils.signals import Stopped, started, stop_signal
+from utils.signals import Stopped, started, stop_signal, unless_stopped
 
 
 class BadImages:
@@ -97,7 +97,7 @@ class StepLoader:
             Stopped: a process was asked to stop.
         """
         batches, failure = self._next_batches()
-        if not batches and failure is None:
+        if not batches and failure is None and not stop_signal():
             raise StopIteration
         bad = [each for batch in batches for each in batch.bad]
         own = [len(batch.labels) for batch in batches] or [0] * self.micro_batches
@@ -124,7 +124,8 @@ class StepLoader:
         began = time.perf_counter()
         batches, failure = [], None
         try:
-            batches = list(itertools.islice(self.batches, self.micro_batches))
+            next_batches = itertools.islice(self.batches, self.micro_batches)
+            batches = unless_stopped(lambda: list(next_batches)) or []
         except RunError as error:
             failure = error
         except RuntimeError as error:
