@@ -18,6 +18,8 @@ import torch
 from helpers import REPO
 from torch.distributed import TCPStore
 
+from utils.signals import obey
+
 CONTEXT = multiprocessing.get_context("forkserver")
 # Read when the first process starts: what anybody's processes import.
 CONTEXT.set_forkserver_preload(
@@ -34,7 +36,7 @@ def _limit_memory(room: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + room,) * 2)
 
 
-def _run(
+def begin(
     script: str, argv: list[str], output: Path, environment: Mapping[str, str], room: int | None
 ) -> None:
     """Do in the forked process what `python script argv` does, stdout and stderr into a file."""
@@ -49,7 +51,9 @@ def _run(
     torch.set_num_threads(1)
     if room is not None:
         _limit_memory(room)
-    code = importlib.import_module(Path(script).stem).main(argv)
+    module = importlib.import_module(Path(script).stem)
+    obey()
+    code = module.main(argv)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -70,7 +74,7 @@ def started(
         environment: variables to add.
         room: bytes of addresses that it may reserve, if limited.
     """
-    process = CONTEXT.Process(target=_run, args=(script, argv, output, environment or {}, room))
+    process = CONTEXT.Process(target=begin, args=(script, argv, output, environment or {}, room))
     process.start()
     return process
 

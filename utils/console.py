@@ -8,17 +8,20 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.errors import printable
 from utils.processes import is_main
 
 log = logging.getLogger("fine_vit")
+# Its own lock would be one between processes, made while the first line is written.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # no thread that waits for that lock
 
 
 def drop(stream: TextIO) -> None:
@@ -43,6 +46,17 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
+class _BesideTheBar(logging.StreamHandler):
+    """Write log lines above a progress bar; what a signal raises passes through."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with tqdm.external_write_mode(file=self.stream):
+                super().emit(record)
+        except OSError:  # the bar's terminal is gone
+            self.handleError(record)
+
+
 @contextmanager
 def log_to_stdout() -> Iterator[None]:
     """Send the project's log lines to the current stdout for the length of the block.
@@ -50,14 +64,13 @@ def log_to_stdout() -> Iterator[None]:
     Of several processes only the main one logs. Lines that nobody reads any more are discarded:
     Ctrl-C ends `| tee` too.
     """
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _BesideTheBar(sys.stdout)
     handler.setFormatter(_Printable("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if is_main() else logging.CRITICAL)
     raises, logging.raiseExceptions = logging.raiseExceptions, False
     try:
-        with logging_redirect_tqdm(loggers=[log]):
-            yield
+        yield
     finally:
         logging.raiseExceptions = raises
         log.removeHandler(handler)
@@ -86,6 +99,7 @@ def progress_bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
         file=sys.stderr,
         disable=not is_shown,
         dynamic_ncols=True,
+        miniters=1,
         leave=False,
     )
 

@@ -1,5 +1,6 @@
 """End every entrypoint the same way: with its exit code and at most one error line."""
 
+import atexit
 import functools
 import os
 import signal
@@ -7,10 +8,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 from utils.console import drop, escape_what_cannot_be_shown, log_to_stdout
+from utils.environment import ENDINGS, is_program
 from utils.errors import (
     Alone,
     InputError,
@@ -25,6 +27,13 @@ from utils.errors import (
     printable,
 )
 from utils.processes import is_main
+from utils.signals import (
+    decide_code,
+    end_children,
+    handlers_restored,
+    raised_by_signal,
+    signals_raise,
+)
 
 if TYPE_CHECKING:
     from ml_collections import FrozenConfigDict  # 0.1 s that most scripts do not need
@@ -46,27 +55,6 @@ def less_memory(config: "FrozenConfigDict") -> str:
         remedies.append("a smaller --img_size")
     remedies.append(f"for evaluations, a smaller --eval_batch_size (now {config.eval_batch_size})")
     return f"less is needed with {'; '.join(remedies)}"
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[Callable[[], None]]:
-    """Make SIGTERM unwind the stack as Ctrl-C does, so that `finally` blocks run.
-
-    Yield a function after whose call SIGTERM is ignored until the block ends, so that the error
-    line is printed.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread receives signals
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield functools.partial(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
@@ -99,6 +87,8 @@ def _restart_in_utf8_mode() -> None:
         return
     encoding = getattr(sys.stdout or sys.stderr, "encoding", "ascii")
     os.environ |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{encoding}:backslashreplace"}
+    # Until utils/environment.py is imported again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
@@ -106,9 +96,9 @@ def _ending(failure: BaseException) -> tuple[int, str]:
     """Return the exit code and the message of a failure or signal."""
     match failure:
         case KeyboardInterrupt():
-            return 130, "interrupted"
+            return 130, ENDINGS[signal.SIGINT]
         case Terminated():
-            return 143, "terminated"
+            return 128 + failure.signum, ENDINGS[failure.signum]
         case InputError():
             return 2, one_line(failure)
     return 1, one_line(failure)
@@ -144,27 +134,51 @@ def entrypoint(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        ends_process = argv is None and is_program()
         if argv is None:
             _restart_in_utf8_mode()
         escape_what_cannot_be_shown()
-        with _sigterm_raises() as ignore_sigterm:
-            try:
-                with log_to_stdout(), _quiet_threads():
-                    main(sys.argv[1:] if argv is None else list(argv))
-            except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
-                ignore_sigterm()
-                caught, failure = error, failure_behind(error)
-                code, said = _ending(failure)
-                if is_main() or isinstance(failure, Alone):
-                    _say(f"error: {printable(said)}\n")
-            else:
-                return 0
-        # After a signal the process ends at once, and Python ends the loaders' processes.
-        if isinstance(failure, InputError | RunError):
-            _let_go_of(caught)
+        with handlers_restored():
+            code = _code_of(main, sys.argv[1:] if argv is None else list(argv), ends_process)
+        if ends_process:
+            _leave(code)
         return code
 
     return run
+
+
+def _code_of(main: Callable[[Sequence[str]], None], argv: Sequence[str], is_program: bool) -> int:
+    """Call `main`; say how it failed, and return the exit code."""
+    try:
+        with signals_raise(is_program), log_to_stdout(), _quiet_threads():
+            main(argv)
+    except (InputError, RunError, KeyboardInterrupt, Terminated) as error:
+        caught, failure = error, failure_behind(error)
+    except Exception as error:
+        # What a library made of the signal's exception.
+        caught, failure = error, raised_by_signal()
+        if failure is None:
+            raise
+    else:
+        return 0
+    code, said = _ending(failure)
+    decide_code(code)
+    if is_main() or isinstance(failure, Alone):
+        _say(f"error: {printable(said)}\n")
+    if isinstance(failure, InputError | RunError):
+        _let_go_of(caught)
+    else:
+        end_children()
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process; in Python's own end, a tenth of a second, a signal has no handler."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager

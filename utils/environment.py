@@ -1,4 +1,4 @@
-"""Say in one line how to make and activate the environment where this Python lacks it.
+"""Have a program obey signals from its first line on, and say what its environment lacks.
 
 Every file that a user runs imports this module first. Importing it exits with code 2 under a Python
 version that the project does not support, where a package is missing, or where an environment
@@ -6,12 +6,55 @@ variable cannot be used. It uses the standard library only, and nothing that Pyt
 that an old version reaches the message.
 """
 
-import importlib.util
 import os
-import re
+import select
+import signal
 import sys
-import warnings
-from pathlib import Path
+
+# What is said of the signals that end a program; its exit code is 128 + their number.
+ENDINGS = {signal.SIGHUP: "hung up", signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+def write_if_read(descriptor, line):  # noqa: ANN001, ANN201 - utils/signals.py has types
+    """Write a short line, unless the other side is closed or takes nothing (Ctrl-S, `| less`)."""
+    try:
+        if select.select([], [descriptor], [], 1.0)[1]:
+            os.write(descriptor, line.encode())
+    except OSError:
+        pass
+
+
+def end_now(signum, frame=None):  # noqa: ANN001, ANN201
+    """End this process at once, as a signal asks: with one line and its exit code."""
+    if os.environ.get("RANK", "0") in ("", "0"):  # of several processes the main one speaks
+        write_if_read(2, "error: " + ENDINGS[signum] + "\n")
+    os._exit(128 + signum)
+
+
+def is_program():  # noqa: ANN201
+    """Return whether this process runs one of our programs: not a test, a notebook, a loader."""
+    repo = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+    started = os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or "/")
+    folders = (repo, repo + "/scripts", repo + "/scripts/dev")
+    return os.path.dirname(started) in folders  # noqa: PTH120
+
+
+def take_signals(handler):  # noqa: ANN001, ANN201
+    """Set the handler of the signals that end a program; SIGHUP may be ignored (nohup)."""
+    for signum in ENDINGS:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, handler)
+
+
+if is_program():
+    take_signals(end_now)
+    # Blocked where the program started itself again (utils/entrypoint.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+
+import importlib.util  # noqa: E402
+import re  # noqa: E402
+import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 OLDEST, NEWEST = (3, 11), (3, 13)  # scripts/env.sh names them, too
 

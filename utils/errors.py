@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +21,19 @@ class RunError(Exception):
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived.
+    """SIGTERM or SIGHUP arrived; `signum` says which.
 
     It is a SystemExit because libraries that catch everything let that one and KeyboardInterrupt
-    through (tqdm's logging handler swallows any other BaseException).
+    through.
     """
+
+    signum: int = signal.SIGTERM
+
+
+class HungUp(Terminated):
+    """The terminal was closed."""
+
+    signum = signal.SIGHUP
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
-"""Check that nothing is lost: kill a training, damage its snapshots, fill its disk.
+"""Check that nothing is lost: kill a training, signal it, damage its snapshots, fill its disk.
 
     python scripts/dev/soak.py kills --kills 12
+    python scripts/dev/soak.py signals --starts 300 --saves 100
     python scripts/dev/soak.py damage --ways 200
     python scripts/dev/soak.py disk
 
@@ -21,13 +22,14 @@ import utils.environment  # isort: split
 from scripts.dev.soak_tests.damage import soak_damage
 from scripts.dev.soak_tests.disk import soak_disk
 from scripts.dev.soak_tests.kills import soak_kills
+from scripts.dev.soak_tests.signals import soak_signals
 from utils.cli.parser import Parser
 from utils.cli.types import path, positive_int, seed
 from utils.console import log_table
 from utils.entrypoint import entrypoint
 from utils.errors import RunError
 
-SOAKS = {"kills": soak_kills, "damage": soak_damage, "disk": soak_disk}
+SOAKS = {"kills": soak_kills, "signals": soak_signals, "damage": soak_damage, "disk": soak_disk}
 
 
 def _parser() -> Parser:
@@ -43,12 +45,14 @@ def _parser() -> Parser:
         )
         if name != "disk":
             command.add_argument("--seed", type=seed, default=42, help="random seed of the soak")
-    numbers = {
-        "kills": ("--kills", 12, "number of SIGKILLs"),
-        "damage": ("--ways", 200, "number of damaged snapshots"),
-        "disk": ("--disks", None, "number of full disks, spread over the writes (default: all)"),
-    }
-    for name, (flag, default, what) in numbers.items():
+    numbers = (
+        ("kills", "--kills", 12, "number of SIGKILLs"),
+        ("signals", "--starts", 30, "number of signals in the first seconds"),
+        ("signals", "--saves", 10, "number of signals during saves"),
+        ("damage", "--ways", 200, "number of damaged snapshots"),
+        ("disk", "--disks", None, "number of full disks, spread over the writes (default: all)"),
+    )
+    for name, flag, default, what in numbers:
         add = commands.choices[name].add_argument
         add(flag, type=positive_int, default=default, metavar="N", help=what)
     return parser

@@ -27,8 +27,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from models.build import rebuild_model
-from utils.data import presets
+from utils.data import loaders, presets
 from utils.data.batches import sample_order
+from utils.data.cache import open_cache
 from utils.data.catalog import get_spec
 from utils.data.decode import decode_resized
 from utils.data.image_checks import MAX_DECODED_IN_CHECK
@@ -259,6 +260,8 @@ class TestCachesAndWorkers:
         assert digest_of(evaluated) == digest_of(paths)
 
     def test_are_read_by_a_second_run(self, trained, photos, tmp_path, capsys, monkeypatch):
+        expected = trained("transfg")  # decodes
+        capsys.readouterr()
         flags = f"--preset transfg --cache disk --cache_dir {tmp_path}/here/below"
         run(tmp_path / "out", photos, flags)
         assert not (tmp_path / "out" / ".cache").exists()
@@ -271,9 +274,45 @@ class TestCachesAndWorkers:
             assert about["images"] == {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[about["split"]]
             assert f"cache: {about['images']} images, 0.00 GB in {folder}" in said
         monkeypatch.setattr(FileImages, "load", lambda *_: pytest.fail("decoded again"))
-        assert_equal_runs(run(tmp_path / "out", photos, flags, name="two"), trained("transfg"))
+        assert_equal_runs(run(tmp_path / "out", photos, flags, name="two"), expected)
         said = re.findall("^cache: reading (.*)$", capsys.readouterr().out, re.MULTILINE)
         assert sorted(said) == [str(folder) for folder in built]
+
+    @pytest.mark.parametrize("happens", ["flipped", "cut", "removed"])
+    def test_change_no_byte_if_a_cache_is_damaged(
+        self, trained, photos, tmp_path, capsys, monkeypatch, happens
+    ):
+        """Before any worker reads it. It is said once, and the next run has a whole one."""
+
+        def opened(*args: object) -> object:
+            cache = open_cache(*args)
+            if happens == "removed":
+                shutil.rmtree(cache.folder)
+            else:
+                path = cache.folder / "pixels.bin"
+                pixels = np.fromfile(path, dtype=np.uint8)
+                pixels[:: len(pixels) // 50] ^= 16
+                with path.open("r+b") as file:
+                    file.write(pixels.tobytes())
+                    file.truncate(len(pixels) // 2 if happens == "cut" else None)
+            return cache
+
+        flags = f"--cache disk --num_workers 2 --cache_dir {tmp_path}/c"
+        monkeypatch.setattr(loaders, "open_cache", opened)
+        paths = run(tmp_path, photos, "--preset strong", flags)
+        captured = capsys.readouterr()
+        said = re.findall("^warning: the cache in (.*) is damaged", captured.out, re.MULTILINE)
+        assert captured.err == ""
+        again(tmp_path / "two", photos, paths.checkpoint, flags)
+        said_again = capsys.readouterr().out
+        if happens != "removed" or multiprocessing.get_start_method() != "fork":
+            assert len(set(said)) == len(said) == 2
+            assert said_again.count("is damaged or gone: its images are decoded") == 1
+        monkeypatch.undo()
+        assert_equal_runs(paths, trained("strong"))
+        whole = again(tmp_path, photos, paths.checkpoint, flags)
+        assert f"cache: {VAL_IMAGES} images" in capsys.readouterr().out
+        assert digest_of(whole) == digest_of(paths)
 
 
 # --- Bad images -----------------------------------------------------------------------------------

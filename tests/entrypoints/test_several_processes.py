@@ -124,7 +124,7 @@ def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, run_forke
 
 
 def test_another_number_of_processes_resumes_with_the_same_order(drawn, tmp_path):
-    """Stopped in two, SIGTERM to torchrun; resumed in one."""
+    """Stopped in two, SIGHUP to torchrun, which has a code of its own; resumed in one."""
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     line = f"{RUN} {SUBSETS} --num_steps 40 --eval_every 20"
     assert train(f"--name whole {line}", *where) == 0
@@ -133,11 +133,11 @@ def test_another_number_of_processes_resumes_with_the_same_order(drawn, tmp_path
         for text in process.stdout:
             output += text
             if text.startswith("step 3/"):
-                process.send_signal(signal.SIGTERM)
-    assert process.returncode != 0
+                process.send_signal(signal.SIGHUP)
+    assert process.returncode == 1
     paths = RunPaths(tmp_path, "run")
-    assert "stopped by SIGTERM after step" in output, output
-    assert errors(output) == ["error: terminated"]
+    assert "stopped by SIGHUP after step" in output, output
+    assert errors(output) == ["error: hung up"]
     assert 3 <= load_snapshot(paths.last).header.step < 40
     assert train(f"--name run {line} --resume", *where) == 0
     assert_close(paths, RunPaths(tmp_path, "whole"))
@@ -260,6 +260,39 @@ def test_other_images_are_found_alike_in_all_processes(tmp_path, run_forked):
 
 
 LONG = f"--name run {RUN} {SUBSETS} --num_steps 5000 --eval_every 5000"
+
+
+def test_processes_whose_launcher_was_killed_go_on_and_stop(drawn, tmp_path):
+    where = ("--data_root", drawn, "--output_dir", tmp_path)
+    paths, output = RunPaths(tmp_path, "run"), ""
+    with torchrun(2, LONG, *where) as process:
+        for text in process.stdout:  # which the processes hold open
+            output += text
+            if text.startswith("step 3/"):
+                process.kill()
+            if text == "warning: torchrun is gone; this run goes on without it\n":
+                os.kill(read_json(paths.lock)["pid"], signal.SIGTERM)
+    assert errors(output) == ["error: terminated"]
+    stopped = re.search(r"^stopped by SIGTERM after step (\d+)", output, re.MULTILINE)
+    assert load_snapshot(paths.last).header.step == int(stopped[1])
+    assert "another process of this run is gone" not in output
+
+
+def test_a_second_signal_ends_a_wait_for_a_process_that_stands_still(drawn, tmp_path):
+    where = ("--data_root", str(drawn), "--output_dir", str(tmp_path / "out"))
+    together = Together(2, "train.py", [*LONG.split(), *where], tmp_path / "output.txt")
+    still, waiting = together.processes
+    while "\nstep 3/" not in together.said():
+        still.join(0.02)
+        assert still.is_alive(), together.said()
+    os.kill(still.pid, signal.SIGSTOP)
+    while waiting.is_alive():
+        waiting.terminate()  # at first taken for echoes, as of torchrun
+        waiting.join(0.1)
+    os.kill(still.pid, signal.SIGCONT)
+    assert together.end(120) == [1, 143]
+    (error,) = errors(together.said())
+    assert "another process of this run is gone" in error
 
 
 @pytest.mark.parametrize("is_told", [False, True])

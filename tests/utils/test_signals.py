@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from utils import signals
+from utils.environment import write_if_read
 from utils.errors import Terminated
 from utils.signals import started, stop_requests, stop_signal, until_stop
 
-INT, TERM = signal.SIGINT, signal.SIGTERM
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 NOTE = "stopping after this step; a second signal stops at once\n"
 
 
 def handlers() -> tuple:
-    return tuple(signal.getsignal(signum) for signum in (INT, TERM, signal.SIGCHLD))
+    return tuple(signal.getsignal(signum) for signum in (INT, TERM, HUP, signal.SIGCHLD))
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def _under_torchrun(monkeypatch):
 
 
 class TestFirstSignal:
-    @pytest.mark.parametrize("signum", [INT, TERM])
+    @pytest.mark.parametrize("signum", [INT, TERM, HUP])
     def test_only_asks_and_says_so(self, signum, capfd):
         with stop_requests():
             assert stop_signal() == 0
@@ -53,6 +54,16 @@ class TestFirstSignal:
             assert stop_signal() == 0
             signal.raise_signal(TERM)
             assert stop_signal() == TERM
+
+    def test_waits_for_no_reader(self):
+        """Of a terminal that Ctrl-S stopped, of `| less`."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        assert os.write(writer, bytes(1 << 22)) < 1 << 22  # it is full
+        os.set_blocking(writer, True)
+        write_if_read(writer, "x")
+        for descriptor in (reader, writer):
+            os.close(descriptor)
 
     def test_asks_even_if_nobody_reads_what_it_says(self):
         """Ctrl-C ends `| tee` too."""
@@ -122,6 +133,16 @@ class TestUntilStop:
             assert seen == [0, 1, 2]
             assert list(until_stop(range(5))) == []
 
+    def test_does_not_wait_for_the_next_item(self):
+        def items() -> Iterator[int]:
+            yield 1
+            signal.raise_signal(TERM)
+            pytest.fail("it would wait on")
+
+        with stop_requests():
+            assert list(until_stop(items())) == [1]
+            assert stop_signal() == TERM
+
 
 class TestStartedLoaders:
     """Loaders start blocked: Ctrl-C is not theirs to answer."""
@@ -175,7 +196,7 @@ class TestLostLoaders:
     def batches(self, is_asked: bool, message: str) -> Iterator[int]:
         yield 1
         if is_asked:
-            signal.raise_signal(TERM)
+            signals._state.signum = TERM  # just now, after the loader died
         raise RuntimeError(message)
 
     def test_end_the_items_if_they_were_told_to_end(self):

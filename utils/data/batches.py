@@ -23,7 +23,8 @@ class Batch(NamedTuple):
     positions: Tensor  # (B,) int64, in the split
     sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
     targets: Tensor | None = None  # (B, C) float32 shares of the classes, if images are mixed
-    bad: tuple[tuple[str, str], ...] = ()  # id and trouble of images that were left out
+    # Id and trouble of images that were left out; without an id, trouble of a cache.
+    bad: tuple[tuple[str, str], ...] = ()
 
 
 class BatchShare(NamedTuple):

@@ -84,6 +84,8 @@ class ImageDataset(Dataset):
                     raise RunError(f"{error}; {self.remedy}") from error
                 bad.append((sample_id, str(error)))
                 continue
+            if resized.trouble:
+                bad.append(("", resized.trouble))
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
             images[len(positions)] = self.view(resized.image)
             positions.append(position)

@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
     positions: np.ndarray  # (S,) int64, positions of the samples in the split
 
 
-Bad = tuple[str, str]  # id and trouble of an image that was left out
+Bad = tuple[str, str]  # id and trouble of an image left out; without an id, trouble of a cache
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def evaluate(
         flips: whether logits are the mean over each image and its mirror image; parts are always
             the image's own.
         bar: progress bar that counts samples.
-        bad: takes the images that the loader left out.
+        bad: takes what the loader tells of images and caches.
 
     Raises:
         RunError: an image cannot be decoded.
@@ -184,17 +184,18 @@ class Evaluator:
             raise Stopped(stop)
         bad = [each for part in gather_objects(bad) for each in part]
         self.note_bad(bad)
+        skipped = sum(sample_id != "" for sample_id, _ in bad)
         evaluation, metrics = None, {}
         evaluations = gather_objects_on_main(own)
         with failing_together():
             if is_main():
-                evaluation = whole_evaluation(evaluations, num_samples, len(bad))
+                evaluation = whole_evaluation(evaluations, num_samples, skipped)
                 metrics = {
                     "split": config.eval_split,
                     "selected_on": selected_on,
                     "step": step,
                     "tta": config.tta,
                     **summarize(evaluation.logits, evaluation.labels),
-                    "skipped_images": len(bad),
+                    "skipped_images": skipped,
                 }
         return evaluation, from_main(metrics)

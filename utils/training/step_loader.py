@@ -13,7 +13,7 @@ from utils.data.batches import Batch
 from utils.errors import RunError, is_lost_loader, one_line
 from utils.processes import gather_objects, gather_rows, raise_first_failure
 from utils.schema import is_text, list_of
-from utils.signals import Stopped, started, stop_signal
+from utils.signals import Stopped, started, stop_signal, unless_stopped
 
 
 class BadImages:
@@ -24,18 +24,22 @@ class BadImages:
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
         self.ids: list[str] = []
+        self.of_caches: set[str] = set()
 
     def note(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Log images that have not been seen before.
+        """Log images that have not been seen before, and caches, of which any number may be bad.
 
         Args:
-            bad: id and trouble of each image.
+            bad: id and trouble of each image; without an id, trouble of a cache.
 
         Raises:
             RunError: there are more than are allowed.
         """
         for sample_id, trouble in bad:
-            if sample_id in self.ids:
+            if not sample_id and trouble not in self.of_caches:
+                self.of_caches.add(trouble)
+                log.warning("warning: %s", trouble)
+            if not sample_id or sample_id in self.ids:
                 continue
             self.ids.append(sample_id)
             if len(self.ids) > self.allowed:
@@ -93,7 +97,7 @@ class StepLoader:
             Stopped: a process was asked to stop.
         """
         batches, failure = self._next_batches()
-        if not batches and failure is None:
+        if not batches and failure is None and not stop_signal():
             raise StopIteration
         bad = [each for batch in batches for each in batch.bad]
         own = [len(batch.labels) for batch in batches] or [0] * self.micro_batches
@@ -120,7 +124,8 @@ class StepLoader:
         began = time.perf_counter()
         batches, failure = [], None
         try:
-            batches = list(itertools.islice(self.batches, self.micro_batches))
+            next_batches = itertools.islice(self.batches, self.micro_batches)
+            batches = unless_stopped(lambda: list(next_batches)) or []
         except RunError as error:
             failure = error
         except RuntimeError as error:

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import pickle
+import random
+import shlex
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +22,9 @@ import torch
 from PIL import Image
 
 from utils.data import cache as cache_module
-from utils.data.cache import cache_key, open_cache
+from utils.data.cache import cache_content, cache_key, open_cache
 from utils.data.presets import PRESETS
-from utils.data.resized_images import CachedImages, FileImages, Index
+from utils.data.resized_images import FileImages
 from utils.errors import InputError, RunError
 from utils.ownership import MARKER, is_ours
 
@@ -41,6 +43,10 @@ def files_of(split) -> FileImages:
 
 def build(split, folder, may_be_bad=False):
     return open_cache(folder, files_of(split), GEOMETRY, may_be_bad)
+
+
+def key_of(split, geometry=GEOMETRY) -> str:
+    return cache_key(split, cache_content(split, geometry))
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -66,13 +72,16 @@ def changed(change: Callable[..., dict]) -> Callable[[bytes], bytes]:
     return damage
 
 
-def assert_same(cache, split) -> None:
-    files = files_of(split)
+def assert_same(cache, split) -> list[str]:
+    """Check all images; return what is said of the cache."""
+    files, said = files_of(split), []
     for position in range(len(split)):
         given, expected = cache.load(position), files.load(position)
         assert torch.equal(given.image, expected.image)
         assert given.image.stride() == expected.image.stride()
         assert tuple(given.original_size) == tuple(expected.original_size)
+        said += [given.trouble] if given.trouble else []
+    return said
 
 
 class TestCache:
@@ -106,12 +115,12 @@ class TestCache:
 
     def test_the_key_covers_samples_size_and_decoders(self, split, tmp_path, monkeypatch):
         keys = {
-            cache_key(split, GEOMETRY),
-            cache_key(split, {**GEOMETRY, "side": 37}),
-            cache_key(split.select(range(5)), GEOMETRY),
+            key_of(split),
+            key_of(split, {**GEOMETRY, "side": 37}),
+            key_of(split.select(range(5))),
         }
         monkeypatch.setattr(cache_module.importlib.metadata, "version", lambda name: "0")
-        keys.add(cache_key(split, GEOMETRY))
+        keys.add(key_of(split))
         assert len(keys) == 4
         assert all(len(key) == 24 for key in keys)
 
@@ -141,15 +150,6 @@ class TestCache:
         if content is not None:
             path.write_bytes(content)
         assert_same(build(split, tmp_path / "c"), split)
-
-    def test_a_cache_may_be_larger_than_the_memory(self, tmp_path):
-        total = 3 * ((os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 3 + 2**30)
-        path = tmp_path / "pixels.bin"
-        with path.open("wb") as file:
-            file.truncate(total)  # a hole: takes no room
-        sizes = np.array([[total // 3 - 1, 1], [1, 1]])
-        cache = CachedImages(path, Index.of(sizes, sizes, {}), None)
-        assert cache.load(1).image.flatten().tolist() == [0, 0, 0]
 
     @pytest.mark.parametrize("kept", [0, -500])  # with its header whole, room is kept for it
     def test_a_bad_image_is_read_from_its_file_each_time(self, split, tmp_path, kept):
@@ -208,15 +208,101 @@ class TestCache:
         ):
             build(split, tmp_path / "c")
 
-    def test_a_spawned_worker_maps_the_file_itself(self, split, tmp_path):
+    def test_any_flipped_bit_is_noticed(self, split, tmp_path):
+        """The images are right, and the next cache is whole again."""
+        pristine, work = tmp_path / "pristine", tmp_path / "c"
+        build(split, pristine)
+        draw = random.Random(0)
+        for name in ("pixels.bin", "index.npz", "about.json") * 15:
+            shutil.copytree(pristine, work)
+            (path,) = work.glob(f"*/{name}")
+            content, bit = bytearray(path.read_bytes()), draw.randrange(8)
+            place = draw.randrange(len(content))
+            content[place] ^= 1 << bit
+            path.write_bytes(content)
+            cache = build(split, work)
+            assert len(assert_same(cache, split)) == (name == "pixels.bin"), (place, bit)
+            assert assert_same(build(split, work), split) == []
+            (again,) = work.glob("*/pixels.bin")
+            assert again.read_bytes() == next(pristine.glob("*/pixels.bin")).read_bytes()
+            shutil.rmtree(work)
+
+    @pytest.mark.parametrize("kept", [0, 1000, -1])
+    @pytest.mark.parametrize("is_read", [False, True])
+    def test_a_cache_that_is_cut_or_zeroed_at_work_changes_no_image(
+        self, split, tmp_path, kept, is_read
+    ):
+        cache = build(split, tmp_path / "c")
+        if is_read:
+            assert assert_same(cache, split) == []
+        (path,) = (tmp_path / "c").glob("*/pixels.bin")
+        os.truncate(path, path.stat().st_size + kept if kept < 0 else kept)
+        said = assert_same(cache, split)
+        assert said
+        assert set(said) == {
+            f"the cache in {path.parent} is damaged or gone: its images are decoded where they "
+            "are not whole; the next run builds it again"
+        }
+        assert assert_same(build(split, tmp_path / "c"), split) == []
+
+    def test_a_cache_of_other_images_under_this_name_is_built_again(self, split, tmp_path):
+        """Somebody put one in the other's place; both have as many images of these sizes."""
+        other = replace(split, labels=split.labels[::-1], paths=split.paths[::-1])
+        build(split, tmp_path / "c")
+        build(other, tmp_path / "c")
+        of_split, of_other = (tmp_path / "c" / key_of(each) for each in (split, other))
+        shutil.rmtree(of_split)
+        shutil.copytree(of_other, of_split)
+        assert assert_same(build(split, tmp_path / "c"), split) == []
+
+    def test_a_spawned_worker_opens_the_file_itself(self, split, tmp_path):
         cache = build(split, tmp_path / "c")
         sent = pickle.dumps(cache)
         assert len(sent) < 10_000  # not the pixels
-        assert_same(pickle.loads(sent), split)
+        assert assert_same(pickle.loads(sent), split) == []
         shutil.rmtree(tmp_path / "c")
-        late = pickle.loads(sent)  # a failure here would be a traceback of the worker
-        with pytest.raises(FileNotFoundError, match=r"pixels.bin"):
-            late.load(0)
+        assert len(assert_same(pickle.loads(sent), split)) == len(split)  # from their files
+        assert assert_same(cache, split) == []  # from the file that is open
+
+    def test_a_cache_that_vanishes_while_it_is_built_is_done_without(
+        self, split, tmp_path, monkeypatch, caplog
+    ):
+        def load(files, position):
+            shutil.rmtree(tmp_path / "c", ignore_errors=True)
+            return original(files, position)
+
+        original = FileImages.load
+        monkeypatch.setattr(FileImages, "load", load)
+        assert assert_same(build(split, tmp_path / "c"), split) == []
+        assert "c vanished; images are decoded each time" in caplog.text.replace(key_of(split), "c")
+
+    def test_caches_of_images_that_changed_since_are_named(self, split, tmp_path, caplog):
+        folder, line = tmp_path / "a b", "to delete them: rm -r "
+        other = replace(split, root=tmp_path / "copy")
+        shutil.copytree(split.root, other.root)
+        with caplog.at_level(logging.INFO, logger="fine_vit"):
+            build(split, folder)
+            build(other, folder)
+            open_cache(folder, files_of(split), {**GEOMETRY, "side": 30}, False)
+            part = split.select(range(5))
+            build(part, folder)
+            assert line not in caplog.text
+            stale, stale_part = folder / key_of(split), folder / key_of(part)
+            (split.root / split.paths[0]).touch()
+            build(split, folder)
+            assert caplog.messages[-1].startswith("cache: 0.00 GB were built before")
+            assert shlex.split(caplog.messages[-1].partition(line)[2]) == [str(stale)]
+            about = json.loads((stale / "about.json").read_text())
+            for name in ("key", "root", "checksum"):  # as before there were checksums
+                del about[name]
+            (stale / "about.json").write_text(json.dumps(about))
+            build(part, folder)
+            named = shlex.split(caplog.messages[-1].partition(line)[2])
+            assert named == sorted(map(str, (stale, stale_part)))
+            for content in ("[]", "[" * 10**5, "{}"):
+                (stale / "about.json").write_text(content)
+                build(split, folder)
+                assert line not in caplog.messages[-1]
 
     def test_builders_at_the_same_time_build_a_cache_once(self, split, tmp_path, caplog):
         """Threads here: the lock belongs to the opened file, as between processes."""
@@ -237,7 +323,7 @@ class TestCache:
         assert_same(build(split, tmp_path / "c"), split)
 
     def test_a_pipe_for_a_lock_and_what_is_not_a_cache_stay(self, split, tmp_path):
-        folder = tmp_path / cache_key(split, GEOMETRY)
+        folder = tmp_path / key_of(split)
         lock = folder.with_name(f"{folder.name}.lock")
         folder.mkdir()
         (folder / "mine").write_text("precious")
@@ -262,10 +348,17 @@ class TestCache:
 
     def test_what_a_killed_builder_left_goes(self, split, tmp_path):
         """It was at work beside the cache's place; the system has let go of its lock."""
-        folder = tmp_path / "c" / cache_key(split, GEOMETRY)
+        folder = tmp_path / "c" / key_of(split)
         left = folder.with_name(f"{folder.name}.tmp")
         left.mkdir(parents=True)
         (left / "pixels.bin").write_bytes(b"half of it")
         (tmp_path / "c" / f"{folder.name}.lock").touch()
-        assert_same(build(split, tmp_path / "c"), split)
-        assert folders_in(tmp_path / "c") == [folder]
+        # Of images that changed since: the second is being built, the third not ours.
+        others = [folder.with_name(f"{digit * 24}.tmp") for digit in "abc"]
+        for other in others:
+            shutil.copytree(left, other)
+        (others[2] / "mine").touch()
+        with others[1].with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert_same(build(split, tmp_path / "c"), split)
+        assert set(folders_in(tmp_path / "c")) == {folder, *others[1:]}
