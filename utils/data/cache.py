@@ -10,10 +10,9 @@ page cache keeps it in RAM as far as there is room.
 
 The key covers everything that the bytes depend on: ids and labels, path, length and times of change
 of every file, the size, the versions of what decodes and resizes. Whatever changes leads to another
-key, so an old cache is never served. Bad images are read from their files each time, since the
-cause may lie outside the file. A cache is built beside its place and renamed when it is whole.
-What was damaged since is noticed when a cache is opened, or when a process first reads the image:
-it is decoded instead, and about.json removed, so that the next run builds the cache again.
+key, so an old cache is never served. Bad images are read from their files each time. A cache is
+built beside its place and renamed when it is whole. Damage since is noticed when it is opened, or
+an image first read: it is decoded instead, and about.json removed, so that the next run builds it.
 """
 
 import fcntl
@@ -206,8 +205,7 @@ def _build(folder: Path, files: FileImages, content: dict[str, Any], may_be_bad:
     if free is not None and total > free:
         raise RunError(
             f"the cache needs {total / 1e9:.1f} GB of disk in {folder.parent}, which has "
-            f"{free / 1e9:.1f} GB free; use --cache none, another --cache_dir or a smaller "
-            "--img_size"
+            f"{free / 1e9:.1f} GB free; use --cache none, another --cache_dir or smaller images"
         )
     if not total:
         raise RunError(f"no image of split {files.split.name} can be decoded")
