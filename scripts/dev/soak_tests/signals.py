@@ -32,19 +32,22 @@ START_SECONDS = 3.0  # after the first line of ours, in which a signal comes
 SAVE_SECONDS = 0.03  # after a save begins, the same
 MAX_SECONDS = 60  # a run that has not ended by then has not obeyed
 AGAIN_SHARE = 0.5  # share of the ended runs whose resumption is ended as well
+MAX_SYNCS = 60  # of files, after which a signal comes in a save, early in a run; or of a run's end
 RHYTHM = shlex.split("--num_steps 60 --save_every 2 --log_every 3 --eval_every 5 --num_workers 2")
-# Runs a program that tells, through a pipe, that it has taken the signals, or each synced file.
+# Runs a program that tells, through a pipe, that it has taken the signals (s), and each synced file
+# (f). SIGHUP is not ignored, even if this soak test runs under `nohup`.
 PROGRAM = """
 import os, runpy, signal, sys
-pipe, event, *sys.argv = sys.argv[1:]
-place = signal if event == "signal" else os
-real = getattr(place, event)
-def told(*args):
-    result = real(*args)
-    if event == "fsync" or args[0] == signal.SIGTERM:
-        os.write(int(pipe), b".")
-    return result
-setattr(place, event, told)
+pipe, *sys.argv = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def telling(real, letter):
+    def told(*args):
+        result = real(*args)
+        if letter == b"f" or args[0] == signal.SIGTERM:
+            os.write(int(pipe), letter)
+        return result
+    return told
+signal.signal, os.fsync = telling(signal.signal, b"s"), telling(os.fsync, b"f")
 sys.path.insert(0, os.getcwd())
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -69,15 +72,14 @@ def end_by_signal(flags: list[str], at_save: bool, generator: random.Random) -> 
         signums.append(generator.choice([signal.SIGINT, signal.SIGTERM]))
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # nobody reads on
-    event = "fsync" if at_save else "signal"
-    command = [sys.executable, "-c", PROGRAM, str(writer), event, "train.py", *flags]
+    letter, count = (b"f", generator.randint(1, MAX_SYNCS)) if at_save else (b"s", 1)
+    command = [sys.executable, "-c", PROGRAM, str(writer), "train.py", *flags]
     with subprocess.Popen(
         command, cwd=REPO, pass_fds=[writer], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         os.close(writer)
-        for _ in range(generator.randint(1, 60) if at_save else 1):
-            select.select([reader], [], [])
-            os.read(reader, 1)
+        while count:
+            count -= os.read(reader, 1) in (letter, b"")  # nothing: the run has ended
         time.sleep(generator.uniform(0, SAVE_SECONDS if at_save else START_SECONDS))
         for signum in signums:
             process.send_signal(signum)
@@ -87,9 +89,9 @@ def end_by_signal(flags: list[str], at_save: bool, generator: random.Random) -> 
         except subprocess.TimeoutExpired as error:
             process.kill()
             raise RunError(f"{signums} was not obeyed within {MAX_SECONDS} s") from error
-        finally:
-            os.close(reader)
-    if (process.returncode, said) == (0, ""):
+        syncs = len(os.read(reader, 1 << 16)) if select.select([reader], [], [], 0)[0] else 0
+        os.close(reader)
+    if (process.returncode, said) == (0, "") and syncs <= MAX_SYNCS:
         return "came too late"
     # The second may come when the first has ended the run.
     if not any(
