@@ -8,9 +8,11 @@ import os
 import random
 import shutil
 import signal
+import sys
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -216,6 +218,14 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def _say_all_but_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what a thread of a loader says of errors, but not that the main process has ended."""
+    if not issubclass(kind, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def seed_worker(worker_id: int) -> None:
     """Seed the libraries in a loader process from the seed that torch gave it.
 
@@ -228,6 +238,7 @@ def seed_worker(worker_id: int) -> None:
     if torch.utils.data.get_worker_info() is not None:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.excepthook = _say_all_but_lost_connections
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - as above

@@ -49,8 +49,7 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
             _check_evaluation(paths)
         else:
             _check_training(paths, flags.resume)
-        if not is_resumed:
-            check_inputs_stay(flags, paths)
+        check_inputs_stay(flags, paths, is_resumed)
         check_not_among_images(flags, paths.output_dir)
 
 

@@ -18,13 +18,16 @@ from utils.processes import is_main
 MAY_BE_NAMES = ("--resume", "--tiny_train_subset", "--tiny_infer_subset")
 
 
-def check_inputs_stay(flags: FrozenConfigDict, paths: RunPaths) -> None:
-    """Raise if something that the flags name lies in a folder of the run.
+def check_inputs_stay(flags: FrozenConfigDict, paths: RunPaths, is_resumed: bool) -> None:
+    """Raise if the data, or something that the flags of a new run name, lie in a folder of the run.
+
+    A resumed run is not moved, so that the weights that it started from may lie in it.
 
     Raises:
         InputError: names the flag, the path and the folder.
     """
-    inputs = {flag: path for flag, path in paths_in(flags).items() if flag != "--output_dir"}
+    named = {} if is_resumed else paths_in(flags)
+    inputs = {flag: path for flag, path in named.items() if flag != "--output_dir"}
     for flag, path in {**inputs, **_data_root(flags)}.items():
         if flag not in MAY_BE_NAMES or kind_of(Path(path)):
             _check_stays(paths, flag, Path(path))

@@ -211,7 +211,7 @@ def test_data_in_the_folder_of_the_run_are_refused(tmp_path, checkpoint, monkeyp
     (tmp_path / "out" / "a" / "photos").mkdir()
     (output / "link").symlink_to("a/photos")
     if root == "A":  # as on a Mac, whose names fold
-        monkeypatch.setattr("utils.run.folder.identity", lambda path: path.name.lower() == "a")
+        monkeypatch.setattr("utils.run.inputs.identity", lambda path: path.name.lower() == "a")
         monkeypatch.setattr(Path, "exists", lambda path: True)
         monkeypatch.setattr("utils.run.folder.check_run_name", lambda paths: None)
     for start in (start_training, lambda *more: start_evaluation(output, checkpoint, *more[1:])):
