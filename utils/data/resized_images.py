@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from utils.data.decode import decode_resized
+from utils.data.images.openers import BadImage
 from utils.data.presets import SizeOf
+from utils.data.readers import synthetic
 from utils.data.splits import Split
 from utils.files import open_regular, read_regular
 
@@ -46,7 +48,14 @@ class FileImages:
         Raises:
             RunError: the image cannot be decoded, or is too large before or after the resize.
         """
-        image, original = decode_resized(self.split.path_of(position), self.size_of)
+        split, path = self.split, self.split.path_of(position)
+        try:
+            image, original = decode_resized(path, self.size_of)
+        except BadImage:
+            if split.dataset != "synthetic" or Path(split.root).exists():
+                raise
+            synthetic.draw(Path(split.root))  # somebody has removed what we drew
+            image, original = decode_resized(path, self.size_of)
         return ResizedImage(image, (original.width, original.height))
 
 
