@@ -186,7 +186,7 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         is_locked = has_locked(fcntl.flock, file)
         if is_locked is None:
-            raise RunError(f"{path} cannot be locked; use --cache_dir on another disk")
+            raise RunError(f"{path} cannot be locked on this disk; use --cache_dir on another disk")
         if not is_locked:
             log.info("cache: waiting for another process that builds %s", path.stem)
             fcntl.flock(file, fcntl.LOCK_EX)
