@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.console import log
-from utils.files import naming, open_regular, sha256_file, sync, sync_folder
+from utils.files import naming, open_regular, sync, sync_folder
 from utils.schema import dict_of, is_count, is_finite
 
 EVENTS = "events.out.tfevents."
@@ -54,6 +54,7 @@ class EventLog:
         self.earlier: list[list[Any]] = []
         self._writer: SummaryWriter | None = None
         self._file = Path()  # that it writes
+        self._hashed, self._digest = 0, hashlib.sha256()  # of the bytes it held at the last flush
         self._unflushed: list[tuple[str, float, int]] = []  # tag, value and step of scalars
 
     def open(self, folder: Path, step: int = 0, is_resumed: bool = False) -> None:
@@ -73,6 +74,7 @@ class EventLog:
         _make_sort_first(folder)
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._file = max(folder.glob(f"{EVENTS}*"))
+        self._hashed, self._digest = 0, hashlib.sha256()
 
     def _forget_what_is_lost(self, folder: Path, step: int) -> None:
         """Warn once of files of earlier starts that are missing or damaged."""
@@ -160,9 +162,13 @@ class EventLog:
             self._hand_over(())
             with self._file.open("rb") as file:
                 sync(file.fileno())
+                file.seek(self._hashed)  # a long run's file is not read again at each save
+                added = file.read()
         sync_folder(self._file.parent)
         self._unflushed = []
-        return [*self.earlier, [self._file.stat().st_size, sha256_file(self._file)]]
+        self._digest.update(added)
+        self._hashed += len(added)
+        return [*self.earlier, [self._hashed, self._digest.hexdigest()]]
 
     def close(self) -> None:
         """Flush, and close the file."""

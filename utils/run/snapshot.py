@@ -1,8 +1,10 @@
 """Save and restore a run's snapshots: `last.bin`, and `last~1.bin` and on before it."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -93,7 +95,8 @@ class SnapshotStore:
             RunError: it could not be written, or reads back otherwise; those before are whole.
         """
         states = {name: part.state_dict() for name, part in parts.items()}
-        payload = {"format": FORMAT, "version": VERSION, **header._asdict(), "parts": states}
+        fields = {**header._asdict(), "stamp": json.dumps(dict(header.stamp))}  # one text: quick
+        payload = {"format": FORMAT, "version": VERSION, **fields, "parts": states}
         with failing_together():
             if is_main():
                 self.renew_lock()
@@ -184,6 +187,13 @@ def older_snapshots(paths: RunPaths) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
+def _parsed(stamp: object) -> object:
+    if isinstance(stamp, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(stamp)
+    return stamp
+
+
 def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> Snapshot:
     """Read the snapshot at `path` onto the CPU, without running any code that it may hold.
 
@@ -199,7 +209,7 @@ def load_snapshot(path: Path, parts: Mapping[str, type[Part]] | None = None) -> 
     payload = load_archive(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise InputError(f"{path} is not a snapshot of a run; {remedy}")
-    payload.setdefault("stamp", {})
+    payload["stamp"] = _parsed(payload.get("stamp", {}))
     version = payload.get("version")
     rules = payload.get("data_rules")
     version = version if type(version) is int else f"{version!s:.40}"
