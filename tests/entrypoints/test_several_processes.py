@@ -92,23 +92,24 @@ FLAGS = {
         "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --freeze 1 "
         "--grad_checkpointing"
     ),
+    "features": "--freeze backbone --preset center",
 }
 
 
 @pytest.mark.parametrize("kind", FLAGS)
 def test_two_processes_train_as_one(drawn, tmp_path, kind, run_forked):
-    where = ("--data_root", drawn, "--output_dir", tmp_path)
-    line = f"{RUN} {SUBSETS} {FLAGS[kind]}"
+    where = ("--data_root", drawn, "--output_dir", tmp_path / "runs")
+    line = f"{RUN} {SUBSETS} {FLAGS[kind]} --cache_dir {tmp_path / 'cache'}"
     assert train(f"--name one {line}", *where) == 0
     code, output = run_forked(2, "train.py", f"--name two {line}", *where)
     assert code == 0, output
-    paths, reference = RunPaths(tmp_path, "two"), RunPaths(tmp_path, "one")
+    paths, reference = RunPaths(tmp_path / "runs", "two"), RunPaths(tmp_path / "runs", "one")
     assert_close(paths, reference)
     assert output.count("artifacts of two") == 1  # one speaks
     stamp = read_json(paths.env_stamp)
     assert (stamp["processes"], len(stamp["hosts"])) == (2, 2)
     assert stamp["config_hash"] == read_json(reference.env_stamp)["config_hash"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "tb", "two"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["one", "tb", "two"]
 
 
 def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, run_forked):

@@ -13,7 +13,8 @@ from helpers import loader_config, random_model
 
 from models.pretrained.profiles import GOOGLE
 from utils.data.batches import Normalizer
-from utils.data.loaders import eval_loader
+from utils.data.loaders import eval_loader, train_loader
+from utils.data.sample_datasets import FeatureDataset
 from utils.data.splits import Split
 from utils.errors import RunError
 from utils.evaluation import features
@@ -233,6 +234,25 @@ def test_a_bad_image_is_left_out_or_named(tmp_path, make_split):
         assert equal(found, np.delete(whole, 40, axis=0))
     assert counted.batches == 1
     assert listed_in(tmp_path / "features") == {"0", "2"}
+
+
+def test_are_served_in_the_batches_that_images_are(tmp_path, make_split):
+    split = make_split(tmp_path, [i % 3 for i in range(IMAGES)])
+    (tmp_path / split.paths[40]).write_bytes(b"no image")
+    found = of(split, tmp_path / "features", bad=1)
+    served = FeatureDataset(split, found.of(("token", "mean")), found.positions)
+    config = config_of(skip_bad_images=1, num_steps=40)  # over two epochs
+    for of_images, of_features in (
+        (train_loader(config, split, 2, CPU, 3), train_loader(config, split, 2, CPU, 3, served)),
+        (eval_loader(config, split, CPU), eval_loader(config, split, CPU, features=served)),
+    ):
+        for one, other in zip(of_images, of_features, strict=True):
+            assert torch.equal(one.positions, other.positions)
+            assert torch.equal(one.labels, other.labels)
+            assert [name for name, _ in one.bad] == [name for name, _ in other.bad]
+            expected = [found.positions.tolist().index(each) for each in one.positions.tolist()]
+            assert np.array_equal(other.images, found.values[expected].reshape(-1, 128))
+            assert np.array_equal(found.labels[expected], one.labels)
 
 
 def test_numbers_that_are_not_finite_are_refused(split, tmp_path):
