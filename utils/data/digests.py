@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.data.structure.content import PIECE
 from utils.files import open_regular
 
-PIECE = 4096  # bytes of a file's start, and of its end, in a short digest
 NONE = 0  # the digest of an image that is damaged and let through, or that was not made
 SHORT, WHOLE, TWINS = 1, 2, 3  # the last two bits: of what it is a digest
 _KIND = np.uint64(3)

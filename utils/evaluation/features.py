@@ -21,17 +21,19 @@ import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from utils.console import log, progress_bar
 from utils.data.batches import BatchShare, EvalBatches, Normalizer
 from utils.data.cache import cache_content, cache_key, locked
-from utils.data.loaders import eval_loader
 from utils.data.presets import PRESETS
 from utils.data.splits import Split
 from utils.errors import RunError
 from utils.files import naming, open_atomic, open_regular, read_regular, sync, write_json
 from utils.ownership import make_folder
 from utils.signals import started
+
+NoteBad = Callable[[Sequence[tuple[str, str]]], None]  # is told id and trouble of bad images
 
 FORMAT = 1  # raise it when the numbers or their layout change
 BATCH = 32  # images at a time; the last batch is filled up
@@ -134,14 +136,9 @@ def _batch_features(trunk: Trunk, images: Tensor, places: Tensor) -> Tensor:
 
 
 def _computed(
-    trunk: Trunk,
-    config: FrozenConfigDict,
-    split: Split,
-    parts: Sequence[BatchShare],
-    note_bad: Callable[[Sequence[tuple[str, str]]], None],
+    trunk: Trunk, loader: DataLoader, parts: Sequence[BatchShare], note_bad: NoteBad
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield positions and features of what can be decoded of each of some batches."""
-    loader = eval_loader(config, split, trunk.normalize.device, parts)
     for part, batch in zip(parts, started(loader), strict=True):
         note_bad(batch.bad)
         places = batch.positions - part.samples[0][1]
@@ -176,7 +173,8 @@ def features_of(
     config: FrozenConfigDict,
     split: Split,
     cache_dir: Path,
-    note_bad: Callable[[Sequence[tuple[str, str]]], None],
+    load: Callable[[Sequence[BatchShare]], DataLoader],
+    note_bad: NoteBad,
 ) -> Features:
     """Return the features of a split, after computing what of them is not on the disk.
 
@@ -187,6 +185,7 @@ def features_of(
         config: config of the run, with size, preset, model config and normalisation.
         split: samples of the features.
         cache_dir: folder of all caches.
+        load: builds a loader of some batches of the split, as evaluation sees its images.
         note_bad: is told of images that cannot be decoded; raises if they are too many.
 
     Raises:
@@ -213,7 +212,7 @@ def features_of(
         if parts:
             was_training = model.training
             model.eval()
-            lost = _fill(store, parts, _computed(trunk, config, split, parts, note_bad))
+            lost = _fill(store, parts, _computed(trunk, load(parts), parts, note_bad))
             model.train(was_training)
         values = store.read()
     kept = np.delete(np.arange(len(split)), lost)

@@ -1,6 +1,6 @@
 """Give a run the features of its images, computed once; train on them where they stay the same."""
 
-from collections.abc import Callable, Sequence
+import functools
 from pathlib import Path
 
 from ml_collections import FrozenConfigDict
@@ -15,7 +15,7 @@ from utils.data.presets import PRESETS
 from utils.data.sample_datasets import FeatureDataset
 from utils.data.splits import Split
 from utils.dataset import Data
-from utils.evaluation.features import Features, Trunk, features_of
+from utils.evaluation.features import Features, NoteBad, Trunk, features_of
 from utils.run.checkpoint import trunk_id
 
 
@@ -24,7 +24,7 @@ def features_of_run(
     config: FrozenConfigDict,
     split: Split,
     normalize: Normalizer,
-    note_bad: Callable[[Sequence[tuple[str, str]]], None],
+    note_bad: NoteBad,
 ) -> Features:
     """Return what heads may read of each image of a split, as evaluation sees it.
 
@@ -48,7 +48,8 @@ def features_of_run(
     """
     cache_dir = Path(config.cache_dir or Path(config.output_dir, CACHE_FOLDER))
     trunk = Trunk(model, trunk_id(model.state_dict()), normalize)
-    return features_of(trunk, config, split, cache_dir, note_bad)
+    load = functools.partial(eval_loader, config, split, normalize.device)
+    return features_of(trunk, config, split, cache_dir, load, note_bad)
 
 
 def has_constant_trunk(config: FrozenConfigDict) -> bool:
@@ -67,7 +68,7 @@ def training_loaders(
     micro_batches: int,
     step: int,
     normalize: Normalizer,
-    note_bad: Callable[[Sequence[tuple[str, str]]], None],
+    note_bad: NoteBad,
 ) -> tuple[DataLoader, DataLoader]:
     """Build the loaders of training and evaluation, of features where the trunk is constant.
 

@@ -1,5 +1,6 @@
 """utils/evaluation/features.py: computed once, to the last bit, whatever happens in between."""
 
+import functools
 import json
 import signal
 import threading
@@ -59,7 +60,8 @@ def of(split: Split, folder: Path, counted: Counted | None = None, bad: int = 0,
     """The features of a split as they are computed or read."""
     note = BadImages(bad).note
     config = config_of(skip_bad_images=bad, **values)
-    return features_of((counted or Counted()).trunk, config, split, folder, note)
+    load = functools.partial(eval_loader, config, split, CPU)
+    return features_of((counted or Counted()).trunk, config, split, folder, load, note)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import os
 import struct
 
-from utils.data.digests import PIECE
-
+PIECE = 4096  # bytes of a file's start, and of its end, that are read and in its short digest
 # What Pillow raises for headers that are damaged.
 ODDITIES = (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error)
 
