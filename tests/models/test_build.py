@@ -8,9 +8,10 @@ from ml_collections import FrozenConfigDict
 from small_models import random_images, random_model, small_config
 
 from models.build import ModelPlan, build_model, freeze, plan_model, rebuild_model
-from models.configs import ModelConfigError
+from models.configs import POOL_READS, POOLS, ModelConfigError
 from models.losses import classification_loss
 from models.pretrained.formats import WeightsError
+from models.pretrained.profiles import GOOGLE
 from models.pretrained.weights import Pretrained, own_pretrained
 from models.transfg import TransFG
 from models.vit import VisionTransformer
@@ -20,6 +21,7 @@ VARIANTS = {
     "token": {},
     "avg": {"pool": "avg"},
     "map": {"pool": "map", "class_token": False},
+    "token_avg": {"pool": "token_avg"},
     "clip": {"pre_norm": True, "activation": "quick_gelu", "layer_norm_eps": 1e-5},
     "dinov2": {"num_registers": 4, "layer_scale": 1e-5},
     "no position of the class token": {"pos_class_token": False},
@@ -207,6 +209,32 @@ def test_a_plan_with_weights_loads_them_and_the_head_of_the_same_classes(classes
             assert model.head.bias[number] == state_dict["head.bias"][before]
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_checkpoint_says_what_its_head_reads_and_keeps_it(pool):
+    """No tensor tells a head on the mean of the patches from one on the class token."""
+    config = small_config(pool=pool, class_token="token" in pool)
+    state_dict = random_model(config, 5, seed=1).state_dict()
+    weights = own_pretrained(state_dict, config.to_dict(), GOOGLE.normalization, "abcde")
+    model, report = plan(weights).build()
+    assert report.new == ()
+    assert model.read_kinds == POOL_READS[pool]
+    assert torch.equal(model.head.weight, state_dict["head.weight"])
+
+
+@pytest.mark.parametrize("pool", ["token", "norm_avg", "token_avg"])
+def test_part_selection_keeps_a_head_of_the_class_token_alone(pool):
+    config = small_config(pool=pool)
+    state_dict = random_model(config, 5, seed=1).state_dict()
+    weights = own_pretrained(state_dict, config.to_dict(), GOOGLE.normalization, "abcde")
+    planned = plan(weights, head="parts")
+    assert planned.keep_head == (pool == "token")
+    says = [note for note in planned.weights.notes if "--head parts starts anew" in note]
+    assert len(says) == (pool != "token")
+    model, report = planned.build()
+    assert (report.new == ()) == (pool == "token")
+    assert isinstance(model, TransFG)
+
+
 # --- Freezing -------------------------------------------------------------------------------------
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed.")
@@ -229,6 +257,16 @@ def test_what_is_frozen_needs_no_gradient(head, what, frozen):
     freeze(model, what)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != name.startswith(frozen)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_frozen_backbone_leaves_nothing_for_the_backward_pass(pool):
+    """So a step needs the memory of an evaluation."""
+    model = random_model(small_config(pool=pool), 5, seed=0)
+    freeze(model, "backbone")
+    output = model(random_images(small_config(), 4, seed=0))
+    assert output.logits.requires_grad
+    assert not output.features.requires_grad
 
 
 @pytest.mark.parametrize("what", ["0", "4", "-1", "head", ""])
