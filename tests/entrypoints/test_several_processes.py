@@ -98,6 +98,7 @@ FLAGS = {
 
 @pytest.mark.parametrize("kind", FLAGS)
 def test_two_processes_train_as_one(drawn, tmp_path, kind, run_forked):
+    (tmp_path / "runs").mkdir()  # a folder of the user, who has it: no marker
     where = ("--data_root", drawn, "--output_dir", tmp_path / "runs")
     line = f"{RUN} {SUBSETS} {FLAGS[kind]} --cache_dir {tmp_path / 'cache'}"
     assert train(f"--name one {line}", *where) == 0

@@ -86,7 +86,6 @@ NEEDS = {
     "momentum": ("0.5", "--optimizer sgd"),
     "pos_resample": ("bilinear", "--pretrained weights"),
     "part_init": ("random", "--pretrained weights --head parts"),
-    "cache_dir": ("elsewhere", "--cache disk"),
     "allow_change": ("tta", "--resume"),
 }
 
@@ -110,8 +109,7 @@ class TestDependentFlags:
     def test_with_the_other_are_taken_and_have_their_default(self, flag):
         value, needed = NEEDS[flag]
         assert str(train_flags(f"--{flag}={value}", *needed.split())[flag]) == value
-        default = "out/.cache" if flag == "cache_dir" else FLAGS[flag].default
-        assert train_flags(*needed.split())[flag] == default != value
+        assert train_flags(*needed.split())[flag] == FLAGS[flag].default != value
         # In config and hash momentum keeps its value under AdamW.
         unmet = train_flags("--optimizer", "adamw") if flag == "momentum" else train_flags()
         assert unmet[flag] == (0.9 if flag == "momentum" else None)
@@ -227,6 +225,10 @@ class TestPaths:
                 train_flags("--pretrained", path)
             with pytest.raises(InputError, match=f"^--checkpoint {path} {state}; name a file$"):
                 parse_eval(["--name", "a", "--checkpoint", str(path)], CHOICES)
+
+    def test_of_the_cache_is_in_the_output_folder_unless_told(self):
+        assert train_flags("--cache", "disk").cache_dir == "out/.cache"
+        assert train_flags("--cache", "disk", "--cache_dir", "elsewhere").cache_dir == "elsewhere"
 
     def test_of_the_cache_must_be_writable(self, tmp_path):
         (tmp_path / "file").touch()
