@@ -18,6 +18,7 @@ import utils.environment  # isort: split
 from models.pretrained.zoo import ZOO, Row
 from utils.cli.parser import Parser
 from utils.console import log, log_table
+from utils.data_utils import check_file
 from utils.entrypoint import entrypoint
 from utils.hub import address_of, is_address
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
         return
     address = address_of(args.name, ZOO)
     if not is_address(address):
+        check_file(address, "--pretrained")
         log.info("%s is a file here already", address)
         return
     from utils.hub_client import fetch  # half a second that a list does not need

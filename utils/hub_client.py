@@ -25,7 +25,8 @@ from utils.files import sha256_file
 from utils.hub import FORMATS, Fetched, Source, source_of
 from utils.speed import TooSlow, unless_too_slow
 
-BESIDE = ("config.json", "preprocessor_config.json")  # files that say how to use the weights
+# Files that say how to use the weights.
+BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json")
 USUAL = "model.safetensors"
 _FULL_DISK = "Not enough free disk space"  # how the client's warning begins
 

@@ -203,10 +203,30 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     )
 
 
-def read_sidecar(folder: Path) -> Sidecar:
-    """Read what `config.json` and `preprocessor_config.json` in `folder` say of the weights there.
+def _from_open_clip(path: Path, config: Mapping[str, Any]) -> Sidecar:
+    """Read what open_clip says; its LayerNorm eps, and GELU if not quick, are its code's."""
+    model, images = config.get("model_cfg"), config.get("preprocess_cfg")
+    model, images = (part if isinstance(part, dict) else {} for part in (model, images))
+    vision = model.get("vision_cfg")
+    vision = vision if isinstance(vision, dict) else {}
+    is_quick = model.get("quick_gelu") is True
+    names = {"embed_dim": "width", "depth": "layers"}
+    return Sidecar(
+        sources=(path.name,),
+        mean=_channels(path, images.get("mean"), is_std=False),
+        std=_channels(path, images.get("std"), is_std=True),
+        layer_norm_eps=CLIP.layer_norm_eps,
+        activation="quick_gelu" if is_quick else "gelu",
+        sizes={ours: v for ours, name in names.items() if type(v := vision.get(name)) is int},
+        inferred=("layer_norm_eps", *(() if is_quick else ("activation",))),
+    )
 
-    A `config.json` of neither Hugging Face nor timm says nothing.
+
+def read_sidecar(folder: Path) -> Sidecar:
+    """Read what the configs and `preprocessor_config.json` in `folder` say of the weights there.
+
+    A `config.json` of neither Hugging Face nor timm says nothing; `open_clip_config.json` is read
+    where it says nothing.
 
     Raises:
         ProfileError: a file cannot be read, or describes a model that we do not have.
@@ -218,6 +238,8 @@ def read_sidecar(folder: Path) -> Sidecar:
         said = _from_hugging_face(path, config)
     elif "architecture" in config:
         said = _from_timm(path, config)
+    elif config := _read_json(path := folder / "open_clip_config.json"):
+        said = _from_open_clip(path, config)
     path = folder / "preprocessor_config.json"
     images = _read_json(path)
     if images.get("image_mean") is not None and images.get("image_std") is not None:

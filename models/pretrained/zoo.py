@@ -142,6 +142,20 @@ ZOO: Mapping[str, Row] = {
         *("timm/vit_base_patch16_siglip_224.v2_webli", "ViT-B_16", 224, SIGLIP),
         *(_OF_CLIP, "Tschannen et al. 2025, arXiv 2502.14786"),
     ),
+    # BioCLIP, the first, is published as a pickle only. Commit, size and hashes of the second: pins
+    # of several public repositories; its open_clip_config.json, by that hash, has CLIP's profile.
+    "bioclip2-l14": Row(
+        *("imageomics/bioclip-2", "ViT-L_14", 224, CLIP),
+        *(
+            "plants, animals, fungi; learned from names of the tree of life",
+            "Gu et al. 2025, arXiv 2505.23883",
+        ),
+        revision="2957b322090f9cb17ae72c71981c7218a28d81e0",
+        file="open_clip_model.safetensors",
+        size=1_710_517_724,
+        sha256="b7b2bf6fbc95799e42630e394cf95803892ab447c1a8ab629dbc82fbeaf7dfef",
+        licence=None,
+    ),
     "inat21-l14": Row(  # profile: that of timm's `vit_large_patch14_clip_224.datacompxl`
         *("timm/vit_large_patch14_clip_336.datacompxl_ft_inat21", "ViT-L_14", 336, CLIP),
         *(

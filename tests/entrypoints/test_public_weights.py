@@ -159,6 +159,7 @@ def test_addresses_may_name_revision_and_file(hub, fetch, small):
         ({}, "hf:me/small/pytorch_model.bin", "is not one of .safetensors, .npz; only files of"),
         ({}, "hf:me", "hf:me is not hf:owner/repository[@revision][/file]"),
         ({}, "hf:me/small/../x.npz", "has an empty part or dots"),
+        ({}, "no/such.npz", "no/such.npz does not exist"),
         ({}, "dinov2-s15", "`scripts/get_weights.py --list`, did you mean 'dinov2-s14'"),
     ],
 )
@@ -338,8 +339,8 @@ class TestRefused:
     def test_a_model_type_that_contradicts_the_name(self, hub, refused):
         error = refused(train, f"--name a {BASE} --pretrained augreg-ti16")
         assert error == (
-            "error: --pretrained hf:augreg-ti16 is a ViT-Ti_16, not a testing; leave --model_type "
-            "out\n"
+            "error: --pretrained hf:augreg-ti16 is a ViT-Ti_16, not a testing; use --model_type "
+            "ViT-Ti_16\n"
         )
         assert hub.asked == []
 
@@ -350,6 +351,11 @@ class TestRefused:
         assert error.endswith(
             "mlp_dim 128, not 768, num_heads 4, not 3; use --model_type testing\n"
         )
+
+    def test_a_repository_without_weights(self, hub, refused, drawn):
+        address = hub.add("me/pickle", {"pytorch_model.bin": b"0" * 3000})
+        error = refused(train, f"--name a {BASE} --pretrained {address}", "--data_root", drawn)
+        assert "has no weights in .safetensors or .npz" in error
 
     def test_an_unknown_name(self, refused):
         error = refused(train, f"--name a {BASE} --pretrained augreg-b15")

@@ -87,8 +87,8 @@ def parse_train(
     weights, model_type = values["pretrained"], values["model_type"]
     if of_weights and of_weights["model_type"] != model_type:
         raise InputError(
-            f"--pretrained {weights} is a {of_weights['model_type']}, not a {model_type}; leave "
-            "--model_type out"
+            f"--pretrained {weights} is a {of_weights['model_type']}, not a {model_type}; use "
+            f"--model_type {of_weights['model_type']}"
         )
     model = choices["model_type"][model_type]
     try:
