@@ -24,7 +24,7 @@ LARGE = 2000  # bytes from which a file is in LFS
 class Mood(NamedTuple):
     """How a repository behaves."""
 
-    licence: str | None = "apache-2.0"
+    licence: str | list[str] | None = "apache-2.0"
     gated: int = 0  # status with which its files are refused
     # The first answer ends at its half ("cut"), stands still ("stall"), or goes on byte by byte
     # ("trickle").

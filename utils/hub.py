@@ -28,7 +28,7 @@ class Source(NamedTuple):
 class Fetched(NamedTuple):
     """Weights on this machine."""
 
-    path: Path  # the files `BESIDE` lie beside it
+    path: Path  # what says how to use them lies beside it
     record: dict[str, str]  # for stamp and checkpoint: name, commit, hash, licence
 
 

@@ -105,7 +105,6 @@ def fetch(address: str, table: Mapping[str, Any]) -> Fetched:
 
 def _ask(source: Source) -> ModelInfo | Exception:
     """Return what the server says of a repository, or why it says nothing."""
-
     try:
         return HfApi().model_info(
             source.repository,
@@ -165,8 +164,9 @@ def _stated_in_cache(path: Path) -> str | None:
 
 
 def _licence(listing: ModelInfo) -> str:
-    card = listing.card_data
-    return str(card.license) if card and card.license else "not stated"
+    """Return the licence that a repository's page states; some state a list of one."""
+    said = listing.card_data.license if listing.card_data else None
+    return ", ".join(map(str, said if isinstance(said, list) else [said or "not stated"]))
 
 
 def _download(
@@ -176,7 +176,6 @@ def _download(
 
     What says how to use the weights comes first: it is small, and a refusal shows at once.
     """
-
     is_cached = isinstance(listing, Exception)
     there = () if is_cached else {each.rfilename for each in listing.siblings}
     beside = [PurePosixPath(file).with_name(name).as_posix() for name in BESIDE]
@@ -200,7 +199,6 @@ def _download(
 
 
 def _unreachable(address: str, why: Exception) -> InputError | RunError:
-
     cache = f"and {constants.HF_HUB_CACHE} does not have it"
     if isinstance(why, errors.OfflineModeIsEnabled):
         return InputError(f"--pretrained {address}: HF_HUB_OFFLINE is set, {cache}; unset it")
@@ -216,7 +214,6 @@ def _named_failures(address: str, source: Source) -> Iterator[None]:
         InputError: the user has to change something.
         RunError: network or disk failed.
     """
-
     page = f"{constants.ENDPOINT}/{source.repository}"
     try:
         with warnings.catch_warnings():

@@ -258,6 +258,7 @@ def test_a_licence_that_forbids_commercial_use_is_said(hub, fetch, small):
     assert code == 0
     assert "warning: the licence of me/small, cc-by-nc-4.0, forbids commercial use\n" in out
     assert "licence not stated\n" in fetch(hub.add("me/other", small, licence=None))[1]
+    assert "licence mit\n" in fetch(hub.add("me/list", small, licence=["mit"]))[1]
 
 
 # --- Runs -----------------------------------------------------------------------------------------
