@@ -21,7 +21,8 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from models.configs import ModelConfigError, get_config, model_names, num_tokens
-from utils.cli.resolve import parse_train, resolve_config, resolve_length, run_to_resume
+from utils.cli.length import describe_length, resolve_length
+from utils.cli.resolve import parse_train, resolve_config, run_to_resume
 from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
@@ -191,15 +192,10 @@ def plan_run(
         # The run is as long as it was, with some images more or less.
         samples = round(before["num_steps"] * before["train_batch_size"] / before["epochs"])
         build = functools.partial(build_resumed_model, before=before)
-    length = resolve_length(flags, samples)
-    log.info(
-        "%d steps = %.2f epochs of %d samples at batch %d",
-        length["num_steps"],
-        length["epochs"],
-        samples,
-        flags.train_batch_size,
-    )
     with failing_together():
+        length = resolve_length(flags, samples)
+        for line in describe_length({**flags, **length}, samples):
+            log.info("%s", line)
         model_plan, model, trained = build(flags, classes=data.train.classes)
         of_model = {
             "model": model_plan.config.to_dict(),

@@ -18,7 +18,8 @@ from ml_collections import FrozenConfigDict
 from models.configs import get_config
 from models.pretrained.profiles import GOOGLE
 from utils.cli.flags import CHANGEABLE, experiment_of
-from utils.cli.resolve import parse_train, resolve_config, resolve_length
+from utils.cli.length import resolve_length
+from utils.cli.resolve import parse_train, resolve_config
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
 from utils.files import write_json
