@@ -67,6 +67,8 @@ TINY = {
     "transfg-inat": Tiny(write_inat, "INat2017", "val", 6),
     "vit-flowers": Tiny(draw_flowers, "flower102", "val", 100),
     "small-data": Tiny(write_folder, "folder", "val", 6),
+    "finetune": Tiny(write_folder, "folder", "val", 6),
+    "probe-then-finetune": Tiny(draw_flowers, "synthetic", "val", 100),
 }
 
 
@@ -89,19 +91,22 @@ def run(tmp_path) -> Callable[..., RunPaths]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_trains_evaluates_and_is_recorded(tmp_path, run, name):
+def test_trains_evaluates_and_is_recorded(tmp_path, run, name, finished_run, capsys):
     tiny, recipe = TINY[name], RECIPES[name]
     root = tiny.write(tmp_path / "data")
     # The recipe that is for any dataset is told which.
     dataset = "" if "dataset" in recipe.knobs else f"--dataset {tiny.dataset}"
-    paths = run(f"--recipe {name} {dataset} {SMALL}", root)
+    weights = f"--pretrained {finished_run.checkpoint}" if recipe.start else ""
+    paths = run(f"--recipe {name} {dataset} {weights} {SMALL}", root)
+    if recipe.start:
+        assert re.search(r"^  new +none$", capsys.readouterr().out, re.M)  # the head, too, is kept
     metrics, stamp = read_json(paths.metrics), read_json(paths.env_stamp)
     assert (metrics["split"], metrics["step"]) == (tiny.split, 2)
     assert metrics["samples"] == len(rows_of(paths)) == tiny.samples
     assert stamp["dataset"]["name"] == get_spec(tiny.dataset).name
     assert stamp["selected_on"] == tiny.split
 
-    offered = recipe.values()
+    offered = recipe.values("testing")
     left_out = NEED_WEIGHTS & offered.keys()
     by_hand = {flag: value for flag, value in BY_HAND.items() if flag in offered}
     recorded = stamp["config"]["recipe"]

@@ -97,7 +97,7 @@ def describe_length(config: Mapping[str, Any], num_samples: int) -> list[str]:
         f"batch {config['train_batch_size']}"
     ]
     recipe = config["recipe"]
-    if recipe is not None and recipe.get("shortened"):
+    if config["resume"] is None and recipe is not None and "shortened" in recipe:
         changed = ", ".join(
             f"--{flag} {value} (the recipe's: {recipe['values'][flag]})"
             for flag, value in recipe["shortened"].items()

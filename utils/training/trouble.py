@@ -9,6 +9,7 @@ from ml_collections import FrozenConfigDict
 from utils.console import log
 
 PATIENCE = 50  # steps after the warm-up in which any run that learns has begun to
+FEWEST = 10  # predictions of which a share says something
 ONE_CLASS = 0.9  # share of predictions that are one class where something is wrong
 COMMON = 0.8  # unless that class has this share of the images
 
@@ -60,7 +61,7 @@ class Trouble:
             predicted: predicted class indices, (samples,).
             labels: true ones, (samples,).
         """
-        if self._is_early(step) or self.num_classes < 2:
+        if self._is_early(step) or self.num_classes < 2 or len(predicted) < FEWEST:
             return
         common = int(np.bincount(predicted).argmax())
         share, true_share = ((each == common).mean() for each in (predicted, labels))
