@@ -21,8 +21,13 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from models.configs import ModelConfigError, get_config, model_names, num_tokens
-from utils.cli.length import describe_length, resolve_length
-from utils.cli.resolve import parse_train, resolve_config, run_to_resume
+from utils.cli.resolve import (
+    describe_length,
+    parse_train,
+    resolve_config,
+    resolve_length,
+    run_to_resume,
+)
 from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures

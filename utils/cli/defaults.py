@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from utils.cli.recipes import MAE_RATE, Knob
-
 MAX_WARMUP_STEPS = 500
+MAE_RATE = "MAE's ViT-B command has 6e-5 at a batch of 32"
+
+
+class Knob(NamedTuple):
+    """The value of one flag, and its source."""
+
+    value: Any
+    source: str
 
 
 class Fit(NamedTuple):

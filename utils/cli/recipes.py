@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from utils.cli.defaults import MAE_RATE, Knob
 from utils.console import drop
 from utils.errors import InputError
 
@@ -17,13 +18,6 @@ DECIDES = {
     "val_fraction": ("eval_split",),  # who holds out a val split wants to choose on it
     "dataset": ("eval_split",),  # another one may have a val split, or no test
 }
-
-
-class Knob(NamedTuple):
-    """The value of one flag, and its source."""
-
-    value: Any
-    source: str
 
 
 class Recipe(NamedTuple):
@@ -138,7 +132,6 @@ VIT_TABLE = "ViT paper, appendix B.1.1, table 4"
 VIT_TEXT = "ViT paper, appendix B.1.1"
 VIT_CODE = "vision_transformer code"
 OURS = "ours"
-MAE_RATE = "MAE's ViT-B command has 6e-5 at a batch of 32"
 
 VIT_FLOWERS = Recipe(
     "vit-flowers",

@@ -14,6 +14,8 @@ from ml_collections import FrozenConfigDict
 from utils.cli.checks import check_freeze, check_img_size, check_loss, check_warmup
 from utils.cli.defaults import fitting_defaults
 from utils.cli.flags import CACHE_FOLDER, DEFAULT_NUM_STEPS, FLAGS, paths_in
+from utils.cli.length import describe_length as describe_length
+from utils.cli.length import resolve_length as resolve_length
 from utils.cli.length import resolve_workers
 from utils.cli.parser import parse
 from utils.cli.recipes import recipe_layer
