@@ -34,6 +34,7 @@ BY_HAND = {
     "img_size": 32,
     "num_steps": 2,
     "warmup_steps": 1,
+    "learning_rate": 0.01,
     "train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "eval_batch_size": 2,
@@ -189,10 +190,10 @@ class TestByHand:
         chosen = {"dropout": 0.0, "head": "token", "epochs": 1, "val_fraction": 0.25}
         assert config["recipe"]["by_hand"] == {**by_hand, **chosen}
         meaningless = {"contrastive_weight", "contrastive_margin", "contrastive_scope"}
-        decided = {"num_steps", "warmup_steps", "eval_split"}
+        decided = {"num_steps", "eval_split"}
         assert set(config["recipe"]["left_out"]) == meaningless | decided | NEED_WEIGHTS
         assert {config[flag] for flag in meaningless} == {"none"}
-        assert (config["num_steps"], config["warmup_steps"]) == (3, 0)  # of 8 of 18 images
+        assert (config["num_steps"], config["warmup_steps"]) == (3, 1)  # of 8 of 18 images
         assert stamp["selected_on"] == "val"
         assert (stamp["dataset"]["samples"], stamp["dataset"]["eval_samples"]) == (18, 6)
 

@@ -137,16 +137,14 @@ def _layered(
 def _check_warmup(
     given: Mapping[str, Any], values: Mapping[str, Any], run: Mapping[str, Any] | None
 ) -> None:
-    """Raise if the warm-up outlasts the run, as far as is known before the data are open.
+    """Raise if a warm-up given by hand outlasts the run, as far as is known before the data.
 
     Raises:
         InputError: names both numbers.
     """
-    num_steps, warmup = values["num_steps"] or DEFAULT_NUM_STEPS, values["warmup_steps"]
-    if warmup is None or values["epochs"] is not None:
+    if "warmup_steps" not in given or values["epochs"] is not None:
         return
-    if run is None and "warmup_steps" not in given:
-        return  # a recipe's is shortened with the run
+    num_steps, warmup = values["num_steps"] or DEFAULT_NUM_STEPS, values["warmup_steps"]
     # An older run may have been started with a longer one.
     before = {} if run is None else run["config"]
     if (warmup, num_steps) != (before.get("warmup_steps"), before.get("num_steps")):

@@ -78,7 +78,7 @@ def config_of(paths: RunPaths, *flags: str, run: Header | None = None) -> Frozen
     if run is None:
         flags = parse_train([*place, *NEW, *flags], CHOICES)
     else:
-        flags = parse_train([*place, *flags], CHOICES, run=run._asdict())
+        flags = parse_train([*place, "--resume", *flags], CHOICES, run=run._asdict())
     model = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
     return resolve_config(flags, resolve_length(flags, NUM_SAMPLES), model)
 
