@@ -20,7 +20,13 @@ from ml_collections import FrozenConfigDict
 
 from models.configs import ModelConfigError, get_config, model_names, num_tokens
 from models.pretrained.zoo import ZOO
-from utils.cli.resolve import parse_train, resolve_config, resolve_length, run_to_resume
+from utils.cli.resolve import (
+    describe_length,
+    parse_train,
+    resolve_config,
+    resolve_length,
+    run_to_resume,
+)
 from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures, refused
@@ -171,15 +177,10 @@ def plan_run(
         build = functools.partial(build_resumed_model, before=before)
     else:
         build = functools.partial(build_planned_model, found=find_weights(flags.pretrained, ZOO))
-    length = resolve_length(flags, samples)
-    log.info(
-        "%d steps = %.2f epochs of %d samples at batch %d",
-        length["num_steps"],
-        length["epochs"],
-        samples,
-        flags.train_batch_size,
-    )
     with failing_together():
+        length = resolve_length(flags, samples)
+        for line in describe_length({**flags, **length}, samples):
+            log.info("%s", line)
         model_plan, model, past = build(flags, classes=data.train.classes)
         of_weights = model_plan.decided | past.decided
         config = resolve_config(flags, data.decided, length, of_weights)

@@ -18,6 +18,7 @@ from models.build import build_model
 from models.configs import get_config, model_names
 from models.pretrained.zoo import ZOO
 from models.vit import Backbone
+from utils.cli.defaults import fitting_defaults
 from utils.cli.flags import FLAGS
 from utils.data.batches import Batch, BatchShare
 from utils.data.catalog import dataset_names
@@ -60,8 +61,9 @@ REAL_FLOWERS = _real_flowers()
 def train_config(**values: object) -> FrozenConfigDict:
     """Return a value for every flag of train.py: its default, unless told."""
     defaults = {flag.name: flag.default for flag in FLAGS.values() if "train" in flag.programs}
-    assert values.keys() <= defaults.keys()
-    return FrozenConfigDict({**defaults, **values})
+    assert values.keys() <= {*defaults, "ema_rule"}
+    fitting = fitting_defaults({**defaults, **values})
+    return FrozenConfigDict({**defaults, **fitting, **values})
 
 
 def loader_config(**values: object) -> FrozenConfigDict:

@@ -119,6 +119,9 @@ class RunPaths:
 
 
 EMA = "ema"  # the variant of a run's weights that is averaged; the raw ones are ""
+# Share of the average that update n keeps, n updates before it (TensorFlow,
+# tf.train.ExponentialMovingAverage); runs without this in their config keep `decay` from the start.
+EMA_RULE = "min(decay, (1 + n) / (10 + n))"
 
 
 def checkpoint_paths(paths: RunPaths, variant: str) -> RunPaths:

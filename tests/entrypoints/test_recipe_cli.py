@@ -34,6 +34,7 @@ BY_HAND = {
     "img_size": 32,
     "num_steps": 2,
     "warmup_steps": 1,
+    "learning_rate": 0.01,
     "train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "eval_batch_size": 2,
@@ -67,6 +68,8 @@ TINY = {
     "transfg-inat": Tiny(write_inat, "INat2017", "val", 6),
     "vit-flowers": Tiny(draw_flowers, "flower102", "val", 100),
     "small-data": Tiny(write_folder, "folder", "val", 6),
+    "finetune": Tiny(write_folder, "folder", "val", 6),
+    "probe-then-finetune": Tiny(draw_flowers, "synthetic", "val", 100),
 }
 
 
@@ -89,19 +92,22 @@ def run(tmp_path) -> Callable[..., RunPaths]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_trains_evaluates_and_is_recorded(tmp_path, run, name):
+def test_trains_evaluates_and_is_recorded(tmp_path, run, name, finished_run, capsys):
     tiny, recipe = TINY[name], RECIPES[name]
     root = tiny.write(tmp_path / "data")
     # The recipe that is for any dataset is told which.
     dataset = "" if "dataset" in recipe.knobs else f"--dataset {tiny.dataset}"
-    paths = run(f"--recipe {name} {dataset} {SMALL}", root)
+    weights = f"--pretrained {finished_run.checkpoint}" if recipe.start else ""
+    paths = run(f"--recipe {name} {dataset} {weights} {SMALL}", root)
+    if recipe.start:
+        assert re.search(r"^  new +none$", capsys.readouterr().out, re.M)  # the head, too, is kept
     metrics, stamp = read_json(paths.metrics), read_json(paths.env_stamp)
     assert (metrics["split"], metrics["step"]) == (tiny.split, 2)
     assert metrics["samples"] == len(rows_of(paths)) == tiny.samples
     assert stamp["dataset"]["name"] == get_spec(tiny.dataset).name
     assert stamp["selected_on"] == tiny.split
 
-    offered = recipe.values()
+    offered = recipe.values("testing")
     left_out = NEED_WEIGHTS & offered.keys()
     by_hand = {flag: value for flag, value in BY_HAND.items() if flag in offered}
     recorded = stamp["config"]["recipe"]
@@ -184,10 +190,10 @@ class TestByHand:
         chosen = {"dropout": 0.0, "head": "token", "epochs": 1, "val_fraction": 0.25}
         assert config["recipe"]["by_hand"] == {**by_hand, **chosen}
         meaningless = {"contrastive_weight", "contrastive_margin", "contrastive_scope"}
-        decided = {"num_steps", "warmup_steps", "eval_split"}
+        decided = {"num_steps", "eval_split"}
         assert set(config["recipe"]["left_out"]) == meaningless | decided | NEED_WEIGHTS
         assert {config[flag] for flag in meaningless} == {"none"}
-        assert (config["num_steps"], config["warmup_steps"]) == (3, 0)  # of 8 of 18 images
+        assert (config["num_steps"], config["warmup_steps"]) == (3, 1)  # of 8 of 18 images
         assert stamp["selected_on"] == "val"
         assert (stamp["dataset"]["samples"], stamp["dataset"]["eval_samples"]) == (18, 6)
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from models.configs import get_config
 from models.pretrained.profiles import GOOGLE
 from utils.cli.flags import experiment_of
-from utils.cli.resolve import parse_train, resolve_config, resolve_length
+from utils.cli.length import resolve_length
+from utils.cli.resolve import parse_train, resolve_config
 from utils.dist_util import (
     build_env_stamp,
     check_env,

@@ -59,3 +59,15 @@ def check_loss(values: Mapping[str, Any]) -> None:
             "mixed images have no one class that the contrastive loss could compare; use --mixup 0 "
             "--cutmix 0 or --contrastive_weight 0"
         )
+
+
+def check_warmup(warmup_steps: int, num_steps: int) -> None:
+    """Raise if a run would end before its warm-up does.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if warmup_steps > num_steps:
+        raise InputError(
+            f"--warmup_steps {warmup_steps} is longer than the run, which has {num_steps} steps"
+        )

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from utils.cli import types
+from utils.cli.defaults import MAX_WARMUP_STEPS, described_defaults
 from utils.cli.recipes import recipe_names, recipe_or_list
 from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
@@ -20,7 +21,6 @@ from utils.errors import near_miss
 from utils.files import sha256_file
 from utils.hub import is_address
 
-MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
 DEFAULT_SAVE_EVERY = 100
@@ -318,8 +318,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "steps between evaluations; one follows the last step too"
         ),
         Flag("train_batch_size", types.batch, 16).help("images an optimizer step sees"),
-        Flag("learning_rate", types.positive, 0.03, changeable=True).help(
-            "learning rate at its peak, after the warm-up"
+        Flag("learning_rate", types.positive, None, changeable=True).help(
+            "learning rate at its peak, after the warm-up (default: "
+            f"{described_defaults('learning_rate')})"
         ),
         Flag("weight_decay", types.non_negative, 0.0, changeable=True).help(
             "weight decay of matrices; biases, norms, class token and position embeddings have none"
@@ -343,8 +344,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("class_weights", ("none", "balanced"), "none", changeable=True).help(
             "balanced: rare classes count more, by the inverse of their number of samples"
         ),
-        Flag("layer_decay", types.factor, 1.0, needs={"optimizer": ("adamw",)}).help(
-            "with adamw: learning rate of each block over that of the next"
+        Flag("layer_decay", types.factor, None, needs={"optimizer": ("adamw",)}).help(
+            "learning rate of each block over that of the next (default: "
+            f"{described_defaults('layer_decay')})"
         ),
         Flag("grad_checkpointing", bool, False, hashed="never").help(
             "activation checkpointing: compute blocks again in the backward pass, for less memory "
@@ -395,8 +397,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "replaced, removed or added)"
         ),
         Flag("ema_decay", types.share, None).help(
-            "also keep averaged weights, of which each step keeps this share; evaluated and "
-            "exported beside the raw ones (default: none)"
+            "also keep averaged weights, of which each step keeps this share, less in the first "
+            "ones; evaluated and exported beside the raw ones (default: none)"
         ),
         Flag("patience", types.positive_int, None, changeable=True).help(
             "end after N evaluations without a better accuracy (default: never)"

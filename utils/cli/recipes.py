@@ -8,22 +8,16 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from utils.cli.defaults import MAE_RATE, Knob
 from utils.console import drop
+from utils.errors import InputError
 
 # What else a flag given by hand decides: these values of the recipe are left out then.
 DECIDES = {
-    "epochs": ("num_steps", "warmup_steps"),
-    "num_steps": ("warmup_steps",),  # the recipe's could outlast a shorter run
+    "epochs": ("num_steps",),
     "val_fraction": ("eval_split",),  # who holds out a val split wants to choose on it
     "dataset": ("eval_split",),  # another one may have a val split, or no test
 }
-
-
-class Knob(NamedTuple):
-    """The value of one flag, and its source."""
-
-    value: Any
-    source: str
 
 
 class Recipe(NamedTuple):
@@ -34,10 +28,15 @@ class Recipe(NamedTuple):
     published: str  # published figure and its split
     differences: tuple[str, ...]  # known differences between paper, code and this project
     knobs: Mapping[str, Knob]  # by flag
+    tried_steps: int | None = None  # shortest run that its rate was tried at; None: its own length
+    larger: Mapping[str, Knob] = {}  # what is other for a model type that is not Ti or S
+    start: str = ""  # what --pretrained has to be, if the recipe means nothing without
 
-    def values(self) -> dict[str, Any]:
-        """Return the values by flag."""
-        return {flag: knob.value for flag, knob in self.knobs.items()}
+    def values(self, model_type: str | None = None) -> dict[str, Any]:
+        """Return the values by flag, for a model type or for those that were tried."""
+        is_small = model_type is None or model_type.startswith(("ViT-Ti_", "ViT-S_", "testing"))
+        knobs = {**self.knobs, **({} if is_small else self.larger)}
+        return {flag: knob.value for flag, knob in knobs.items()}
 
 
 # --- TransFG --------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ SMALL_DATA = Recipe(
     {
         "preset": Knob("strong", f"{OURS}: TrivialAugment, random erasing, mixup and CutMix"),
         "optimizer": Knob("adamw", "BEiT and MAE fine-tuning"),
-        "learning_rate": Knob(5e-4, f"{OURS}; MAE's ViT-B command has 6e-5 at this batch"),
+        "learning_rate": Knob(5e-4, f"{OURS}; {MAE_RATE}"),
         "layer_decay": Knob(0.75, "MAE paper, table 9 (its ViT-B command, BEiT-B: 0.65)"),
         "weight_decay": Knob(0.05, "BEiT and MAE fine-tuning"),
         "drop_path": Knob(0.1, "BEiT and MAE fine-tuning of ViT-B"),
@@ -189,6 +188,39 @@ SMALL_DATA = Recipe(
         "warmup_steps": Knob(100, OURS),
         "max_grad_norm": Knob(1.0, f"{OURS}; BEiT and MAE do not clip"),
     },
+)
+
+MAE_B = "MAE's ViT-B command"
+FINETUNE = Recipe(
+    "finetune",
+    "for pretrained weights and images of your own, from a hundred steps on",
+    "none: these are our defaults, tried on the flowers only",
+    (),
+    {
+        "preset": Knob("vit", f"{OURS}: random crop and flip; few steps have no use for more"),
+        "optimizer": Knob("adamw", "BEiT and MAE fine-tuning"),
+        "learning_rate": Knob(3e-4, OURS),
+        "layer_decay": Knob(0.65, f"{MAE_B}; BEiT-B"),
+        "weight_decay": Knob(0.05, "BEiT and MAE fine-tuning"),
+        "drop_path": Knob(0.0, OURS),
+        "smoothing_value": Knob(0.1, "DeiT, BEiT and MAE fine-tuning"),
+        "train_batch_size": Knob(32, OURS),
+        "gradient_accumulation_steps": Knob(2, "ours: 16 images at a time, for small memory"),
+        "decay_type": Knob("cosine", "BEiT and MAE fine-tuning"),
+        "num_steps": Knob(300, OURS),
+        "warmup_steps": Knob(30, f"{OURS}: a tenth; BEiT and MAE: 5 of 100 epochs"),
+        "max_grad_norm": Knob(1.0, f"{OURS}; BEiT and MAE do not clip"),
+    },
+    tried_steps=60,
+    larger={
+        "learning_rate": Knob(6e-5, MAE_RATE),
+        "drop_path": Knob(0.1, MAE_B),
+    },
+)
+PROBE_THEN_FINETUNE = FINETUNE._replace(
+    name="probe-then-finetune",
+    about="keep a probe's head and train all (Kumar et al. 2022, arXiv 2202.10054)",
+    start="the checkpoint of a probe, output/NAME/checkpoints/ckpt.bin",
 )
 
 RECIPES = {
@@ -233,6 +265,8 @@ RECIPES = {
         ),
         VIT_FLOWERS,
         SMALL_DATA,
+        FINETUNE,
+        PROBE_THEN_FINETUNE,
     )
 }
 
@@ -253,6 +287,11 @@ def describe_recipes() -> str:
         width = max(len(f"{flag} {knob.value}") for flag, knob in recipe.knobs.items())
         for flag, knob in recipe.knobs.items():
             lines += _wrapped(f"  --{f'{flag} {knob.value}'.ljust(width)}  ", knob.source)
+        for flag, knob in recipe.larger.items():
+            lines += _wrapped(
+                f"  --{f'{flag} {knob.value}'.ljust(width)}  ",
+                f"from ViT-B on, not measured by us: {knob.source}",
+            )
         for difference in recipe.differences:
             lines += _wrapped("  differs: ", difference)
         blocks.append("\n".join(lines))
@@ -298,11 +337,18 @@ def recipe_layer(
         The values by flag, and None or the recipe's name, its values, what was given by hand in
         place of them, and the flags of it that were left out: they mean nothing here, or a flag
         given by hand decides them.
+
+    Raises:
+        InputError: the recipe starts from something that was not given.
     """
     if given.get("recipe") is None:
         return {}, None
     recipe = RECIPES[given["recipe"]]
-    offered = recipe.values()
+    if recipe.start and "pretrained" not in given:
+        raise InputError(
+            f"--recipe {recipe.name} starts from {recipe.start}: name it by --pretrained"
+        )
+    offered = recipe.values({**defaults, **given}["model_type"])
     layer = {flag: value for flag, value in offered.items() if flag not in given}
     decided = {other for flag in given for other in DECIDES.get(flag, ())}
     values = {**defaults, **layer, **given}

@@ -4,7 +4,6 @@ A value comes from the first that has one: the flag given by hand, the run that 
 recipe, the preset, the default. Imports no torch.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,20 +11,17 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from utils.cli.checks import check_freeze, check_img_size, check_loss
-from utils.cli.flags import (
-    CACHE_FOLDER,
-    DEFAULT_NUM_STEPS,
-    DEFAULT_NUM_WORKERS,
-    FLAGS,
-    MAX_WARMUP_STEPS,
-    paths_in,
-)
+from utils.cli.checks import check_freeze, check_img_size, check_loss, check_warmup
+from utils.cli.defaults import fitting_defaults
+from utils.cli.flags import CACHE_FOLDER, DEFAULT_NUM_STEPS, FLAGS, paths_in
+from utils.cli.length import describe_length as describe_length
+from utils.cli.length import resolve_length as resolve_length
+from utils.cli.length import resolve_workers
 from utils.cli.parser import parse
 from utils.cli.recipes import recipe_layer
 from utils.cli.resumed import check_given, values_of_run
 from utils.data.presets import PRESETS
-from utils.data_utils import RunPaths, check_file, check_writable
+from utils.data_utils import EMA_RULE, RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.hub import HUB, address_of, is_address
 
@@ -101,6 +97,7 @@ def parse_train(
             check_weights(weights, *told, model_type)
         raise
     check_loss(values)
+    _check_warmup(given, values, run)
     return _with_paths(values, {*values} - {*of_run})
 
 
@@ -127,11 +124,12 @@ def _layered(
     rows = [row for row in FLAGS.values() if program in row.programs]
     defaults = {row.name: None if row.needs else row.default_in(program) for row in rows}
     defaults |= of_weights
-    layer, record = recipe_layer(
-        given, defaults, lambda flag, values: FLAGS[flag].unmet_need(values) is not None
-    )
     if of_run:  # it has all values of its recipe
         layer, record = of_run, of_run["recipe"]
+    else:
+        layer, record = recipe_layer(
+            given, defaults, lambda flag, values: FLAGS[flag].unmet_need(values) is not None
+        )
     values = {**defaults, **layer, **given}
     if "recipe" in values:
         values["recipe"] = record
@@ -143,6 +141,10 @@ def _layered(
             values[row.name] = row.unmet
         elif row.needs and values[row.name] is None:
             values[row.name] = row.default
+    if program == "train":
+        values |= {k: v for k, v in fitting_defaults(values).items() if values[k] is None}
+        if not of_run and values["ema_decay"] is not None:
+            values["ema_rule"] = EMA_RULE
     return values
 
 
@@ -150,6 +152,23 @@ def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]
     """Return the values that public weights of the table have for flags that are not given."""
     row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
     return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
+
+
+def _check_warmup(
+    given: Mapping[str, Any], values: Mapping[str, Any], run: Mapping[str, Any] | None
+) -> None:
+    """Raise if a warm-up given by hand outlasts the run, as far as is known before the data.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if "warmup_steps" not in given or values["epochs"] is not None:
+        return
+    num_steps, warmup = values["num_steps"] or DEFAULT_NUM_STEPS, values["warmup_steps"]
+    # An older run may have been started with a longer one.
+    before = {} if run is None else run["config"]
+    if (warmup, num_steps) != (before.get("warmup_steps"), before.get("num_steps")):
+        check_warmup(warmup, num_steps)
 
 
 def _resolve_profile(values: Mapping[str, Any]) -> str | None:
@@ -183,38 +202,6 @@ def resolve_config(flags: FrozenConfigDict, *decided: Mapping[str, Any]) -> Froz
     return FrozenConfigDict(values)
 
 
-def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
-    """Return what depends on the number of training samples: steps, epochs, warm-up, workers.
-
-    An epoch is `num_samples` samples; batches may span two epochs, so `epochs` may be a fraction.
-
-    Args:
-        flags: flags of the run.
-        num_samples: number of samples that are trained on.
-    """
-    batch = flags.train_batch_size
-    if flags.epochs is not None:
-        num_steps = math.ceil(flags.epochs * num_samples / batch)
-    else:
-        num_steps = flags.num_steps or DEFAULT_NUM_STEPS
-    warmup = flags.warmup_steps
-    if warmup is None:
-        warmup = min(MAX_WARMUP_STEPS, num_steps // 10)
-    return {
-        "num_steps": num_steps,
-        "epochs": num_steps * batch / num_samples,
-        "warmup_steps": warmup,
-        "num_workers": _workers(flags, flags.tiny_train_subset),
-    }
-
-
-def _workers(flags: FrozenConfigDict, tiny_subset: str | None) -> int:
-    if flags.num_workers is not None:
-        return flags.num_workers
-    # Starting a worker costs seconds on macOS, more than loading a few images.
-    return 0 if tiny_subset else DEFAULT_NUM_WORKERS
-
-
 def resolve_from_checkpoint(
     flags: FrozenConfigDict, checkpoint: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -236,5 +223,5 @@ def resolve_from_checkpoint(
                 f"--{name} {given} contradicts the checkpoint {flags.checkpoint}, which has "
                 f"{checkpoint[name]}"
             )
-    workers = _workers(flags, flags.tiny_infer_subset)
+    workers = resolve_workers(flags, flags.tiny_infer_subset)
     return {**{name: checkpoint[name] for name in names}, "num_workers": workers}

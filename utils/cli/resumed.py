@@ -8,7 +8,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import CACHE_FOLDER, CHANGEABLE, FLAGS, experiment_of, may_change
 from utils.cli.parser import parse
-from utils.data_utils import SYNTHETIC_FOLDER
+from utils.data_utils import EMA_RULE, SYNTHETIC_FOLDER
 from utils.errors import InputError
 from utils.files import canonical_json, kind_of
 from utils.hub import is_address
@@ -62,7 +62,9 @@ def values_of_run(
     if "epochs" in given or "num_steps" in given:
         values.pop("num_steps", None)
     del values["name"]
-    return {**values, "recipe": recipe}
+    # Runs that were started before there was a rule keep their fixed decay.
+    rule = {"ema_rule": EMA_RULE} if config.get("ema_rule") == EMA_RULE else {}
+    return {**values, "recipe": recipe, **rule}
 
 
 def check_given(

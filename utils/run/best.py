@@ -15,6 +15,7 @@ from utils.processes import failing_together, on_main
 from utils.run.checkpoint import checkpoint_id, load_checkpoint, save_checkpoint
 from utils.run.writer import RunWriter
 from utils.training.progress import Progress
+from utils.training.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class BestKeeper:
     models: dict[str, nn.Module]  # variants of the weights: raw ("") and averaged
     about: dict[str, Any]  # the fields of a checkpoint that stay the same
     trained_on: int  # evaluated images that were trained on
+    trouble: Trouble  # is told of each evaluation
 
     def update(self, progress: Progress) -> None:
         """Evaluate at `progress.step`; ties keep the earlier checkpoint.
@@ -43,6 +45,9 @@ class BestKeeper:
         with progress.changing(), failing_together():
             for variant, (evaluation, metrics) in results.items():
                 self.writer.log_evaluation(metrics, variant)
+                if evaluation is not None:
+                    predicted = evaluation.logits.argmax(axis=1)
+                    self.trouble.note_predictions(progress.step, predicted, evaluation.labels)
                 best = progress.best.get(variant)
                 if best is None or metrics["accuracy"] > best["accuracy"]:
                     is_better = True

@@ -48,6 +48,7 @@ from utils.training.micro_batches import plan_micro_batches
 from utils.training.progress import Progress
 from utils.training.random_state import RandomState
 from utils.training.step_loader import StepLoader
+from utils.training.trouble import Trouble
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ class TrainingRun:
         """Read the meter, and write and return the scalars since its last reading."""
         progress, events = self.plan.start.progress, self.plan.start.events
         scalars = {**self.meter.read(), "lr": learning_rate}
+        self.best_keeper.trouble.note_losses(progress.step, self.meter.last_losses)
         with failing_together():
             events.log_training(scalars, progress.step, progress.is_eval_due(self.plan.config))
         return scalars
@@ -285,6 +287,7 @@ def _build_run(
             *told, plan.micro_batches, step, normalize, bad_images.note
         )
     evaluator = Evaluator(config, eval_batches, normalize, bad_images.note)
+    trouble = Trouble(config, len(train.classes))
     return TrainingRun(
         plan,
         writer,
@@ -292,7 +295,7 @@ def _build_run(
         StepLoader(train_batches, plan.micro_batches, bad_images),
         normalize,
         meter,
-        BestKeeper(evaluator, writer, learner.variants(), plan.about, plan.trained_on),
+        BestKeeper(evaluator, writer, learner.variants(), plan.about, plan.trained_on, trouble),
         snapshots,
         {name: every[name] for name in PARTS},
     )

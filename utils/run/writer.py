@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.console import log, log_table
 from utils.data.splits import Split, labelmap
 from utils.data_utils import RunPaths, checkpoint_paths
@@ -142,6 +144,15 @@ class RunWriter:
             if kind_of(path, follow=False) != "file" or sha256_file(path) != digests.get(name)
         ]
 
+    def _chance(self) -> str:
+        """Return the accuracy that needs no model, in words."""
+        num_classes, labels = len(self.split.classes), self.split.labels
+        commonest = np.bincount(labels).max() / len(labels)
+        return (
+            f"{1 / num_classes:.4f} (accuracy of guessing among {num_classes} classes; of always "
+            f"naming the commonest: {commonest:.4f})"
+        )
+
     def finish(self, best: Mapping[str, Mapping[str, Any]], **facts: object) -> None:
         """Write into the stamp that the run ended, and log where everything is and how good it is.
 
@@ -163,7 +174,8 @@ class RunWriter:
         log_table(f"artifacts of {self.paths.name}", self.paths.artifacts())
         for variant, metrics in best.items():
             of = " of the averaged weights" if variant else ""
-            log_table(f"metrics{of} on {metrics['split']}", {**metrics, **facts})
+            rows = {**metrics, "chance level": self._chance(), **facts}
+            log_table(f"metrics{of} on {metrics['split']}", rows)
         raw = best[""]
         if raw["selected_on"] == raw["split"] == "test":
             log.warning(

@@ -6,25 +6,40 @@ from typing import Any, ClassVar
 
 import torch
 from ml_collections import FrozenConfigDict
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from utils.data_utils import EMA
+from utils.data_utils import EMA, EMA_RULE
 from utils.errors import InputError
 from utils.schema import dict_of, fields, is_count, is_dict, list_of
 from utils.training.ddp import exchange_gradients
 from utils.training.optimizer import build_optimizer, build_scheduler
 
 
-def build_ema(model: nn.Module, decay: float | None) -> AveragedModel | None:
+def build_ema(model: nn.Module, decay: float | None, is_warmed_up: bool) -> AveragedModel | None:
     """Return an exponential moving average of the weights of `model`, or None without a decay.
 
-    The first update takes the weights as they are; each later one keeps `decay` of the average.
+    The first update takes the weights as they are; each later one keeps a share of the average.
+
+    Args:
+        model: model on its device.
+        decay: share that an update keeps.
+        is_warmed_up: whether the share follows `EMA_RULE` and rises to `decay`, so that the average
+            of a short run is not that of its first weights.
     """
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    if not is_warmed_up:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    ema = AveragedModel(model)
+
+    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        n = int(ema.n_averaged)  # on the CPU: reading it waits for no device
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, _)
+
+    ema.multi_avg_fn = update
+    return ema
 
 
 def build_learner(model: nn.Module, config: FrozenConfigDict) -> "Learner":
@@ -35,7 +50,7 @@ def build_learner(model: nn.Module, config: FrozenConfigDict) -> "Learner":
         exchange_gradients(model),
         optimizer,
         build_scheduler(optimizer, config),
-        build_ema(model, config.ema_decay),
+        build_ema(model, config.ema_decay, config.get("ema_rule") == EMA_RULE),
         config.contrastive_scope == "effective",
     )
 

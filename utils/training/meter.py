@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from utils.errors import RunError
 from utils.processes import sum_by_rank, world_size
 from utils.schema import is_count, is_finite, list_of
+from utils.training.trouble import PATIENCE
 
 
 class StepResult(NamedTuple):
@@ -58,6 +60,7 @@ class TrainMeter:
         self.step = step
         self.ids_of = ids_of
         self.total_seconds = self.total_waited = 0.0  # of all readings
+        self.last_losses: deque[float] = deque(maxlen=PATIENCE)  # of the last steps
         self.restart()
 
     def restart(self) -> None:
@@ -113,6 +116,7 @@ class TrainMeter:
                         f"{', '.join(self.ids_of(step))}; try a lower --learning_rate"
                     )
             self.settled.append(Settled(step, loss / world_size(), correct, result.samples))
+            self.last_losses.append(loss / world_size())
         self.results = []
 
     def read(self) -> dict[str, float]:

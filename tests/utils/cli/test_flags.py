@@ -12,8 +12,9 @@ from ml_collections import FrozenConfigDict
 from models.configs import get_config
 from utils.cli import flags, types
 from utils.cli.flags import CHANGEABLE, FLAGS, GROUPS, Flag, experiment_of, help_of, may_change
+from utils.cli.length import resolve_length
 from utils.cli.parser import parse
-from utils.cli.resolve import parse_train, resolve_config, resolve_length
+from utils.cli.resolve import parse_train, resolve_config
 from utils.dist_util import config_hash
 from utils.errors import InputError
 

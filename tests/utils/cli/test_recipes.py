@@ -11,8 +11,9 @@ from helpers import CHOICES
 from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import FLAGS, experiment_of
+from utils.cli.length import resolve_length
 from utils.cli.recipes import DECIDES, RECIPES, describe_recipes
-from utils.cli.resolve import parse_train, resolve_length
+from utils.cli.resolve import parse_train
 from utils.errors import InputError
 
 # --- The papers' values, typed once more: a typo in the table is to be noticed --------------------
@@ -24,6 +25,11 @@ TRANSFG = (
     "--train_batch_size 64 --gradient_accumulation_steps 4 --eval_batch_size 8 --optimizer sgd "
     "--momentum 0.9 --weight_decay 0.0 --decay_type cosine --num_steps 10000 --warmup_steps 500 "
     "--max_grad_norm 1.0 --smoothing_value 0.0 --eval_every 100 --seed 42 "
+)
+FINETUNE = (
+    "--preset vit --optimizer adamw --learning_rate 0.0003 --layer_decay 0.65 --weight_decay 0.05 "
+    "--drop_path 0.0 --smoothing_value 0.1 --train_batch_size 32 --gradient_accumulation_steps 2 "
+    "--decay_type cosine --num_steps 300 --warmup_steps 30 --max_grad_norm 1.0"
 )
 PLAIN = "--eval_split test --img_size 448"
 COMMANDS = {
@@ -42,6 +48,8 @@ COMMANDS = {
     "--weight_decay 0.05 --drop_path 0.1 --smoothing_value 0.1 --train_batch_size 32 "
     "--gradient_accumulation_steps 2 --decay_type cosine --num_steps 2000 --warmup_steps 100 "
     "--max_grad_norm 1.0",
+    "finetune": FINETUNE,
+    "probe-then-finetune": FINETUNE,
 }
 
 
@@ -56,6 +64,10 @@ def values_of(command: str) -> dict[str, Any]:
 
 
 EXPECTED = {name: values_of(command) for name, command in COMMANDS.items()}
+# What is other from ViT-B on, which is the default: these values were not tried.
+FROM_B = {"learning_rate": 6e-5, "drop_path": 0.1}
+LARGER = {"finetune": FROM_B, "probe-then-finetune": FROM_B}
+OF_B = {name: values | LARGER.get(name, {}) for name, values in EXPECTED.items()}
 PUBLISHED = {
     "transfg-cub": "91.7 % top-1 on test",
     "transfg-car": "94.8 % top-1 on test",
@@ -64,6 +76,8 @@ PUBLISHED = {
     "transfg-inat": "71.7 % top-1 on val",
     "vit-flowers": "99.38 % top-1 on test",
     "small-data": "none",
+    "finetune": "none",
+    "probe-then-finetune": "none",
 }
 
 NEED_PARTS = ["part_init", "contrastive_weight", "contrastive_margin", "contrastive_scope"]
@@ -127,25 +141,34 @@ class TestFillsIn:
         config = parse("--recipe", name)
         assert config.recipe.to_dict() == {
             "name": name,
-            "values": EXPECTED[name],
+            "values": OF_B[name],
             "by_hand": {},
             "left_out": (),
         }
-        assert json.loads(config.to_json())["recipe"]["values"] == EXPECTED[name]
+        assert json.loads(config.to_json())["recipe"]["values"] == OF_B[name]
 
     @of_every_recipe
     def test_is_the_same_experiment_as_its_flags_typed_by_hand(self, parse, name):
-        by_recipe, by_hand = parse("--recipe", name), parse(*typed(EXPECTED[name]))
+        by_recipe, by_hand = parse("--recipe", name), parse(*typed(OF_B[name]))
         assert by_hand.recipe is None
         assert experiment_of(by_recipe) == experiment_of(by_hand)
-        plain = parse(*typed({"dataset": EXPECTED[name].get("dataset", "flower102")}))
+        plain = parse(*typed({"dataset": OF_B[name].get("dataset", "flower102")}))
         # A flag that the recipe gives a meaning has its default.
         different = {
             flag for flag in plain if by_recipe[flag] not in (plain[flag], FLAGS[flag].default)
         }
         # What the preset decides follows it.
         follows = {"recipe", "augment", "random_erasing", "mixup", "cutmix"}
-        assert different - follows <= EXPECTED[name].keys()
+        assert different - follows <= OF_B[name].keys()
+
+    @pytest.mark.parametrize("name", LARGER)
+    def test_is_what_was_tried_where_the_model_is_as_small(self, parse, name):
+        for model_type in ("ViT-S_14", "ViT-Ti_16", "ViT-B_14", "ViT-L_16"):
+            expected = (OF_B if model_type[4] in "BL" else EXPECTED)[name]
+            config = parse("--recipe", name, "--model_type", model_type)
+            assert config.recipe["values"].to_dict() == expected
+            assert {flag: config[flag] for flag in expected} == expected
+        assert set(LARGER[name]) == set(RECIPES[name].larger)
 
 
 class TestByHand:
@@ -183,9 +206,9 @@ class TestDecides:
     @pytest.mark.parametrize(
         ("argv", "left_out", "expected"),
         [
-            ("--epochs 3", ("num_steps", "warmup_steps"), (math.ceil(3 * 5994 / 64), 28)),
+            ("--epochs 3", ("num_steps",), (math.ceil(3 * 5994 / 64), 29)),
             # The recipe's 500 steps of warm-up would outlast the run.
-            ("--num_steps 200", ("warmup_steps",), (200, 20)),
+            ("--num_steps 200", (), (200, 20)),
             ("--num_steps 200 --warmup_steps 7", (), (200, 7)),
             ("--warmup_steps 7", (), (10000, 7)),
             ("", (), (10000, 500)),
@@ -239,6 +262,10 @@ class TestLeftOut:
 
 
 class TestBadInput:
+    def test_a_recipe_that_goes_on_from_a_checkpoint_wants_one(self, parse):
+        with pytest.raises(InputError, match=r"starts from the checkpoint of a probe, .*ckpt.bin"):
+            parse("--recipe", "probe-then-finetune", weights_given=False)
+
     def test_what_a_recipe_fills_in_is_checked(self, parse):
         with pytest.raises(InputError, match="64 does not divide --train_batch_size 16"):
             parse("--recipe", "vit-flowers", "--train_batch_size", 16)
@@ -268,6 +295,10 @@ class TestList:
                 assert f" --{flag} {knob.value} {knob.source}" in text, flag
             for difference in recipe.differences:
                 assert f" differs: {difference}" in text
+
+            for flag, knob in recipe.larger.items():
+                said = "from ViT-B on, not measured by us: "
+                assert f" --{flag} {knob.value} {said}{knob.source}" in text, flag
 
     def test_fits_a_terminal_of_100_columns(self):
         assert max(map(len, describe_recipes().splitlines())) <= 100

@@ -18,7 +18,8 @@ from ml_collections import FrozenConfigDict
 from models.configs import get_config
 from models.pretrained.profiles import GOOGLE
 from utils.cli.flags import CHANGEABLE, experiment_of
-from utils.cli.resolve import parse_train, resolve_config, resolve_length
+from utils.cli.length import resolve_length
+from utils.cli.resolve import parse_train, resolve_config
 from utils.data_utils import RunPaths, checkpoint_paths
 from utils.errors import InputError
 from utils.files import write_json
@@ -77,7 +78,7 @@ def config_of(paths: RunPaths, *flags: str, run: Header | None = None) -> Frozen
     if run is None:
         flags = parse_train([*place, *NEW, *flags], CHOICES)
     else:
-        flags = parse_train([*place, *flags], CHOICES, run=run._asdict())
+        flags = parse_train([*place, "--resume", *flags], CHOICES, run=run._asdict())
     model = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
     return resolve_config(flags, resolve_length(flags, NUM_SAMPLES), model)
 

@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 from models.build import build_model
 from models.configs import get_config
 from models.vit import Backbone
+from utils.data_utils import EMA_RULE
 from utils.run.tensor_file import load_archive, save_archive
 from utils.training.learner import Learner, build_learner
 from utils.training.optimizer import lr_factor
@@ -187,10 +188,11 @@ class TestOtherFlags:
 
 
 class TestAverage:
-    @settings(max_examples=6, deadline=None)
-    @given(decay=st.floats(0.01, 0.999))
-    def test_is_a_copy_first_and_then_follows_the_formula(self, decay):
-        learner = learner_of(ema_decay=decay)
+    @settings(max_examples=8, deadline=None)
+    @given(decay=st.floats(0.01, 0.999), rule=st.sampled_from([EMA_RULE, None]))
+    def test_is_a_copy_first_and_then_follows_the_formula(self, decay, rule):
+        """Without a rule in its config, as runs from before it, it keeps the same share always."""
+        learner = learner_of(ema_decay=decay, ema_rule=rule)
         expected = None
         for step in range(4):
             train(learner, step, step + 1)
@@ -200,7 +202,8 @@ class TestAverage:
                 assert torch.equal(average, weights)
                 expected = weights.double()
             else:
-                expected = decay * expected + (1 - decay) * weights.double()
+                kept = decay if rule is None else min(decay, (1 + step) / (10 + step))
+                expected = kept * expected + (1 - kept) * weights.double()
                 assert torch.allclose(average.double(), expected, rtol=1e-5, atol=1e-7)
 
     def test_leaves_the_weights_alone(self):
