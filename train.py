@@ -12,18 +12,18 @@ import utils.environment  # isort: split
 import functools
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import FrozenConfigDict
 
-from models.configs import get_config, model_names, num_tokens
+from models.configs import ModelConfigError, get_config, model_names, num_tokens
 from models.pretrained.zoo import ZOO
-from pretrained import build_planned_model, build_resumed_model, check_weights, find_weights
 from utils.cli.resolve import parse_train, resolve_config, resolve_length, run_to_resume
-from utils.console import log, progress_bar, show_training
+from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
-from utils.entrypoint import entrypoint, less_memory, named_failures
+from utils.entrypoint import entrypoint, less_memory, named_failures, refused
 from utils.processes import failing_together, joined_processes
 from utils.run.folder import (
     check_can_be_resumed,
@@ -34,8 +34,13 @@ from utils.run.folder import (
 from utils.training.progress import Progress
 
 if TYPE_CHECKING:
+    from models.build import ModelPlan
+    from models.pretrained.weights import Pretrained
+    from models.vit import Backbone
     from utils.data_utils import RunPaths
+    from utils.hub import Fetched
     from utils.run.session import Plan, ResumePoint, TrainingRun
+    from utils.run.weights import Past
 
 
 def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | None":
@@ -53,6 +58,94 @@ def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | No
         return open_resume_point(*asked)
 
 
+def read_weights(
+    found: "Fetched", profile: str, key: str | None = None
+) -> "tuple[Pretrained, Past]":
+    """Read the weights of `--pretrained`, and what earlier training has left in them.
+
+    Raises:
+        InputError: the file is damaged, or contradicts another flag.
+        WeightsError: the weights cannot be used.
+        ProfileError: a file beside the weights cannot be used.
+    """
+    from models.pretrained.weights import open_pretrained, own_pretrained
+    from utils.run.weights import Past, load_own
+
+    own = load_own(found.path, profile, key)
+    if own is None:
+        row = ZOO.get(found.record.get("name"))
+        known = None if row is None else row.profile
+        return open_pretrained(found.path, profile, key, known), Past(found.record)
+    weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
+    return weights, Past(own.public_weights, own.known_images.trained)
+
+
+def check_weights(path: Path, profile: str, key: str | None, model_type: str) -> None:
+    """Raise if the weights in a file are of another model type.
+
+    Raises:
+        InputError: they are, or cannot be used.
+    """
+    from models.pretrained.weights import ProfileError, WeightsError, adapt_config
+    from utils.run.weights import find_weights
+
+    with refused(f"--pretrained {path}:", WeightsError, ProfileError, OSError):
+        found = find_weights(str(path), ZOO)
+        adapt_config(get_config(model_type), read_weights(found, profile, key)[0])
+
+
+def build_planned_model(
+    config: FrozenConfigDict, found: "Fetched | None", classes: Sequence[str]
+) -> "tuple[ModelPlan, Backbone, Past]":
+    """Plan the model that flags and weights ask for, and build it on the CPU.
+
+    Returns:
+        Plan, model, and what earlier training has left in its weights.
+
+    Raises:
+        InputError: the weights cannot be used.
+    """
+    from models.build import plan_model
+    from models.pretrained.weights import ProfileError, WeightsError
+    from utils.run.weights import Past
+
+    weights, past = None, Past()
+    with refused(f"--pretrained {config.pretrained}:", WeightsError, ProfileError, OSError):
+        if found is not None:
+            weights, past = read_weights(found, config.pretrained_profile, config.pretrained_key)
+            if weights.assumed:
+                log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
+        else:
+            log.warning("warning: no --pretrained: starting from random weights")
+        plan = plan_model(config, weights, classes)
+        model, report = plan.build()
+    if report is not None:
+        title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
+        log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
+    return plan, model, past
+
+
+def build_resumed_model(
+    config: FrozenConfigDict, before: Mapping[str, Any], classes: Sequence[str]
+) -> "tuple[ModelPlan, Backbone, Past]":
+    """Build the model of the run that is resumed; its weights come from the snapshot, later.
+
+    Args:
+        config: config of the flags.
+        before: config of the snapshot, which knows the images that weights were trained on.
+        classes: class names.
+
+    Raises:
+        InputError: the snapshot describes a model that cannot be.
+    """
+    from models.build import plan_resumed_model
+    from utils.run.weights import Past
+
+    with refused("--resume: the snapshot has an unusable", ModelConfigError):
+        plan = plan_resumed_model(config, before["model"], before["normalization"], len(classes))
+    return plan, plan.build()[0], Past(before.get("public_weights", {}))
+
+
 def plan_run(
     flags: FrozenConfigDict,
     data: Data,
@@ -62,6 +155,7 @@ def plan_run(
 ) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
     from utils.run.session import begin_plan, complete_plan, with_images
+    from utils.run.weights import find_weights
 
     start, device = begin_plan(flags, progress, resume)
     digests, changes = None, {}
@@ -76,7 +170,7 @@ def plan_run(
         samples = round(before["num_steps"] * before["train_batch_size"] / before["epochs"])
         build = functools.partial(build_resumed_model, before=before)
     else:
-        build = functools.partial(build_planned_model, found=find_weights(flags.pretrained))
+        build = functools.partial(build_planned_model, found=find_weights(flags.pretrained, ZOO))
     length = resolve_length(flags, samples)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
@@ -86,14 +180,15 @@ def plan_run(
         flags.train_batch_size,
     )
     with failing_together():
-        begin = build(flags, classes=data.train.classes)
-        config = resolve_config(flags, data.decided, length, begin.decided)
-        tokens = num_tokens(begin.plan.config)
-        plan = complete_plan(config, data, start, device, begin.model, tokens, command)
+        model_plan, model, past = build(flags, classes=data.train.classes)
+        of_weights = model_plan.decided | past.decided
+        config = resolve_config(flags, data.decided, length, of_weights)
+        tokens = num_tokens(model_plan.config)
+        plan = complete_plan(config, data, start, device, model, tokens, command)
     if digests is None:
         digests = prepare_images(data, flags)
     with failing_together():
-        return with_images(plan, digests, begin.trained, changes)
+        return with_images(plan, digests, past.trained_images, changes)
 
 
 def train(plan: "Plan", run: "TrainingRun") -> None:

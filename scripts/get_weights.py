@@ -19,7 +19,7 @@ from models.pretrained.zoo import ZOO, Row
 from utils.cli.parser import Parser
 from utils.console import log, log_table
 from utils.entrypoint import entrypoint
-from utils.hub import address_of, fetch, is_address
+from utils.hub import address_of, is_address
 
 
 def _describe(row: Row) -> str:
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
     if not is_address(address):
         log.info("%s is a file here already", address)
         return
+    from utils.hub_client import fetch  # half a second that a list does not need
+
     path, record = fetch(address, ZOO)
     log_table(f"--pretrained {args.name}", {**record, "path": path})
 

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,9 @@ class Mood(NamedTuple):
 
     licence: str | None = "apache-2.0"
     gated: int = 0  # status with which its files are refused
-    breaks: str = ""  # "cut" or "stall": the first answer ends, or stands still, at its half
+    # The first answer ends at its half ("cut"), stands still ("stall"), or goes on byte by byte
+    # ("trickle").
+    breaks: str = ""
     is_damaged: bool = False  # a byte arrives wrong
     status: int = 0  # with which everything is refused
 
@@ -136,9 +139,18 @@ class _Handler(BaseHTTPRequestHandler):
             if mood.breaks == "stall":
                 self.server.stalled.set()
                 self.server.go_on.wait()
+            elif mood.breaks == "trickle":
+                self.trickle(content[len(half) :])
             self.close_connection = True
             return
         self.answer(status, content, **facts)
+
+    def trickle(self, content: bytes) -> None:
+        """Send byte by byte, until nobody listens any more."""
+        with suppress(OSError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.server.go_on.wait(0.01)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
+import time
 
 import pytest
 import torch
@@ -25,9 +25,11 @@ from models.build import build_model
 from models.configs import get_config
 from models.pretrained.zoo import ZOO
 from scripts import get_weights
+from utils import speed
 from utils.data_utils import RunPaths
 from utils.files import sha256_file
 from utils.run.checkpoint import load_checkpoint
+from utils.watch import MOST_SECONDS
 
 SUBSETS = "--tiny_train_subset synthetic_tiny --tiny_infer_subset synthetic_tiny"
 BASE = f"--dataset synthetic {TINY_TRAIN} {SUBSETS} --num_steps 1 --eval_every 1"
@@ -221,17 +223,32 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(hub, fetch, sma
     assert "Not enough free disk space to download the file" in said
 
 
-def test_ctrl_c_during_a_download_leaves_nothing_half_written(hub, small, tmp_path):
+@pytest.mark.parametrize(("signum", "said"), [(2, "interrupted"), (15, "terminated")])
+def test_a_signal_ends_a_download_at_once_and_leaves_nothing_half_written(
+    hub, small, tmp_path, signum, said
+):
     address = hub.add("me/small", small, breaks="stall")
-    settings = {**hub.settings, "HF_HUB_DOWNLOAD_TIMEOUT": "100"}
+    settings = {**hub.settings, "HF_HUB_DOWNLOAD_TIMEOUT": "1000"}
     output = tmp_path / "said"
     process = started("scripts.get_weights.py", [address], output, settings)
-    assert hub.stalled.wait(60)
+    assert hub.stalled.wait(60)  # the client has the first half, and waits for more
     assert len(rest(hub)) == 1
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode == 130
-    assert output.read_text("utf-8") == "error: interrupted\n"
+    os.kill(process.pid, signum)
+    since = time.monotonic()
+    process.join(300)
+    assert process.exitcode == 128 + signum
+    assert time.monotonic() - since < MOST_SECONDS  # nobody had to end it
+    assert output.read_text("utf-8") == f"error: {said}\n"
+    assert rest(hub) == []
+
+
+def test_a_download_that_brings_next_to_nothing_is_given_up(hub, fetch, small, monkeypatch):
+    monkeypatch.setattr(speed, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(speed, "SLOW_BYTES", 1e18)
+    code, said = fetch(hub.add("me/small", small, breaks="trickle"))
+    assert code == 1
+    assert re.search(r"bytes came in 0 s, which is too slow .*; run the same again\n", said)
+    assert sum(each.startswith("GET /cdn/") for each in hub.asked) == 1  # not tried again
     assert rest(hub) == []
 
 
@@ -355,3 +372,15 @@ def test_of_two_processes_one_fetches(hub, small, drawn, tmp_path):
     assert sum(each.startswith("GET /cdn/") for each in hub.asked) == 1
     record = load_checkpoint(RunPaths(tmp_path, "a").checkpoint).public_weights
     assert (record["name"], record["commit"]) == ("me/small", COMMIT)
+
+
+def test_two_processes_hear_together_that_weights_cannot_be_had(hub, small, drawn, tmp_path):
+    address = hub.add("me/small", small, gated=401)
+    flags = f"--name a {BASE} --pretrained {address} --data_root {drawn} --output_dir {tmp_path}"
+    flags = flags.replace("--eval_batch_size 2", "--eval_batch_size 4")
+    together = Together(2, "train.py", flags.split(), tmp_path / "said", hub.settings)
+    assert together.end() == [2, 2], together.said()
+    errors = [line for line in together.said().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "is gated" in errors[0]
+    assert not RunPaths(tmp_path, "a").run.exists()
