@@ -104,6 +104,7 @@ WINGS = {
     "utils/data/": (),
     "utils/training/": ("utils/data/batches.py",),
     "utils/evaluation/": ("utils/data/",),
+    "utils/probe/": ("utils/data/", "utils/evaluation/"),
     "utils/run/": (
         "utils/training/",
         "utils/evaluation/",
