@@ -104,7 +104,6 @@ WINGS = {
     "utils/data/": (),
     "utils/training/": ("utils/data/batches.py",),
     "utils/evaluation/": ("utils/data/",),
-    "utils/probe/": ("utils/data/", "utils/evaluation/"),
     "utils/run/": (
         "utils/training/",
         "utils/evaluation/",
