@@ -232,10 +232,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             types.path,
             None,
             BOTH,
-            needs={"cache": ("disk",)},
             hashed="never",
             path="place",
-        ).help(f"folder of --cache disk (default: <output_dir>/{CACHE_FOLDER})"),
+        ).help(f"folder of --cache disk and of features (default: <output_dir>/{CACHE_FOLDER})"),
     ),
     "model": (
         Flag("model_type", (), "ViT-B_16", BOTH, checkpoint_decides=True).help(
