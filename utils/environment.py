@@ -73,6 +73,8 @@ PACKAGES = (
     "pi_heif",
     "safetensors",
     "yaml",
+    "sklearn",
+    "matplotlib",
 )
 
 
