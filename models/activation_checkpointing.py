@@ -30,7 +30,7 @@ def _replay_mps() -> tuple[AbstractContextManager, AbstractContextManager]:
     return nullcontext(), _MpsRandomState(torch.mps.get_rng_state())
 
 
-def checkpointed(function: Callable[..., Any], *inputs: torch.Tensor) -> Any:  # noqa: ANN401
+def checkpointed(function: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:  # noqa: ANN401
     """Return `function(*inputs)`, keeping only inputs and outputs for the backward pass.
 
     The second computation draws the same random numbers as the first. Calls may be nested.

@@ -47,6 +47,15 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
 
 
+def select_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Return the tokens at (B, K) indices: (B, K, D) of (B, N, D), or of (N, D) that all share."""
+    # One-hot rows times tokens and not tokens.gather: gather's backward adds with atomics on MPS,
+    # in any order (pytorch #161029); this is deterministic on every device. Comparing and not
+    # F.one_hot, which scatters and on the CPU reads its input to check the range.
+    numbers = torch.arange(tokens.shape[-2], device=tokens.device)
+    return (indices.unsqueeze(-1) == numbers).to(tokens.dtype) @ tokens
+
+
 class QueriesKeys(NamedTuple):
     """Queries and keys of an attention, (B, H, N, D/H) each."""
 

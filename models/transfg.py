@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.activation_checkpointing import checkpointed
 from models.configs import grid_side
-from models.layers import Block, QueriesKeys
+from models.layers import Block, QueriesKeys, select_tokens
 from models.vit import Backbone, ViTOutput
 
 # Bound in bytes of the transient attention weights: one slice of queries (at least one) of one
@@ -89,6 +89,8 @@ def patch_centers(config: ConfigDict) -> Tensor:
 class TransFG(Backbone):
     """A ViT with part selection; `blocks` are all blocks but the last, which is `part_block`."""
 
+    feature_kinds = ("parts",)
+
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         super().__init__(config, num_blocks=config.depth - 1)
         self.part_block = Block(config, config.drop_path)
@@ -122,17 +124,21 @@ class TransFG(Backbone):
             layers.append(queries_keys)
         return x, reversed(layers)
 
-    def forward(self, images: Tensor) -> ViTOutput:
-        """Classify (B, 3, S, S) normalised float32 images: logits, features and selected parts."""
-        x, layers = self._through_blocks(self._tokens(images))  # (B, N, D)
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> ViTOutput:
+        """Classify (B, 3, S, S) normalised float32 images: logits, features and selected parts.
+
+        Of the patches only the `kept` ones are seen, (B, K) sorted indices; None: all.
+        """
+        x, layers = self._through_blocks(self._tokens(images, kept))  # (B, N, D)
         row = class_token_rollout(layers)[:, :, self.num_prefix_tokens :]  # (B, H, P)
         del layers  # before the part block and the backward pass need memory
-        # One-hot rows times x and not x.gather: gather's backward adds with atomics on MPS, in any
-        # order (pytorch #161029); this is deterministic on every device. Comparing and not
-        # F.one_hot, which scatters and on the CPU reads its input to check the range.
-        patches = torch.arange(row.shape[-1], device=row.device)
-        chosen = (row.argmax(dim=-1, keepdim=True) == patches).to(x.dtype)  # (B, H, P)
-        parts = chosen @ x[:, self.num_prefix_tokens :]  # (B, H, D)
+        chosen = row.argmax(dim=-1)  # (B, H)
+        parts = select_tokens(x[:, self.num_prefix_tokens :], chosen)  # (B, H, D)
+        centers = self.patch_centers if kept is None else select_tokens(self.patch_centers, kept)
         x = self.part_block(torch.cat((x[:, :1], parts), dim=1), query_tokens=1)
         features = self.part_norm(x[:, 0])  # (B, D)
-        return ViTOutput(self.head(features), features, chosen @ self.patch_centers)
+        return ViTOutput(self.head(features), features, select_tokens(centers, chosen))
+
+    def all_features(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) images to (B, 1, D): what the head reads."""
+        return self(images).features[:, None]

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from models.activation_checkpointing import checkpointed
 from models.configs import grid_side, num_prefix_tokens
-from models.layers import AttentionPool, Block, PatchEmbed, init_patch_projection, init_weights
+from models.layers import (
+    AttentionPool,
+    Block,
+    PatchEmbed,
+    init_patch_projection,
+    init_weights,
+    select_tokens,
+)
 
 
 class ViTOutput(NamedTuple):
@@ -83,8 +90,14 @@ class Backbone(nn.Module):
         """Return whether `--freeze backbone` freezes a parameter."""
         return not parameter.startswith("head.")
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """Embed (B, 3, S, S) images as (B, N, D): class token, registers, patches."""
+    def _tokens(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Embed (B, 3, S, S) images as (B, N, D): class token, registers, patches.
+
+        Args:
+            images: normalised images.
+            kept: (B, K) int64 indices of the patches that stay, sorted (patch dropout: Liu et al.
+                2022, arXiv 2208.07220); None: all.
+        """
         patches = self.patch_embed(images)
         count = patches.shape[0]
         prefix = [
@@ -99,15 +112,21 @@ class Backbone(nn.Module):
             patches = patches + positions[:, 1:]
         else:
             patches = patches + self.pos_embed
+        if kept is not None:
+            patches = select_tokens(patches, kept)
         return self.norm_pre(self.pos_drop(torch.cat((*prefix, patches), dim=1)))
 
     def _run(self, block: Block, x: Tensor) -> Tensor:
         """Pass (B, N, D) tokens through a block."""
         return checkpointed(block, x) if self.grad_checkpointing else block(x)
 
-    def checkpointed_forward(self, images: Tensor) -> ViTOutput:
-        """Compute `self(images)`, keeping only images and output for the backward pass."""
-        return checkpointed(self, images)
+    def checkpointed_forward(self, images: Tensor, kept: Tensor | None = None) -> ViTOutput:
+        """Compute `self(images, kept)`, keeping only inputs and output for the backward pass."""
+        return checkpointed(self, images, kept)
+
+
+# What heads may read of an image, by pool: class token or pooled map, and mean of the patches.
+KINDS = {"token": ("token", "mean"), "map": ("map", "mean"), "avg": ("avg",)}
 
 
 class VisionTransformer(Backbone):
@@ -116,6 +135,7 @@ class VisionTransformer(Backbone):
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         super().__init__(config, num_blocks=config.depth)
         self.pool = config.pool
+        self.feature_kinds = KINDS[self.pool]
         # timm's names: `norm` before pooling, `fc_norm` after averaging.
         self.norm = nn.Identity() if self.pool == "avg" else self._norm(config)
         self.fc_norm = self._norm(config) if self.pool == "avg" else nn.Identity()
@@ -123,9 +143,9 @@ class VisionTransformer(Backbone):
         self.head = nn.Linear(config.embed_dim, num_classes)
         self._init_weights()
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor, kept: Tensor | None) -> Tensor:
         """Map (B, 3, S, S) images to the (B, D) features that the head reads."""
-        x = self._tokens(images)
+        x = self._tokens(images, kept)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
         if self.pool == "token":
@@ -137,7 +157,22 @@ class VisionTransformer(Backbone):
             return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
         return self.attn_pool(self.norm(x))
 
-    def forward(self, images: Tensor) -> ViTOutput:
-        """Classify (B, 3, S, S) normalised float32 images: logits (B, C) and features (B, D)."""
-        features = self._features(images)
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> ViTOutput:
+        """Classify (B, 3, S, S) normalised float32 images: logits (B, C) and features (B, D).
+
+        Of the patches only the `kept` ones are seen, (B, K) sorted indices; None: all.
+        """
+        features = self._features(images, kept)
         return ViTOutput(self.head(features), features)
+
+    def all_features(self, images: Tensor) -> Tensor:
+        """Map (B, 3, S, S) images to the (B, F, D) `feature_kinds`, all after the final norm."""
+        x = self._tokens(images)
+        for block in self.blocks:
+            x = self._run(block, x)
+        x = self.norm(x)
+        mean = self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        if self.pool == "avg":
+            return mean[:, None]
+        first = x[:, 0] if self.pool == "token" else self.attn_pool(x)
+        return torch.stack((first, mean), dim=1)

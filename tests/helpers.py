@@ -66,7 +66,8 @@ def loader_config(**values: object) -> FrozenConfigDict:
     """Return a config for loaders: 4 steps of 4 images at 32 px without workers, unless told."""
     sizes = {"img_size": 32, "num_steps": 4, "train_batch_size": 4, "eval_batch_size": 4}
     augmentation = PRESETS["vit"].augmentation._asdict()
-    return train_config(**{**sizes, **augmentation, "num_workers": 0, **values})
+    config = train_config(**{**sizes, **augmentation, "num_workers": 0, **values})
+    return FrozenConfigDict({**config, "model": get_config("testing", config.img_size)})
 
 
 def train(flags: str, *more: str) -> int:

@@ -91,6 +91,11 @@ class RunPaths:
         return self.run / f"per_class{self.suffix}.csv"
 
     @property
+    def features(self) -> Path:
+        """The features of the evaluated samples; their ids are beside them in `features.json`."""
+        return self.run / "features.npy"
+
+    @property
     def retention(self) -> Path:
         """The note that says how long to keep all of this."""
         return self.run / "RETENTION.txt"
@@ -104,6 +109,7 @@ class RunPaths:
             "predictions": self.predictions,
             "metrics": self.metrics,
             "per class": self.per_class,
+            "features": self.features,
             "labelmap": self.labelmap,
             "env stamp": self.env_stamp,
             "retention": self.retention,

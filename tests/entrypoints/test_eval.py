@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY_EVAL, evaluate, read_json, rows_of, write_checkpoint
@@ -57,6 +58,25 @@ def test_the_whole_split_has_a_row_per_image_however_it_is_cut(run_eval, check):
     assert len(rows) == len({row["sample_id"] for row in rows}) == metrics["samples"] == 100
     assert metrics["accuracy"] == sum(row["correct"] for row in rows) / 100
     assert metrics["loss"] == pytest.approx(sum(row["loss"] for row in rows) / 100, rel=1e-12)
+
+
+def test_features_are_what_the_head_reads_and_change_nothing_else(run_eval, check, finished_run):
+    assert run_eval(*TINY) == 0
+    stamp = read_json(check.env_stamp)
+    assert not check.features.exists()
+    for _ in range(2):  # the second time they are read
+        assert run_eval(*TINY, "--export_features") == 0
+        values, about = np.load(check.features), read_json(check.features.with_suffix(".json"))
+        rows, weights = rows_of(check), load_checkpoint(finished_run.checkpoint).state_dict
+        assert (values.dtype, values.shape) == (np.float32, (len(rows), 2, 64))
+        assert about == {"kinds": ["token", "mean"], "ids": [row["sample_id"] for row in rows]}
+        logits = values[:, 0] @ weights["head.weight"].numpy().T + weights["head.bias"].numpy()
+        given = np.array([row["predictions"]["logits"] for row in rows])
+        np.testing.assert_allclose(logits, given, atol=1e-5)
+    again = read_json(check.env_stamp)
+    keys = "predictions_digest", "config_hash"
+    assert [again[key] for key in keys] == [stamp[key] for key in keys]
+    assert len([*(check.output_dir / ".cache").glob("*/features.bin")]) == 1
 
 
 def test_rows_are_json_that_any_reader_takes(run_eval, check):

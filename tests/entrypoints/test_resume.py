@@ -75,7 +75,8 @@ def whole(drawn, tmp_path_factory):
 RECIPES = [
     "--preset strong --dropout 0.1 --ema_decay 0.5 --num_workers 2",
     "--optimizer adamw --layer_decay 0.7 --learning_rate 1e-3 --cache disk",
-    "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --drop_path 0.2",
+    "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --drop_path 0.2 "
+    "--patch_dropout 0.5",
 ]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import Together
@@ -85,7 +86,8 @@ def assert_close(paths: RunPaths, reference: RunPaths) -> None:
 
 
 FLAGS = {
-    "mixed": "--preset strong --gradient_accumulation_steps 2 --num_workers 1 --ema_decay 0.5",
+    "mixed": "--preset strong --gradient_accumulation_steps 2 --num_workers 1 --ema_decay 0.5 "
+    "--patch_dropout 0.5",
     "joint": (
         "--head parts --contrastive_scope effective --gradient_accumulation_steps 2 --freeze 1 "
         "--grad_checkpointing"
@@ -113,10 +115,12 @@ def test_every_sample_is_evaluated_once(drawn, finished_run, tmp_path, run_forke
     """Of 100, in batches of 7: 15 batches, of which two processes get 8 and 7."""
     where = ("--data_root", drawn, "--output_dir", tmp_path)
     flags = f"--eval_batch_size 7 --num_workers 0 --checkpoint {finished_run.checkpoint}"
-    assert evaluate(f"--name one {flags}", *where) == 0
+    flags += " --export_features"
     code, output = run_forked(2, "eval.py", f"--name all {flags}", *where)
     assert code == 0, output
+    assert evaluate(f"--name one {flags}", *where) == 0
     paths, reference = RunPaths(tmp_path, "all"), RunPaths(tmp_path, "one")
+    assert np.allclose(*(np.load(each.features) for each in (paths, reference)), atol=1e-5)
     assert paths.metrics.read_bytes() == reference.metrics.read_bytes()
     assert paths.per_class.read_bytes() == reference.per_class.read_bytes()
     digests = [read_json(each.env_stamp)["predictions_digest"] for each in (paths, reference)]

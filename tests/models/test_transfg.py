@@ -234,6 +234,25 @@ def test_the_others_in_the_batch_play_no_part(split):
         torch.testing.assert_close(alone, in_batch, atol=1e-5, rtol=0)
 
 
+@splits
+def test_patches_that_were_dropped_play_no_part_and_the_others_keep_their_places(split):
+    config = parts_config(**split)
+    model, images, _ = clear_case(config)
+    generator = torch.Generator().manual_seed(0)
+    patches = grid_side(config) ** 2
+    orders = [torch.randperm(patches, generator=generator) for _ in images]
+    kept = torch.stack([order[:7].sort().values for order in orders])
+    with torch.no_grad():
+        output, tokens, centers = model(images, kept), model._tokens(images), model.patch_centers
+        for i, own in enumerate(kept):
+            model._tokens = lambda *_, i=i, own=own: tokens[i : i + 1, [0, *(1 + own)]]
+            model.patch_centers = centers[own]
+            alone = model(images[i : i + 1])
+            in_batch = ViTOutput(*(part[i : i + 1] for part in output))
+            assert torch.equal(alone.parts, in_batch.parts)
+            torch.testing.assert_close(alone, in_batch, atol=1e-5, rtol=0)
+
+
 # --- Registers ------------------------------------------------------------------------------------
 
 
@@ -309,8 +328,9 @@ def test_no_value_is_read_and_nothing_is_indexed(fields, grad_checkpointing):
     model, images = random_model(config, 5, seed=0), random_images(config, 4, seed=0)
     model.grad_checkpointing = grad_checkpointing
     objective = OBJECTIVE._replace(class_weights=torch.ones(5))
+    kept = torch.tensor([[0, 2]] * 4)
     with Operators() as operators:
-        objective(model(images), torch.tensor([0, 1, 1, 4])).backward()
+        objective(model(images, kept), torch.tensor([0, 1, 1, 4])).backward()
     assert {"argmax", "convolution_backward"} <= operators.names
     assert operators.unwanted == set()
 

@@ -35,6 +35,7 @@ from models.configs import (
 )
 from models.losses import classification_loss
 from models.vit import VisionTransformer
+from utils.data.transforms import PatchDropout
 
 # Formulas are compared in float64: in float32 a norm of nearly equal numbers blows up rounding.
 SETTINGS = settings(max_examples=30, deadline=None)
@@ -122,7 +123,9 @@ ACTIVATIONS = {
 }
 
 
-def by_numpy(model: VisionTransformer, config: ConfigDict, images: np.ndarray) -> np.ndarray:
+def by_numpy(
+    model: VisionTransformer, config: ConfigDict, images: np.ndarray, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Logits (B, C) in float64, from the state dict alone."""
     w = {key: value.double().numpy() for key, value in model.state_dict().items()}
     batch, patch, stride, grid = (
@@ -156,12 +159,15 @@ def by_numpy(model: VisionTransformer, config: ConfigDict, images: np.ndarray) -
     x = linear(pixels.reshape(batch, grid**2, -1), "patch_embed.proj")
     has_class_position = config.class_token and config.pos_class_token
     x = x + w["pos_embed"][:, int(has_class_position) :]
+    if kept is not None:
+        x = np.take_along_axis(x, kept[:, :, None], axis=1)
+        assert x.shape[1] == kept.shape[1]
     if config.num_registers:
         x = np.concatenate([np.repeat(w["reg_token"], batch, axis=0), x], axis=1)
     if config.class_token:
         cls_token = w["cls_token"] + (w["pos_embed"][:, :1] if has_class_position else 0)
         x = np.concatenate([np.repeat(cls_token, batch, axis=0), x], axis=1)  # (B, N, D)
-    assert x.shape[1] == num_tokens(config)
+    assert kept is not None or x.shape[1] == num_tokens(config)
     if config.pre_norm:
         x = norm(x, "norm_pre")
     for i in range(config.depth):
@@ -182,17 +188,27 @@ def by_numpy(model: VisionTransformer, config: ConfigDict, images: np.ndarray) -
     return linear((pooled + mlp(norm(pooled, "attn_pool.norm"), "attn_pool.mlp"))[:, 0], "head")
 
 
-@given(config=small_configs(), batch=st.integers(1, 3), classes=st.integers(1, 7), seed=SEEDS)
+@given(
+    config=small_configs(),
+    batch=st.integers(1, 3),
+    classes=st.integers(1, 7),
+    drops=st.booleans(),
+    seed=SEEDS,
+)
 @SETTINGS
-def test_forward_is_the_paper_s(config, batch, classes, seed):
+def test_forward_is_the_paper_s(config, batch, classes, drops, seed):
+    """Of all patches, or of those that patch dropout leaves."""
     model = random_model(config, classes, seed).double()
-    images = random_images(config, batch, seed).double()
+    images, kept = random_images(config, batch, seed).double(), None
+    if drops:
+        patch_dropout = PatchDropout(0.5, grid_side(config) ** 2)
+        kept = torch.stack([patch_dropout() for _ in images])
     with torch.no_grad():
-        output = model(images)
+        output = model(images, kept)
     assert output.logits.shape == (batch, classes)
     assert output.features.shape == (batch, config.embed_dim)
     assert output.parts is None
-    expected = by_numpy(model, config, images.numpy())
+    expected = by_numpy(model, config, images.numpy(), None if kept is None else kept.numpy())
     np.testing.assert_allclose(output.logits.numpy(), expected, **EXACT)
     assert torch.equal(model.head(output.features), output.logits)
 

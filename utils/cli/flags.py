@@ -130,6 +130,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("export_logits", bool, True, BOTH, changeable=True).help(
             "write all logits into predictions.jsonl"
         ),
+        Flag("export_features", bool, False, EVAL, hashed="never").help(
+            "write what heads read of each image into features.npy, ids into features.json; kept "
+            "in the cache's folder, so that they are computed once"
+        ),
         Flag("log_every", types.positive_int, 10, hashed="never").help(
             "steps between TensorBoard points, and between log lines off a terminal"
         ),
@@ -208,6 +212,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("cutmix", types.alpha, None, changeable=True).help(
             "alpha of CutMix (Yun et al. 2019) within each micro-batch; 0: none (default: the "
             "preset's)"
+        ),
+        Flag("patch_dropout", types.fraction, 0.0, changeable=True, hashed="if_not_default").help(
+            "share of its patches that a training image loses at random, for cheaper steps; "
+            "evaluation sees all"
         ),
         Flag("skip_bad_images", types.count, 0, BOTH, changeable=True).help(
             "leave out up to N images that cannot be decoded, those of training and evaluation "

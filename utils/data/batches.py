@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     targets: Tensor | None = None  # (B, C) float32 shares of the classes, if images are mixed
     # Id and trouble of images that were left out; without an id, trouble of a cache.
     bad: tuple[tuple[str, str], ...] = ()
+    kept: Tensor | None = None  # (B, K) int64, the patches that the model sees, if not all
 
     def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
         """Send it from a loader process: images in shared memory if there is room, the rest as is.

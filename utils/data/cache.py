@@ -174,7 +174,7 @@ def _fill(file: BinaryIO, index: Index, files: FileImages, may_be_bad: bool) -> 
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the lock at `path`; the system releases it when this process ends, however it ends.
 
     Raises:
@@ -281,7 +281,7 @@ def open_cache(
     key = cache_key(files.split, content)
     folder = cache_dir / key
     _clear_unfinished(cache_dir)
-    with naming(folder), _locked(cache_dir / f"{key}.lock"):
+    with naming(folder), locked(cache_dir / f"{key}.lock"):
         cache = open_cached(folder, files)
         if cache is not None:
             log.info("cache: reading %s", folder)

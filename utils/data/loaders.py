@@ -24,7 +24,7 @@ from utils.data.images.openers import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
 from utils.data.splits import Split
-from utils.data.transforms import EvalView, Mixing, TrainView
+from utils.data.transforms import EvalView, Mixing, PatchDropout, TrainView
 from utils.data_utils import derive_seed, seed_worker
 from utils.errors import NOT_STARTED, Alone, LoadingFailed, RunError, is_out_of_memory, one_line
 from utils.processes import rank, world_size
@@ -47,6 +47,7 @@ class ImageDataset(Dataset):
     img_size: int  # S, pixels
     seed: int  # random seed of the run
     mixing: Mixing | None = None  # mixes a batch
+    patch_dropout: PatchDropout | None = None  # draws after the view
     # Whether an image that cannot be decoded makes its batch smaller instead of raising.
     leaves_out_bad: bool = False
     remedy: str = ""  # what to do about such an image
@@ -78,7 +79,7 @@ class ImageDataset(Dataset):
     def _batch(self, indices: list[tuple[int, int]]) -> Batch:
         shape = (len(indices), 3, self.img_size, self.img_size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        positions, sizes, bad = [], [], []
+        positions, sizes, bad, kept = [], [], [], []
         for epoch, position in indices:
             sample_id = str(self.split.ids[position])
             try:
@@ -92,6 +93,8 @@ class ImageDataset(Dataset):
                 bad.append(("", resized.trouble))
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
             images[len(positions)] = self.view(resized.image)
+            if self.patch_dropout is not None:
+                kept.append(self.patch_dropout())
             positions.append(position)
             sizes.append(resized.original_size)
         return Batch(
@@ -100,6 +103,7 @@ class ImageDataset(Dataset):
             torch.tensor(positions, dtype=torch.int64),
             torch.tensor(sizes, dtype=torch.int64).view(-1, 2),
             bad=tuple(bad),
+            kept=torch.stack(kept) if kept else None,
         )
 
     def _mixed(self, batch: Batch, part: BatchShare) -> Batch:
@@ -233,6 +237,15 @@ def open_images(config: FrozenConfigDict, split: Split, phase: str) -> FileImage
     return files
 
 
+def _patch_dropout(config: FrozenConfigDict) -> PatchDropout | None:
+    """Return what chooses the patches of a training image; None: it keeps all."""
+    if not config.patch_dropout:
+        return None
+    model = config.model
+    side = (model.img_size - model.patch_size) // model.patch_stride + 1
+    return PatchDropout(config.patch_dropout, side**2)
+
+
 def train_loader(
     config: FrozenConfigDict,
     split: Split,
@@ -260,6 +273,7 @@ def train_loader(
         config.img_size,
         config.seed,
         Mixing(augmentation, len(split.classes)),
+        _patch_dropout(config),
         leaves_out_bad=config.skip_bad_images > 0,
         remedy=_remedy(config, is_training=True),
     )
@@ -275,10 +289,21 @@ def train_loader(
     return make_loader(dataset, batches, config.num_workers, device)
 
 
-def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) -> DataLoader:
+def eval_loader(
+    config: FrozenConfigDict,
+    split: Split,
+    device: torch.device,
+    batches: Iterable[BatchShare] | None = None,
+) -> DataLoader:
     """Build a loader of whole batches in split order, of which each process gets some.
 
     Every sample is in one batch; the last may be smaller, and so are those with bad images.
+
+    Args:
+        config: config of the run.
+        split: samples of the evaluation.
+        device: device of the model.
+        batches: batches to yield instead.
 
     Raises:
         RunError: as `open_images`.
@@ -295,5 +320,6 @@ def eval_loader(config: FrozenConfigDict, split: Split, device: torch.device) ->
         leaves_out_bad=leaves_out_bad,
         remedy=_remedy(config, is_training="checkpoint" not in config),
     )
-    batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
+    if batches is None:
+        batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

@@ -48,12 +48,16 @@ class Augmentation(NamedTuple):
 
 @dataclass(frozen=True)
 class Preset:
-    """One preset. `squash` ignores the aspect ratio; otherwise the shorter side is resized to."""
+    """One preset. `squash` ignores the aspect ratio; otherwise the shorter side is resized to.
+
+    `centered`: training sees what evaluation sees.
+    """
 
     name: str
     about: str
     squash: bool
     augmentation: Augmentation
+    centered: bool = False
 
     def eval_side(self, img_size: int) -> int:
         """Return the shorter side before evaluation takes the center; squashed: each side."""
@@ -66,13 +70,13 @@ class Preset:
         """Return the largest shorter side of a resized image in training; squashed: each side."""
         # Twice evaluation's side, so that the smallest crops, a quarter of the area, have over S^2
         # pixels. Photographs from the web, 500 pixels a side, keep their size at 224.
-        return self.eval_side(img_size) * (1 if self.squash else 2)
+        return self.eval_side(img_size) * (1 if self.squash or self.centered else 2)
 
     def train_size(self, img_size: int, size: Size) -> Size:
         """Return the size to which training resizes an image of `size`."""
+        if self.squash or self.centered:
+            return self.eval_size(img_size, size)
         side = self.train_side(img_size)
-        if self.squash:
-            return Size(side, side)
         return size if min(size) <= side else shorter_side_to(side, size)
 
     def eval_size(self, img_size: int, size: Size) -> Size:
@@ -109,6 +113,13 @@ PRESETS = {
             "vit, then TrivialAugment, random erasing, mixup or cutmix",
             squash=False,
             augmentation=Augmentation("trivialaugment", 0.25, 0.2, 1.0),
+        ),
+        Preset(
+            "center",
+            "as evaluation sees it: no crop at random, no flip",
+            squash=False,
+            augmentation=Augmentation(),
+            centered=True,
         ),
     )
 }

@@ -103,8 +103,12 @@ class TrainView:
     """Turn a resized image into a random input of the model."""
 
     def __init__(self, preset: Preset, img_size: int, augmentation: Augmentation) -> None:
-        crop = v2.RandomCrop(img_size) if preset.squash else RandomResizedCrop(img_size)
-        self.steps = [crop, v2.RandomHorizontalFlip(), *_augment(augmentation.augment)]
+        if preset.centered:
+            self.steps = [v2.CenterCrop(img_size)]
+        else:
+            crop = v2.RandomCrop(img_size) if preset.squash else RandomResizedCrop(img_size)
+            self.steps = [crop, v2.RandomHorizontalFlip()]
+        self.steps += _augment(augmentation.augment)
         if augmentation.random_erasing:
             self.steps.append(v2.RandomErasing(augmentation.random_erasing, value=ERASED))
 
@@ -114,6 +118,18 @@ class TrainView:
         for step in self.steps:
             image = step(image)
         return image[0]
+
+
+class PatchDropout:
+    """Choose the patches of an image that training sees (Liu et al. 2022, arXiv 2208.07220)."""
+
+    def __init__(self, share: float, num_patches: int) -> None:
+        self.num_patches = num_patches
+        self.num_kept = max(1, round((1 - share) * num_patches))
+
+    def __call__(self) -> Tensor:
+        """Return the indices of the patches that stay, sorted; draw from torch's CPU generator."""
+        return torch.randperm(self.num_patches)[: self.num_kept].sort().values
 
 
 class EvalView:

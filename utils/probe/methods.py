@@ -43,7 +43,9 @@ class Pool(NamedTuple):
 def joined(pools: Sequence[Pool]) -> Pool:
     """Return several pools as one; a single one is not copied."""
     first, *others = pools
-    return first if not others else Pool(*(np.concatenate(each) for each in zip(*pools)))
+    return (
+        first if not others else Pool(*(np.concatenate(each) for each in zip(*pools, strict=True)))
+    )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _accumulating_pass(
         # Gradients meet once a step, in the last backward pass.
         exchange = nullcontext() if number == last else without_exchange(learner.shared)
         with exchange:
-            output = learner.shared(normalize(batch.images))
+            output = learner.shared(*_inputs(batch, normalize))
             own_loss, own_correct = _judge(objective, output, [batch], counts)
             own_loss = own_loss / (step.samples / sum(counts))
             own_loss.backward()
@@ -96,11 +96,17 @@ def _joint_pass(
     mine = [by_rank[rank()] for by_rank in step.counts]
     batches = [batch for batch, count in zip(step.micro_batches, mine, strict=True) if count]
     *first, last = batches or step.micro_batches[:1]
-    outputs = [learner.model.checkpointed_forward(normalize(batch.images)) for batch in first]
-    output = _joined([*outputs, learner.shared(normalize(last.images))])
+    outputs = [learner.model.checkpointed_forward(*_inputs(batch, normalize)) for batch in first]
+    output = _joined([*outputs, learner.shared(*_inputs(last, normalize))])
     loss, correct = _judge(objective, output, [*first, last], counts)
     loss.backward()
     return loss.detach(), correct
+
+
+def _inputs(batch: Batch, normalize: Normalizer) -> tuple[Tensor, Tensor | None]:
+    """Return what the model sees of a batch, on the device: images, and patches if not all."""
+    kept = None if batch.kept is None else batch.kept.to(normalize.device)
+    return normalize(batch.images), kept
 
 
 def _judge(

@@ -150,12 +150,35 @@ class TestTrainLoader:
     def test_yields_the_same_bytes_for_any_number_of_workers(self, split):
         """Of the preset with everything random in it."""
         values = {"preset": "strong", "augment": "trivialaugment", "random_erasing": 0.5}
-        values |= {"mixup": 1.0, "cutmix": 1.0}
+        values |= {"mixup": 1.0, "cutmix": 1.0, "patch_dropout": 0.5}
         seed_everything(1)
         alone = list(of_training(split, workers=0, **values))
         for workers in (1, 4):
             seed_everything(workers)
             assert equal(alone, list(of_training(split, workers=workers, **values)))
+
+    @pytest.mark.parametrize("cache", ["none", "disk"])
+    def test_center_sees_what_evaluation_sees(self, split, tmp_path, cache):
+        values = {"preset": "center", "cache": cache, "cache_dir": str(tmp_path)}
+        evaluated = torch.cat([batch.images for batch in of_evaluation(split)])  # of vit
+        seen = set()
+        for batch in of_training(split, **values):
+            assert torch.equal(batch.images, evaluated[batch.positions])
+            seen |= {*batch.positions.tolist()}
+        assert seen == {*range(7)}
+        augmented = next(iter(of_training(split, **values, random_erasing=1.0)))
+        assert not torch.equal(augmented.images, evaluated[augmented.positions])
+
+    def test_draws_patches_after_all_else(self, split):
+        """Of 2 x 2 patches, by the sample's own numbers: whoever else is in its batch."""
+        whole, cheaper = (list(of_training(split, patch_dropout=share)) for share in (0.0, 0.5))
+        assert all(batch.kept is None for batch in whole)
+        assert {tuple(batch.kept.shape) for batch in cheaper} == {(3, 2)}
+        assert len({tuple(kept) for batch in cheaper for kept in batch.kept.tolist()}) > 3
+        assert equal(whole, [batch._replace(kept=None) for batch in cheaper])
+        in_ones = of_training(split, micro_batches=15, batch=1, patch_dropout=0.5)
+        kept = [torch.cat([batch.kept for batch in batches]) for batches in (cheaper, in_ones)]
+        assert torch.equal(*kept)
 
     @pytest.mark.parametrize("cache", ["none", "disk"])
     def test_yields_the_same_bytes_from_spawned_workers(self, split, tmp_path, cache):

@@ -64,6 +64,12 @@ class TestSizes:
             assert preset.train_size(img_size, size) == (side, side)
             assert preset.eval_size(img_size, size) == (side, side)
 
+    @given(height=st.integers(1, 4000), width=st.integers(1, 4000), img_size=st.integers(8, 600))
+    def test_of_center_are_evaluations(self, height, width, img_size):
+        preset, size = PRESETS["center"], Size(height, width)
+        assert preset.train_size(img_size, size) == VIT.eval_size(img_size, size)
+        assert preset.train_side(img_size) == preset.eval_side(img_size) == VIT.eval_side(img_size)
+
     @pytest.mark.parametrize("name", ["vit", "strong"])
     def test_of_vit_keep_the_aspect_ratio(self, name):
         preset = PRESETS[name]

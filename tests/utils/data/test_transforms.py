@@ -10,7 +10,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from utils.data.presets import AUGMENTS, CROP_AREA, PRESETS, Augmentation, Size
-from utils.data.transforms import EvalView, Mixing, RandomResizedCrop, TrainView, random_box, resize
+from utils.data.transforms import (
+    EvalView,
+    Mixing,
+    PatchDropout,
+    RandomResizedCrop,
+    TrainView,
+    random_box,
+    resize,
+)
 
 SIZE = 32
 
@@ -28,6 +36,16 @@ def model_input(name: str, phase: str, image: torch.Tensor, img_size: int) -> to
     if phase == "eval":
         return EvalView(preset, img_size)(resized)
     return TrainView(preset, img_size, preset.augmentation._replace(random_erasing=0.0))(resized)
+
+
+@pytest.mark.parametrize(
+    ("share", "patches", "kept"), [(0.5, 196, 98), (0.25, 9, 7), (0.99, 4, 1), (0.001, 4, 4)]
+)
+def test_patch_dropout_keeps_some_in_order(share, patches, kept):
+    torch.manual_seed(0)
+    draws = [PatchDropout(share, patches)().tolist() for _ in range(20)]
+    assert all(draw == sorted(set(draw)) and len(draw) == kept for draw in draws)
+    assert {number for draw in draws for number in draw} == {*range(patches)}
 
 
 class TestViews:

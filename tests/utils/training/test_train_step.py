@@ -81,6 +81,17 @@ class TestTrainStep:
         assert float(whole.loss) == pytest.approx(float(in_parts.loss), rel=1e-5)
         assert int(whole.correct) == int(in_parts.correct)
 
+    @pytest.mark.parametrize("is_joint", [False, True])
+    def test_the_model_sees_the_patches_that_are_kept(self, model, is_joint):
+        whole, kept = batch_of(4), torch.tensor([[0, 2], [1, 3], [0, 1], [2, 3]])
+        twin = copy.deepcopy(model)
+        LOSS(twin(NORMALIZE(whole.images), kept), whole.labels).backward()
+        gradient = torch.cat([p.grad.flatten() for p in twin.parameters()])
+        before, pairs = flat(model), zip(cut(whole, 2), kept.chunk(2), strict=True)
+        batches = [batch._replace(kept=own) for batch, own in pairs]
+        train_step(learner_of(model, is_joint=is_joint), LOSS, step_of(batches), NORMALIZE, 1e9)
+        assert torch.allclose(flat(model), before - 0.1 * gradient, atol=1e-6)
+
     def test_is_one_step_of_gradient_descent(self, model):
         batch, before = batch_of(6), flat(model)
         twin = copy.deepcopy(model)
