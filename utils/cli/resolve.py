@@ -103,6 +103,25 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
     return _with_paths(values, values)
 
 
+# What the code reads of a config that a probe has no flag for; it has the default.
+_NOT_OF_PROBE = (
+    *("train_batch_size", "eval_batch_size", "tta", "dropout", "drop_path", "freeze"),
+    *("part_init", "grad_checkpointing"),
+)
+
+
+def parse_probe(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
+    """Parse and check the flags of `scripts/probe.py`, as `parse_train` does for `train.py`."""
+    fixed = {name: FLAGS[name].default for name in _NOT_OF_PROBE}
+    values = {**fixed, **_layered("probe", parse("probe", argv, choices))}
+    if values["pretrained"] is None:
+        raise InputError("the following arguments are required: --pretrained, weights to probe")
+    values["pretrained_profile"] = _resolve_profile(values)
+    model = choices["model_type"][values["model_type"]]
+    check_img_size(values["img_size"], model.patch_size, values["slide_step"])
+    return _with_paths(values, values)
+
+
 def _layered(
     program: str, given: Mapping[str, Any], of_run: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:

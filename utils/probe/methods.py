@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.console import log
+from utils.data_utils import PROBE_METHODS
 from utils.probe.choice import (
     Judge,
     Quality,
@@ -21,7 +22,7 @@ from utils.probe.choice import (
 )
 from utils.probe.fits import Linear, Logistic, fit_nearest_mean, knn_scores
 
-KNN, MEAN, LOGISTIC = METHODS = ("knn", "nearest_mean", "logistic")
+KNN, MEAN, LOGISTIC = PROBE_METHODS
 FIRST, PATCHES, BOTH = FEATURES = ("class", "mean", "both")
 UNTRIED = 1.0  # C where there is nothing to choose it by
 TOO_LARGE = 1e11  # images x features x classes: hours of L-BFGS
@@ -162,7 +163,7 @@ def affordable(
     if methods is not None:
         return tuple(methods)
     if num_images * width * num_classes <= TOO_LARGE:
-        return METHODS
+        return PROBE_METHODS
     log.info(
         "no logistic regression: %d images x %d features x %d classes are more than %g, which "
         "would take hours; --method logistic fits it nevertheless",

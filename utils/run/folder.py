@@ -31,7 +31,7 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
     Only the main process looks: the others write nothing, and may be on another machine.
 
     Args:
-        flags: flags of `train.py` or `eval.py`.
+        flags: flags of `train.py`, `eval.py` or the probe.
         is_resumed: whether the run of this name goes on, so that nothing is moved.
 
     Raises:
@@ -45,10 +45,10 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
     with os_errors_are_input_errors(paths_in(flags)):
         check_run_name(paths)
         check_not_locked(paths, flags.take_over)
-        if "checkpoint" in flags:
-            _check_evaluation(paths)
-        else:
+        if "resume" in flags:
             _check_training(paths, flags.resume)
+        else:
+            _check_evaluation(paths)
         check_inputs_stay(flags, paths, is_resumed)
         check_not_among_images(flags, paths.output_dir)
 
