@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from models.configs import model_names
-from utils.cli.flags import CACHE_FOLDER, experiment_of
+from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
 from utils.console import log
 from utils.data_utils import RunPaths
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     import torch
 
     from models.vit import Backbone
-    from utils.data.batches import Normalizer
     from utils.data.splits import Split
     from utils.run.checkpoint import Checkpoint
-    from utils.training.step_loader import BadImages
 
 
 def load_model(checkpoint: "Checkpoint", path: str) -> "Backbone":
@@ -122,28 +120,13 @@ def say_what_is_known(
     return trained_on
 
 
-def export_features(
-    plan: Plan, paths: RunPaths, normalize: "Normalizer", bad_images: "BadImages"
-) -> None:
-    """Write the features of the evaluated images; of them nothing is computed twice."""
-    from utils.evaluation.features import Trunk, features_of, write_features
-    from utils.run.checkpoint import checkpoint_id
-
-    config, weights = plan.config, plan.checkpoint.state_dict
-    # Without the head: weights that differ in it alone have the same features.
-    weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    trunk = Trunk(plan.model, checkpoint_id(weights), normalize)
-    cache_dir = Path(config.cache_dir or Path(config.output_dir, CACHE_FOLDER))
-    features = features_of(trunk, config, plan.split, cache_dir, bad_images.note)
-    if is_main():
-        write_features(paths.features, features)
-
-
 def evaluate(plan: Plan) -> None:
     """Make the first writes, evaluate, write the rest, and say how good it is."""
     from utils.data.batches import Normalizer
     from utils.data.loaders import eval_loader
     from utils.evaluation.evaluate import Evaluator
+    from utils.evaluation.features import write_features
+    from utils.run.features import features_of_run
     from utils.run.lock import locked_run
     from utils.run.scalars import EventLog
     from utils.run.writer import RunWriter
@@ -168,9 +151,13 @@ def evaluate(plan: Plan) -> None:
             "trained_on_images": plan.trained_on,
         }
         with failing_together():
+            features = None
             if config.export_features:
-                export_features(plan, paths, normalize, bad_images)
+                told = config, split, normalize, bad_images.note
+                features = features_of_run(plan.model, *told)
             renew_lock()
+            if features is not None and is_main():
+                write_features(paths.features, features)
             writer.log_evaluation(metrics)
             writer.write_evaluation(evaluation, metrics, config.export_logits)
             writer.write_stamp(skipped_images=bad_images.facts())

@@ -203,9 +203,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "input pipeline": (
-        Flag(
-            "preset", tuple(PRESETS), DEFAULT_PRESET, TRAIN_PROBE, checkpoint_decides=True
-        ).help(
+        Flag("preset", tuple(PRESETS), DEFAULT_PRESET, TRAIN_PROBE, checkpoint_decides=True).help(
             "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
         ),
         Flag("augment", AUGMENTS, None, changeable=True).help(
@@ -256,9 +254,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("split", ("non-overlap", "overlap"), "non-overlap", TRAIN_PROBE).help(
             "whether the patches that the image is cut into overlap"
         ),
-        Flag(
-            "slide_step", types.positive_int, 12, TRAIN_PROBE, needs={"split": ("overlap",)}
-        ).help(
+        Flag("slide_step", types.positive_int, 12, TRAIN_PROBE, needs={"split": ("overlap",)}).help(
             "pixels between overlapping patches"
         ),
         Flag("dropout", types.fraction, 0.0).help(
@@ -283,15 +279,19 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "--pretrained the normalisation alone, auto being google's (default: auto)"
         ),
         Flag(
-            "pretrained_key", str, None, TRAIN_PROBE, needs=_WEIGHTS, hashed="if_not_default", metavar="NAME"
+            "pretrained_key",
+            str,
+            None,
+            TRAIN_PROBE,
+            needs=_WEIGHTS,
+            hashed="if_not_default",
+            metavar="NAME",
         ).help(
             "where the model is in a file of several, as messages name it, such as model_ema or "
             "student.backbone (default: the only one; a teacher before its student, trained "
             "weights before their average)"
         ),
-        Flag(
-            "pos_resample", ("bicubic", "bilinear"), "bicubic", TRAIN_PROBE, needs=_WEIGHTS
-        ).help(
+        Flag("pos_resample", ("bicubic", "bilinear"), "bicubic", TRAIN_PROBE, needs=_WEIGHTS).help(
             "how position embeddings are resized to another grid: bicubic as timm, bilinear as "
             "TransFG's code"
         ),

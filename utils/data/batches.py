@@ -33,9 +33,9 @@ class Batch(NamedTuple):
     positions: Tensor  # (B,) int64, in the split
     sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
     targets: Tensor | None = None  # (B, C) float32 shares of the classes, if images are mixed
+    kept: Tensor | None = None  # (B, K) int64, the patches that the model sees, if not all
     # Id and trouble of images that were left out; without an id, trouble of a cache.
     bad: tuple[tuple[str, str], ...] = ()
-    kept: Tensor | None = None  # (B, K) int64, the patches that the model sees, if not all
 
     def __reduce__(self) -> tuple[Callable[..., "Batch"], tuple[Any, ...]]:
         """Send it from a loader process: images in shared memory if there is room, the rest as is.

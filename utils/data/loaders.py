@@ -1,21 +1,16 @@
-"""Build the datasets and loaders that feed training and evaluation.
-
-Shapes: B batch, S image side in pixels, C classes.
-"""
+"""Build the data loaders that feed training and evaluation."""
 
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
 
 import torch
 from ml_collections import FrozenConfigDict
-from torch import Tensor
 from torch._utils import ExceptionWrapper
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from utils.data.batches import Batch, BatchShare, EvalBatches, TrainBatches
 from utils.data.cache import open_cache
@@ -23,116 +18,12 @@ from utils.data.image_checks import USERS_OWN
 from utils.data.images.openers import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
+from utils.data.sample_datasets import ImageDataset
 from utils.data.splits import Split
 from utils.data.transforms import EvalView, Mixing, PatchDropout, TrainView
-from utils.data_utils import derive_seed, seed_worker
-from utils.errors import NOT_STARTED, Alone, LoadingFailed, RunError, is_out_of_memory, one_line
+from utils.data_utils import seed_worker
+from utils.errors import NOT_STARTED, Alone, RunError, is_out_of_memory, one_line
 from utils.processes import rank, world_size
-
-View = Callable[[Tensor], Tensor]  # resized image (3, H, W) to model input (3, S, S), uint8
-
-
-@dataclass
-class ImageDataset(Dataset):
-    """Serve the images of a split in batches, addressed by (epoch, position).
-
-    The random numbers of a sample depend on the seed, the epoch and the sample's id alone; those
-    that mix a batch, on the seed, the epoch and the batch. The epoch comes with the index, since a
-    persistent worker holds a copy of this object and never sees what the main process changes.
-    """
-
-    split: Split
-    images: FileImages | CachedImages  # images of the same samples
-    view: View  # may draw from torch's CPU generator
-    img_size: int  # S, pixels
-    seed: int  # random seed of the run
-    mixing: Mixing | None = None  # mixes a batch
-    patch_dropout: PatchDropout | None = None  # draws after the view
-    # Whether an image that cannot be decoded makes its batch smaller instead of raising.
-    leaves_out_bad: bool = False
-    remedy: str = ""  # what to do about such an image
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, part: BatchShare) -> Batch:
-        """Load this process's part of a batch.
-
-        Raises:
-            LoadingFailed: an image cannot be decoded.
-        """
-        # Views draw from torch's CPU generator. Its state is restored, so that loading in this
-        # process (no workers) changes it as little as loading in another. torch.manual_seed would
-        # seed the MPS generator too.
-        state = torch.default_generator.get_state()
-        # One thread, as in a worker: some augmentations take the mean of an image, whose last bit
-        # depends on how many threads add it up.
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            own = self._batch(part.samples[part.begin : part.end])
-            return self._mixed(own, part) if self.mixing and len(own.labels) else own
-        finally:
-            torch.set_num_threads(num_threads)
-            torch.default_generator.set_state(state)
-
-    def _batch(self, indices: list[tuple[int, int]]) -> Batch:
-        shape = (len(indices), 3, self.img_size, self.img_size)
-        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        positions, sizes, bad, kept = [], [], [], []
-        for epoch, position in indices:
-            sample_id = str(self.split.ids[position])
-            try:
-                resized = self.images.load(position)
-            except BadImage as error:
-                if not self.leaves_out_bad:
-                    raise LoadingFailed(f"{error}; {self.remedy}") from error
-                bad.append((sample_id, str(error)))
-                continue
-            if resized.trouble:
-                bad.append(("", resized.trouble))
-            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, sample_id))
-            images[len(positions)] = self.view(resized.image)
-            if self.patch_dropout is not None:
-                kept.append(self.patch_dropout())
-            positions.append(position)
-            sizes.append(resized.original_size)
-        return Batch(
-            images[: len(positions)],
-            torch.from_numpy(self.split.labels[positions]),
-            torch.tensor(positions, dtype=torch.int64),
-            torch.tensor(sizes, dtype=torch.int64).view(-1, 2),
-            bad=tuple(bad),
-            kept=torch.stack(kept) if kept else None,
-        )
-
-    def _mixed(self, batch: Batch, part: BatchShare) -> Batch:
-        """Mix a part as the whole batch is mixed: each image with the one before it."""
-        images, labels = batch.images, batch.labels
-        before = None if part.is_whole else self._before(part)
-        if before is not None:
-            images = torch.cat([before.images, images])
-            labels = torch.cat([before.labels, labels])
-        epoch, position = part.samples[0]
-        seed = derive_seed(self.seed, epoch, "mix", str(self.split.ids[position]))
-        torch.default_generator.manual_seed(seed)
-        images, targets = self.mixing(images, labels)
-        own = slice(0 if before is None else 1, None)
-        images = images[own].contiguous(memory_format=torch.channels_last)
-        targets = targets[own]
-        return batch._replace(images=images, targets=targets, labels=targets.argmax(dim=1))
-
-    def _before(self, part: BatchShare) -> Batch | None:
-        """Load the sample that is mixed into the part's first; None if all others are bad."""
-        others = [*part.samples[part.end :], *part.samples[: part.begin]]
-        for sample in reversed(others):
-            before = self._batch([sample])
-            if len(before.labels):
-                return before
-        return None
-
-
-# --- Loaders --------------------------------------------------------------------------------------
 
 
 def _as_it_is(batch: Batch) -> Batch:

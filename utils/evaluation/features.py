@@ -29,29 +29,43 @@ from utils.data.loaders import eval_loader
 from utils.data.presets import PRESETS
 from utils.data.splits import Split
 from utils.errors import RunError
-from utils.files import open_atomic, open_regular, read_regular, sync, write_json
+from utils.files import naming, open_atomic, open_regular, read_regular, sync, write_json
 from utils.ownership import make_folder
 from utils.signals import started
 
 FORMAT = 1  # raise it when the numbers or their layout change
 BATCH = 32  # images at a time; the last batch is filled up
-SHARD = 16 * BATCH  # images
+SHARD = 4 * BATCH  # images; what a kill loses at most
+# Fields of a model config that change no feature: which of them the head reads, and what is random
+# in training. So a probe's checkpoint has the features of the weights that it was fitted on.
+NOT_OF_THE_TRUNK = {"pool", "dropout", "drop_path"}
 VALUES_FILE, LIST_FILE = "features.bin", "shards.json"
 
 
 class Features(NamedTuple):
-    """What heads may read of the images of a split that can be decoded, in its order."""
+    """What heads may read of the N images of a split that can be decoded, in split order."""
 
-    kinds: tuple[str, ...]  # names of the F kinds, such as token and mean
-    ids: list[str]  # of N images
+    kinds: tuple[str, ...]  # names of the F kinds: KINDS in models/vit.py, such as token and mean
+    ids: list[str]  # (N,) sample ids
+    labels: np.ndarray  # (N,) int64
+    positions: np.ndarray  # (N,) int64, positions in the split
     values: np.ndarray  # (N, F, D) float32, mapped from the disk
+
+    def of(self, kinds: Sequence[str]) -> np.ndarray:
+        """Return the (N, len(kinds) * D) float32 features of some kinds, concatenated.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        wanted = [self.kinds.index(kind) for kind in kinds]
+        return self.values[:, wanted].reshape(len(self.ids), -1)
 
 
 class Trunk(NamedTuple):
     """A model without its head, and what its features depend on besides."""
 
-    model: nn.Module  # on the device of `normalize`
-    weights: str  # id of its weights, the head's aside
+    model: nn.Module  # on the device of `normalize`; has `feature_kinds` and `all_features`
+    weights: str  # identity of its weights, the head's aside
     normalize: Normalizer
 
 
@@ -179,16 +193,17 @@ def features_of(
     content = {
         "features": FORMAT,
         "weights": trunk.weights,
-        "model": config.model.to_dict(),
+        "model": {key: v for key, v in config.model.items() if key not in NOT_OF_THE_TRUNK},
+        "kinds": model.feature_kinds,
         "normalization": config.normalization.to_dict(),
         "view": {"squash": preset.squash, "side": preset.eval_side(config.img_size)},
         "device": trunk.normalize.device.type,
         "threads": torch.get_num_threads(),
     }
     key = cache_key(split, cache_content(split, content))
-    about = {"dataset": split.dataset, "split": split.name, "kinds": model.feature_kinds}
-    shape = (len(split), len(model.feature_kinds), model.head.in_features)
-    with locked(cache_dir / f"{key}.lock"):
+    about = {"dataset": split.dataset, "split": split.name}
+    shape = (len(split), len(model.feature_kinds), config.model.embed_dim)
+    with naming(cache_dir / key), locked(cache_dir / f"{key}.lock"):
         store = _Store(cache_dir / key, shape, {**about, "images": len(split), **content})
         parts = [part for part in EvalBatches(len(split), BATCH) if not store.is_whole(part)]
         lost = np.empty(0, np.int64)
@@ -203,7 +218,8 @@ def features_of(
     if not np.isfinite(values).all():
         raise RunError(f"features of {split.name} are not finite; are the weights damaged?")
     log.info("features: %s of %d images in %s", split.name, len(kept), cache_dir / key)
-    return Features(model.feature_kinds, split.ids[kept].tolist(), values)
+    ids, labels = split.ids[kept].tolist(), np.asarray(split.labels)[kept]
+    return Features(model.feature_kinds, ids, labels, kept, values)
 
 
 def write_features(path: Path, features: Features) -> None:

@@ -154,6 +154,11 @@ def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
+def trunk_id(state_dict: Mapping[str, Tensor]) -> str:
+    """Return `checkpoint_id` without the head: weights that differ in it alone are equal here."""
+    return checkpoint_id({k: v for k, v in state_dict.items() if not k.startswith("head.")})
+
+
 def about_run(
     config: FrozenConfigDict,
     classes: Sequence[str],
