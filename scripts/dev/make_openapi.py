@@ -1,4 +1,4 @@
-"""Write the contract of the entrypoints and the probe, generated from the table of flags, as OpenAPI 3.1.
+"""Write the contract of the commands, generated from the table of flags, as OpenAPI 3.1.
 
     python scripts/dev/make_openapi.py            # rewrites the file
     python scripts/dev/make_openapi.py --check    # exit 1 if the file is not what the table says

@@ -377,8 +377,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
     "probe": (
         Flag("method", types.names_of(PROBE_METHODS), None, PROBE, metavar="NAME,...").help(
-            f"classifiers to fit, of {', '.join(PROBE_METHODS)} (default: all, but without logistic where "
-            "images x features x classes are over 1e11)"
+            f"classifiers to fit, of {', '.join(PROBE_METHODS)} (default: all; where images x "
+            "features x classes are over 1e11 all but logistic)"
         ),
         Flag("features", ("auto", "class", "mean", "both"), "auto", PROBE).help(
             "what they read of an image: class token (or what the weights pool by), mean of the "

@@ -202,11 +202,12 @@ def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
         "num_steps": num_steps,
         "epochs": num_steps * batch / num_samples,
         "warmup_steps": warmup,
-        "num_workers": _workers(flags, flags.tiny_train_subset),
+        "num_workers": resolve_workers(flags, flags.tiny_train_subset),
     }
 
 
-def _workers(flags: FrozenConfigDict, tiny_subset: str | None) -> int:
+def resolve_workers(flags: FrozenConfigDict, tiny_subset: str | None) -> int:
+    """Return the number of loader processes: as the flag says, or what suits the subset."""
     if flags.num_workers is not None:
         return flags.num_workers
     # Starting a worker costs seconds on macOS, more than loading a few images.
@@ -234,5 +235,5 @@ def resolve_from_checkpoint(
                 f"--{name} {given} contradicts the checkpoint {flags.checkpoint}, which has "
                 f"{checkpoint[name]}"
             )
-    workers = _workers(flags, flags.tiny_infer_subset)
+    workers = resolve_workers(flags, flags.tiny_infer_subset)
     return {**{name: checkpoint[name] for name in names}, "num_workers": workers}

@@ -71,7 +71,7 @@ def names_of(known: tuple[str, ...]) -> Callable[[str], str]:
         if wrong:
             meant = near_miss(wrong[0], known)
             raise argparse.ArgumentTypeError(
-                f"{wrong[0]!r} is none of {', '.join(known)}{meant}; several are separated by commas"
+                f"{wrong[0]!r} is none of {', '.join(known)}{meant}; separate several by commas"
             )
         return ",".join(name for name in known if name in asked)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
-from utils.probe.fits import Logistic
+from utils.probe.fits import Linear, Logistic
 
 # Strengths C, strongest regularisation first; the best at an edge extends them.
 GRID = tuple(10.0 ** (power / 2) for power in range(-8, 7))
@@ -91,6 +91,9 @@ class Judge:
         """Take samples to fit and to judge, train and val or those of each fold; and C."""
         self.folds, self.num_classes = folds, num_classes
         self.not_converged: set[float] = set()  # strengths of fits that did not converge
+        self.fits: dict[
+            float, Linear
+        ] = {}  # of train, by strength, where that is all that is fitted
 
     def __call__(self, strengths: Sequence[float]) -> list[Quality]:
         """Return how good each of some strengths is, over all samples to judge."""
@@ -103,6 +106,8 @@ class Judge:
                 for strength, fit in zip(strengths, fits, strict=True)
                 if not fit.has_converged
             }
+            if len(self.folds) == 1:
+                self.fits |= dict(zip(strengths, fits, strict=True))
             qualities.append([quality_of(fit.scores(x), labels) for fit in fits])
             sizes.append(len(labels))
         mean = np.average(qualities, axis=0, weights=sizes)

@@ -61,6 +61,7 @@ class Row:
     is_chosen: bool = False  # whether it is the best of its method
     has_converged: bool = True
     tried: dict[float, Quality] = field(default_factory=dict)  # by strength
+    head: Linear | None = None  # the fit that was judged on val; nearest neighbours have none
 
 
 class Task(NamedTuple):
@@ -118,6 +119,7 @@ def _tried(task: Task, method: str, features: str) -> Row:
             tried=tried,
             judged=tried[strength],
             has_converged=has_converged,
+            head=judge.fits.get(strength),
         )
         if judge.not_converged:
             log.warning(
@@ -127,12 +129,14 @@ def _tried(task: Task, method: str, features: str) -> Row:
                 "" if has_converged else "; the chosen one is among them",
             )
     elif folds:
-        qualities = [
-            quality_of(scores_of(row, fitted, x, task.num_classes), labels)
-            for fitted, (x, labels) in folds
-        ]
+        qualities, head = [], None
+        for fitted, (x, labels) in folds:
+            head = None if method == KNN else fit_head(method, fitted, task.num_classes)
+            scores = scores_of(row, fitted, x, task.num_classes) if head is None else head.scores(x)
+            qualities.append(quality_of(scores, labels))
         sizes = [len(labels) for _, (_, labels) in folds]
-        row = replace(row, judged=Quality(*np.average(qualities, axis=0, weights=sizes).tolist()))
+        mean = Quality(*np.average(qualities, axis=0, weights=sizes).tolist())
+        row = replace(row, judged=mean, head=head if task.val is not None else None)
     return replace(row, seconds=time.perf_counter() - begin)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from utils.console import log
-from utils.files import open_atomic, write_json
+from utils.files import open_atomic
 from utils.probe.curves import OutOfFold, interval
 from utils.probe.methods import Row
 
@@ -97,7 +97,7 @@ def say_report(report: Mapping[str, Any]) -> None:
     """Log the table, the learning curve and the folds."""
     for line in table_lines(report):
         log.info("%s", line)
-    log.info("(in brackets 95 %% bootstrap intervals; * features that were chosen)")
+    log.info("(in brackets 95 % bootstrap intervals; * features that were chosen)")
     for method, curve in report.get("few_shot", {}).items():
         points = [
             f"{shots}: {100 * at['mean']:.1f} ± {100 * at['sd']:.1f}" for shots, at in curve.items()
@@ -113,12 +113,7 @@ def say_report(report: Mapping[str, Any]) -> None:
         )
 
 
-def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write `probe.json`."""
-    write_json(path, report)
-
-
-def write_folds(path: Path, ids: np.ndarray, labels: np.ndarray, judged: OutOfFold) -> None:
+def write_folds(path: Path, ids: Sequence[str], labels: np.ndarray, judged: OutOfFold) -> None:
     """Write ids, labels, folds and out-of-fold probabilities as an `.npz` file."""
     with open_atomic(path) as file:
         np.savez(
