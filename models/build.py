@@ -7,7 +7,7 @@ import torch
 from ml_collections import ConfigDict, FrozenConfigDict
 from torch import Tensor
 
-from models.configs import ModelConfigError, complete_config, get_config
+from models.configs import POOL_READS, ModelConfigError, complete_config, get_config
 from models.pretrained.formats import WeightsError
 from models.pretrained.load import HEAD_KEYS, LoadReport, load_pretrained
 from models.pretrained.profiles import GOOGLE, PROFILES
@@ -185,6 +185,11 @@ def plan_model(
     else:
         config, profile = adapt_config(config, weights), weights.profile
         keep_head = sorted(weights.classes or ()) == sorted(classes)
+        pool = weights.architecture["pool"]
+        if keep_head and config.head == "parts" and pool != config.pool:
+            keep_head = False
+            note = f"its head reads {' and '.join(POOL_READS[pool])}, so --head parts starts anew"
+            weights = weights._replace(notes=(*weights.notes, note))
         if keep_head:
             weights = with_class_order(weights, classes)
     return ModelPlan(config, profile.normalization, len(classes), weights, keep_head, flags)

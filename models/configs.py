@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 HEADS = ("token", "parts")
-POOLS = ("token", "avg", "map")
+# What of an image the head reads, by pool, concatenated in this order. "token": class token, "map":
+# attention pooling, "mean": mean of the patch tokens, all after the final norm and without
+# registers; "avg": norm of the mean of the patch tokens. "token_avg" is Hugging Face's
+# Dinov2ForImageClassification.
+POOL_READS = {
+    "token": ("token",),
+    "avg": ("avg",),
+    "map": ("map",),
+    "norm_avg": ("mean",),
+    "token_avg": ("token", "mean"),
+    "map_avg": ("map", "mean"),
+}
+POOLS = tuple(POOL_READS)
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "quick_gelu")
 
 
@@ -65,8 +77,7 @@ _FIELDS = {
     "head": _Field(str, HEADS, "token"),  # "token": plain ViT; "parts": TransFG's part selection
     # Pixels between patches; None: the patch side, so they do not overlap.
     "patch_stride": _Field(int, (1, 2**16), None),
-    # What the head reads: class token, "avg" (mean of patches), "map" (attention pooling).
-    "pool": _Field(str, POOLS, "token"),
+    "pool": _Field(str, POOLS, "token"),  # what the head reads
     "layer_norm_eps": _Field(float, _SHARE, 1e-6),  # as Google's and timm's ViTs; torch's is 1e-5
     "activation": _Field(str, ACTIVATION_NAMES, "gelu"),  # in the MLPs
     "class_token": _Field(bool, default=True),  # SigLIP has none
@@ -124,7 +135,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     size, patch, stride = (values[key] for key in ("img_size", "patch_size", "patch_stride"))
     has_parts = values["head"] == "parts"
     reader = "part selection" if has_parts else f"pool {values['pool']}"
-    needs_class_token = has_parts or values["pool"] == "token"
+    needs_class_token = has_parts or "token" in POOL_READS[values["pool"]]
     problems = {
         f"embed_dim {width} is not a multiple of num_heads {heads}": width % heads,
         f"patch_stride {stride} is over patch_size {patch}": stride > patch,
@@ -194,6 +205,17 @@ def types_of_size(sizes: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(
         name for name, known in _SIZES.items() if all(known[k] == v for k, v in sizes.items())
     )
+
+
+def feature_kinds(config: ConfigDict) -> tuple[str, ...]:
+    """Return the kinds of `POOL_READS` that a model without its head offers, in order."""
+    if config.head == "parts":
+        return ("parts",)
+    if config.pool == "avg":
+        return ("avg",)
+    if "map" in POOL_READS[config.pool]:
+        return ("map", "mean")
+    return ("token", "mean") if config.class_token else ("mean",)
 
 
 def grid_side(config: ConfigDict) -> int:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models.activation_checkpointing import checkpointed
-from models.configs import grid_side, num_prefix_tokens
+from models.configs import POOL_READS, feature_kinds, grid_side, num_prefix_tokens
 from models.layers import (
     AttentionPool,
     Block,
@@ -26,7 +26,7 @@ class ViTOutput(NamedTuple):
     """The output of a forward pass."""
 
     logits: Tensor  # (B, C)
-    features: Tensor  # (B, D), input of the head
+    features: Tensor  # (B, D), input of the head; (B, 2 * D) if it reads two kinds
     # (B, H, 2) x and y in [0, 1] of the input square: the center of the patch that each attention
     # head selected; None in a model without part selection.
     parts: Tensor | None = None
@@ -125,54 +125,51 @@ class Backbone(nn.Module):
         return checkpointed(self, images, kept)
 
 
-# What heads may read of an image, by pool: class token or pooled map, and mean of the patches.
-KINDS = {"token": ("token", "mean"), "map": ("map", "mean"), "avg": ("avg",)}
-
-
 class VisionTransformer(Backbone):
     """A ViT classifier."""
 
     def __init__(self, config: ConfigDict, num_classes: int) -> None:
         super().__init__(config, num_blocks=config.depth)
-        self.pool = config.pool
-        self.feature_kinds = KINDS[self.pool]
+        self.feature_kinds = feature_kinds(config)
+        self.read_kinds = POOL_READS[config.pool]
+        has_avg, has_map = "avg" in self.feature_kinds, "map" in self.feature_kinds
         # timm's names: `norm` before pooling, `fc_norm` after averaging.
-        self.norm = nn.Identity() if self.pool == "avg" else self._norm(config)
-        self.fc_norm = self._norm(config) if self.pool == "avg" else nn.Identity()
-        self.attn_pool = AttentionPool(config) if self.pool == "map" else None
-        self.head = nn.Linear(config.embed_dim, num_classes)
+        self.norm = nn.Identity() if has_avg else self._norm(config)
+        self.fc_norm = self._norm(config) if has_avg else nn.Identity()
+        self.attn_pool = AttentionPool(config) if has_map else None
+        self.head = nn.Linear(len(self.read_kinds) * config.embed_dim, num_classes)
         self._init_weights()
 
-    def _features(self, images: Tensor, kept: Tensor | None) -> Tensor:
-        """Map (B, 3, S, S) images to the (B, D) features that the head reads."""
+    def _kinds(self, kinds: tuple[str, ...], images: Tensor, kept: Tensor | None) -> list[Tensor]:
+        """Map (B, 3, S, S) images to their (B, D) features of each of some kinds."""
         x = self._tokens(images, kept)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
-        if self.pool == "token":
-            # The head reads only the class token, so the last block does not compute the query,
-            # projection and MLP of the others: the same numbers at 2/12 of a block.
-            return self.norm(self.blocks[-1](x, query_tokens=1)[:, 0])
-        x = self._run(self.blocks[-1], x)
-        if self.pool == "avg":
-            return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
-        return self.attn_pool(self.norm(x))
+        features = {}
+        if "token" in kinds:
+            # For the class token the last block does not compute the query, projection and MLP of
+            # the others: the same numbers at 2/12 of a block. Also where others are read besides,
+            # so that a class token has the same bits whatever it is computed for.
+            features["token"] = self.norm(self.blocks[-1](x, query_tokens=1)[:, 0])
+        if kinds != ("token",):
+            x = self.norm(self._run(self.blocks[-1], x))
+            features["mean"] = x[:, self.num_prefix_tokens :].mean(dim=1)
+            features["avg"] = self.fc_norm(features["mean"])
+            if "map" in kinds:
+                features["map"] = self.attn_pool(x)
+        return [features[kind] for kind in kinds]
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> ViTOutput:
-        """Classify (B, 3, S, S) normalised float32 images: logits (B, C) and features (B, D).
+        """Classify (B, 3, S, S) normalised float32 images: logits (B, C) and features.
 
-        Of the patches only the `kept` ones are seen, (B, K) sorted indices; None: all.
+        Of the patches only the `kept` ones are seen, (B, K) sorted indices; None: all. In place of
+        images it takes features that were computed before: the head's (B, F * D) input.
         """
-        features = self._features(images, kept)
+        features = images
+        if images.ndim == 4:
+            features = torch.cat(self._kinds(self.read_kinds, images, kept), dim=1)
         return ViTOutput(self.head(features), features)
 
     def all_features(self, images: Tensor) -> Tensor:
         """Map (B, 3, S, S) images to the (B, F, D) `feature_kinds`, all after the final norm."""
-        x = self._tokens(images)
-        for block in self.blocks:
-            x = self._run(block, x)
-        x = self.norm(x)
-        mean = self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
-        if self.pool == "avg":
-            return mean[:, None]
-        first = x[:, 0] if self.pool == "token" else self.attn_pool(x)
-        return torch.stack((first, mean), dim=1)
+        return torch.stack(self._kinds(self.feature_kinds, images, None), dim=1)

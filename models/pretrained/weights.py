@@ -122,8 +122,13 @@ def _without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]
     return {**tensors, "reg_token": registers + theirs, "pos_embed": pos_embed}
 
 
-def _architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Read the sizes and the other config fields of the model that `tensors` are of."""
+def _architecture(
+    tensors: Mapping[str, Tensor], pool: str | None = None
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Read the sizes and the other config fields of the model that `tensors` are of.
+
+    `pool` is what its head reads, if that is known.
+    """
     kernel, registers = tensors["patch_embed.proj.weight"], tensors.get("reg_token")
     indices = [int(match[1]) for key in tensors if (match := re.match(r"blocks\.(\d+)\.", key))]
     has_part_block = any(key.startswith("part_block.") for key in tensors)
@@ -134,7 +139,6 @@ def _architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[s
         "mlp_dim": tensors["blocks.0.mlp.fc1.weight"].shape[0],
     }
     has_class_token = "cls_token" in tensors
-    pools = {"attn_pool.latent": "map", "fc_norm.weight": "avg"}
     architecture = {
         "class_token": has_class_token,
         # Positions of a square grid alone, or with the class token's; no number is both.
@@ -142,11 +146,21 @@ def _architecture(tensors: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[s
         "num_registers": 0 if registers is None else registers.shape[1],
         "pre_norm": "norm_pre.weight" in tensors,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-        "pool": next((pool for key, pool in pools.items() if key in tensors), "token"),
+        "pool": pool or _pool_of(tensors, has_class_token),
     }
-    if architecture["pool"] == "token" and not has_class_token:
-        raise WeightsError("it has neither class token nor attention pooling nor fc_norm")
     return sizes, architecture
+
+
+def _pool_of(tensors: Mapping[str, Tensor], has_class_token: bool) -> str:
+    """Return what the head of foreign weights reads, or would read."""
+    if "fc_norm.weight" in tensors:
+        return "avg"
+    if not has_class_token and "attn_pool.latent" not in tensors:
+        raise WeightsError("it has neither class token nor attention pooling nor fc_norm")
+    pool = "map" if "attn_pool.latent" in tensors else "token"
+    head, width = tensors.get("head.weight"), tensors["patch_embed.proj.weight"].shape[0]
+    reads_both = head is not None and head.ndim == 2 and head.shape[1] == 2 * width
+    return f"{pool}_avg" if reads_both else pool
 
 
 def _profile_of(
@@ -233,8 +247,8 @@ def own_pretrained(
     """
     tensors, notes = _as_float32(state_dict)
     _check_embeddings(tensors)
-    sizes, architecture = _architecture(tensors)
     config = _config_of(model_config)
+    sizes, architecture = _architecture(tensors, config.pool)
     if any(config[key] != value for key, value in sizes.items()):
         raise WeightsError("it does not hold the weights of the model that it describes")
     sizes["num_heads"] = config.num_heads

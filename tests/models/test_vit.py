@@ -179,13 +179,16 @@ def by_numpy(
     if config.pool == "avg":
         return linear(norm(x[:, num_prefix_tokens(config) :].mean(axis=1), "fc_norm"), "head")
     x = norm(x, "norm")
-    if config.pool == "token":
-        return linear(x[:, 0], "head")
+    mean = x[:, num_prefix_tokens(config) :].mean(axis=1)
+    if not config.pool.startswith("map"):
+        read = {"token": [x[:, 0]], "norm_avg": [mean], "token_avg": [x[:, 0], mean]}
+        return linear(np.concatenate(read[config.pool], axis=1), "head")
     query = linear(np.repeat(w["attn_pool.latent"], batch, axis=0), "attn_pool.q")  # (B, 1, D)
     pooled = linear(
         attend(query, *np.split(linear(x, "attn_pool.kv"), 2, axis=2)), "attn_pool.proj"
     )
-    return linear((pooled + mlp(norm(pooled, "attn_pool.norm"), "attn_pool.mlp"))[:, 0], "head")
+    pooled = (pooled + mlp(norm(pooled, "attn_pool.norm"), "attn_pool.mlp"))[:, 0]
+    return linear(np.concatenate([pooled, *[mean] * (config.pool == "map_avg")], axis=1), "head")
 
 
 @given(
@@ -206,7 +209,8 @@ def test_forward_is_the_paper_s(config, batch, classes, drops, seed):
     with torch.no_grad():
         output = model(images, kept)
     assert output.logits.shape == (batch, classes)
-    assert output.features.shape == (batch, config.embed_dim)
+    width = config.embed_dim * (2 if config.pool in ("token_avg", "map_avg") else 1)
+    assert output.features.shape == (batch, width)
     assert output.parts is None
     expected = by_numpy(model, config, images.numpy(), None if kept is None else kept.numpy())
     np.testing.assert_allclose(output.logits.numpy(), expected, **EXACT)
@@ -215,7 +219,13 @@ def test_forward_is_the_paper_s(config, batch, classes, drops, seed):
 
 @pytest.mark.parametrize(
     ("fields", "tokens"),
-    [({}, 1), ({"pool": "avg"}, 5), ({"pool": "map"}, 5), ({"head": "parts"}, 1)],
+    [
+        ({}, [1]),
+        ({"pool": "avg"}, [5]),
+        ({"pool": "map"}, [5]),
+        ({"pool": "token_avg"}, [1, 5]),
+        ({"head": "parts"}, [1]),
+    ],
     ids=str,
 )
 def test_tokens_that_the_last_block_computes(fields, tokens):
@@ -224,7 +234,26 @@ def test_tokens_that_the_last_block_computes(fields, tokens):
     for block in (*model.blocks, *([model.part_block] if "head" in fields else [])):
         block.mlp.register_forward_hook(lambda mlp, inputs, output: seen.append(output.shape[1]))
     model(torch.zeros(1, 3, 32, 32))
-    assert seen == [5, 5, tokens]
+    assert seen == [5, 5, *tokens]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_features_are_what_the_head_reads_to_the_last_bit_whatever_the_batch(pool):
+    """From 4 images on: the class token's last block has a row an image, and takes other kernels
+    for 1 to 3. So a run on features equals one on images."""
+    config = small_config(pool=pool, num_registers=1)
+    model = random_model(config, 5, seed=0).eval()
+    images = random_images(config, 32, seed=0)
+    with torch.no_grad():
+        features = model.all_features(images)
+        read = [features[:, model.feature_kinds.index(kind)] for kind in model.read_kinds]
+        read = torch.cat(read, dim=1)
+        for size in (4, 8, 12, 32):
+            outputs = [model.train()(part) for part in images.split(size)]
+            assert torch.equal(torch.cat([output.features for output in outputs]), read)
+            on_features = [model(part).logits for part in read.split(size)]
+            for output, logits in zip(outputs, on_features, strict=True):
+                assert torch.equal(output.logits, logits)
 
 
 # --- Dropout, stochastic depth, activation checkpointing ------------------------------------------

@@ -239,10 +239,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             types.path,
             None,
             EVERY,
-            needs={"cache": ("disk",)},
             hashed="never",
             path="place",
-        ).help(f"folder of --cache disk (default: <output_dir>/{CACHE_FOLDER})"),
+        ).help(f"folder of --cache disk and of features (default: <output_dir>/{CACHE_FOLDER})"),
     ),
     "model": (
         Flag("model_type", (), "ViT-B_16", EVERY, checkpoint_decides=True).help(

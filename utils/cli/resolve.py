@@ -165,7 +165,7 @@ def _with_paths(values: dict[str, Any], checked: Collection[str]) -> FrozenConfi
         for name, row in FLAGS.items():
             if row.path == "file" and name in checked and values.get(name) is not None:
                 check_file(values[name], f"--{name}")
-        if values["cache"] == "disk":
+        if values["cache"] == "disk" or values.get("export_features") or values["cache_dir"]:
             cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
             check_writable(cache_dir, "--cache_dir")
             values = {**values, "cache_dir": cache_dir}

@@ -28,7 +28,7 @@ ENOUGH_FILES = 4096
 class Batch(NamedTuple):
     """What a loader yields, B samples of it."""
 
-    images: Tensor  # (B, 3, S, S) uint8, channels last in memory
+    images: Tensor  # (B, 3, S, S) uint8, channels last in memory; or (B, D) float32 features
     labels: Tensor  # (B,) int64; of mixed images the class with the larger share
     positions: Tensor  # (B,) int64, in the split
     sizes: Tensor  # (B, 2) int64, width and height of the original image, pixels
@@ -182,8 +182,11 @@ class Normalizer:
         self.shift = (-mean / std).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Turn (B, 3, S, S) uint8 on the CPU into contiguous float32 on the device."""
+        """Turn (B, 3, S, S) uint8 on the CPU into contiguous float32 on the device.
+
+        Features, which are float32, are moved as they are.
+        """
         # non_blocking can corrupt data on MPS (pytorch #189690) and pays only from pinned memory.
         # Batches come channels last; contiguous before MPS sees them (mistakes with other layouts).
         images = images.contiguous().to(self.device, non_blocking=self.device.type == "cuda")
-        return images.float() * self.scale + self.shift
+        return images if images.is_floating_point() else images.float() * self.scale + self.shift

@@ -18,7 +18,7 @@ from utils.data.image_checks import USERS_OWN
 from utils.data.images.openers import BadImage
 from utils.data.presets import PRESETS, Augmentation
 from utils.data.resized_images import CachedImages, FileImages
-from utils.data.sample_datasets import ImageDataset
+from utils.data.sample_datasets import FeatureDataset, ImageDataset
 from utils.data.splits import Split
 from utils.data.transforms import EvalView, Mixing, PatchDropout, TrainView
 from utils.data_utils import seed_worker
@@ -67,7 +67,7 @@ class _Loader(DataLoader):
 
 
 def make_loader(
-    dataset: ImageDataset,
+    dataset: ImageDataset | FeatureDataset,
     batches: Iterable[BatchShare],
     num_workers: int,
     device: torch.device,
@@ -143,6 +143,7 @@ def train_loader(
     micro_batches: int,
     device: torch.device,
     start_step: int = 0,
+    features: FeatureDataset | None = None,
 ) -> DataLoader:
     """Build a loader of this process's part of the micro-batches of a run, in shuffled order.
 
@@ -152,10 +153,22 @@ def train_loader(
         micro_batches: number of micro-batches of an optimizer step.
         device: device of the model.
         start_step: number of optimizer steps already done.
+        features: serves the samples instead of images.
 
     Raises:
         RunError: as `open_images`.
     """
+    step_size = config.train_batch_size
+    batches = TrainBatches(
+        len(split),
+        config.seed,
+        range(start_step * step_size, config.num_steps * step_size),
+        step_size // micro_batches,
+        rank(),
+        world_size(),
+    )
+    if features is not None:
+        return make_loader(features, batches, 0, device)
     augmentation = Augmentation(config.augment, config.random_erasing, config.mixup, config.cutmix)
     dataset = ImageDataset(
         split,
@@ -168,15 +181,6 @@ def train_loader(
         leaves_out_bad=config.skip_bad_images > 0,
         remedy=_remedy(config, is_training=True),
     )
-    step_size = config.train_batch_size
-    batches = TrainBatches(
-        len(split),
-        config.seed,
-        range(start_step * step_size, config.num_steps * step_size),
-        step_size // micro_batches,
-        rank(),
-        world_size(),
-    )
     return make_loader(dataset, batches, config.num_workers, device)
 
 
@@ -185,6 +189,7 @@ def eval_loader(
     split: Split,
     device: torch.device,
     batches: Iterable[BatchShare] | None = None,
+    features: FeatureDataset | None = None,
 ) -> DataLoader:
     """Build a loader of whole batches in split order, of which each process gets some.
 
@@ -195,10 +200,15 @@ def eval_loader(
         split: samples of the evaluation.
         device: device of the model.
         batches: batches to yield instead.
+        features: serves the samples instead of images.
 
     Raises:
         RunError: as `open_images`.
     """
+    if batches is None:
+        batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
+    if features is not None:
+        return make_loader(features, batches, 0, device)
     view = EvalView(PRESETS[config.preset], config.img_size)
     images = open_images(config, split, "eval")
     leaves_out_bad = config.skip_bad_images > 0
@@ -211,6 +221,4 @@ def eval_loader(
         leaves_out_bad=leaves_out_bad,
         remedy=_remedy(config, is_training="checkpoint" not in config),
     )
-    if batches is None:
-        batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     return make_loader(dataset, batches, config.num_workers, device)

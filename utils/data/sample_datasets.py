@@ -1,4 +1,4 @@
-"""Serve the images of a split in batches: load, view, augment, mix; each sample by its own numbers.
+"""Serve the samples of a split in batches: images as they are viewed, or their features.
 
 Shapes: B batch, S image side in pixels.
 """
@@ -6,6 +6,7 @@ Shapes: B batch, S image side in pixels.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -119,3 +120,35 @@ class ImageDataset(Dataset):
             if len(before.labels):
                 return before
         return None
+
+
+@dataclass
+class FeatureDataset(Dataset):
+    """Serve features of the images of a split in place of the images.
+
+    A batch has `features` (B, D) float32 as its `images`, and the members that one of images has.
+    """
+
+    split: Split
+    features: np.ndarray  # (N, D) float32, of the images that can be decoded
+    positions: np.ndarray  # (N,) int64, their positions in the split, sorted
+    seed: int = 0  # nothing is drawn
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, part: BatchShare) -> Batch:
+        """Return this process's part of a batch."""
+        asked = np.array([position for _, position in part.samples[part.begin : part.end]])
+        is_there = np.isin(asked, self.positions)
+        there = asked[is_there]
+        return Batch(
+            torch.from_numpy(self.features[np.searchsorted(self.positions, there)]),
+            torch.from_numpy(self.split.labels[there]),
+            torch.from_numpy(there),
+            torch.zeros(len(there), 2, dtype=torch.int64),
+            bad=tuple(
+                (str(self.split.ids[position]), f"{self.split.path_of(position)} has no features")
+                for position in asked[~is_there]
+            ),
+        )

@@ -45,7 +45,7 @@ VALUES_FILE, LIST_FILE = "features.bin", "shards.json"
 class Features(NamedTuple):
     """What heads may read of the N images of a split that can be decoded, in split order."""
 
-    kinds: tuple[str, ...]  # names of the F kinds: KINDS in models/vit.py, such as token and mean
+    kinds: tuple[str, ...]  # of the F features: POOL_READS in models/configs.py says what they are
     ids: list[str]  # (N,) sample ids
     labels: np.ndarray  # (N,) int64
     positions: np.ndarray  # (N,) int64, positions in the split
@@ -57,8 +57,11 @@ class Features(NamedTuple):
         Raises:
             ValueError: there is no such kind.
         """
-        wanted = [self.kinds.index(kind) for kind in kinds]
-        return self.values[:, wanted].reshape(len(self.ids), -1)
+        if tuple(kinds) == self.kinds:
+            return self.values.reshape(len(self.ids), -1)  # still mapped, as a single kind is
+        if len(kinds) == 1:
+            return self.values[:, self.kinds.index(kinds[0])]
+        return np.concatenate([self.of([kind]) for kind in kinds], axis=1)
 
 
 class Trunk(NamedTuple):

@@ -1,14 +1,20 @@
-"""Give a run the features of its images, computed once and kept in the cache's folder."""
+"""Give a run the features of its images, computed once; train on them where they stay the same."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import FrozenConfigDict
 from torch import nn
+from torch.utils.data import DataLoader
 
 from utils.cli.flags import CACHE_FOLDER
+from utils.console import log
 from utils.data.batches import Normalizer
+from utils.data.loaders import eval_loader, train_loader
+from utils.data.presets import PRESETS
+from utils.data.sample_datasets import FeatureDataset
 from utils.data.splits import Split
+from utils.dataset import Data
 from utils.evaluation.features import Features, Trunk, features_of
 from utils.run.checkpoint import trunk_id
 
@@ -43,3 +49,55 @@ def features_of_run(
     cache_dir = Path(config.cache_dir or Path(config.output_dir, CACHE_FOLDER))
     trunk = Trunk(model, trunk_id(model.state_dict()), normalize)
     return features_of(trunk, config, split, cache_dir, note_bad)
+
+
+def has_constant_trunk(config: FrozenConfigDict) -> bool:
+    """Return whether a training image has the same features at every step."""
+    draws = config.dropout, config.drop_path, config.patch_dropout, config.random_erasing
+    is_same_view = PRESETS[config.preset].centered and config.augment == "none"
+    is_mixed = config.mixup or config.cutmix
+    is_frozen = config.freeze == "backbone" and config.head == "token"
+    return is_frozen and is_same_view and not is_mixed and not any(draws)
+
+
+def training_loaders(
+    config: FrozenConfigDict,
+    data: Data,
+    model: nn.Module,
+    micro_batches: int,
+    step: int,
+    normalize: Normalizer,
+    note_bad: Callable[[Sequence[tuple[str, str]]], None],
+) -> tuple[DataLoader, DataLoader]:
+    """Build the loaders of training and evaluation, of features where the trunk is constant.
+
+    Args:
+        config: config of the run.
+        data: the run's splits.
+        model: model on the device of `normalize`, with the weights of `step`.
+        micro_batches: number of micro-batches of an optimizer step.
+        step: number of optimizer steps already done.
+        normalize: normalizer with the config's normalisation, and the device.
+        note_bad: is told of images that cannot be decoded.
+
+    Raises:
+        RunError: as `features_of_run`, or a cache of images cannot be built.
+    """
+    train, evaluated = None, None
+    if has_constant_trunk(config):
+        log.info(
+            "every image has the same features at every step: they are computed once, and training "
+            "reads them instead of images"
+        )
+
+        def served(split: Split) -> FeatureDataset:
+            features = features_of_run(model, config, split, normalize, note_bad)
+            return FeatureDataset(split, features.of(model.read_kinds), features.positions)
+
+        train = served(data.train)
+        evaluated = served(data.eval) if config.tta == "none" else None
+    device = normalize.device
+    return (
+        train_loader(config, data.train, micro_batches, device, step, train),
+        eval_loader(config, data.eval, device, features=evaluated),
+    )

@@ -16,7 +16,6 @@ from utils.cli.flags import experiment_of, with_absolute_paths
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.digests import Digests, digest_set, union
-from utils.data.loaders import eval_loader, train_loader
 from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
@@ -26,6 +25,7 @@ from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
 from utils.run.best import BestKeeper, forget_lost_best
 from utils.run.checkpoint import about_run, to_tensor
+from utils.run.features import training_loaders
 from utils.run.lock import locked_run
 from utils.run.resume import (
     PARTS,
@@ -253,9 +253,6 @@ def _build_run(
     config, device, train = plan.config, plan.device, plan.data.train
     resume, step = plan.start.resume, plan.start.progress.step
     normalize = Normalizer(plan.about["normalization"], device)
-    with failing_together():
-        train_batches = train_loader(config, train, plan.micro_batches, device, step)
-        eval_batches = eval_loader(config, plan.data.eval, device)
     ids_of = functools.partial(ids_of_step, train, config.seed, config.train_batch_size)
     meter = TrainMeter(step, ids_of)
     learner.model.train()
@@ -269,6 +266,11 @@ def _build_run(
         resume.restore(late)
     every = plan.start.parts | late
     bad_images = plan.start.bad_images
+    told = config, plan.data, learner.model
+    with failing_together():  # features need the weights
+        train_batches, eval_batches = training_loaders(
+            *told, plan.micro_batches, step, normalize, bad_images.note
+        )
     evaluator = Evaluator(config, eval_batches, normalize, bad_images.note)
     return TrainingRun(
         plan,
