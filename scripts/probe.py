@@ -21,6 +21,7 @@ import utils.environment  # isort: split
 import numpy as np
 
 from models.configs import get_config, model_names
+from models.pretrained.zoo import ZOO
 from scripts.probing.plan import Plan, open_probe_data, plan_probe
 from utils.cli.resolve import parse_probe
 from utils.console import log
@@ -161,14 +162,23 @@ def main(argv: Sequence[str]) -> None:
     if world_size() > 1:
         raise InputError("the probe runs in one process; start it without torchrun")
     configs = {name: get_config(name) for name in model_names()}
-    flags = parse_probe(argv, {"dataset": dataset_names(), "model_type": configs})
+    choices = {"dataset": dataset_names(), "model_type": configs, "pretrained": ZOO}
+    flags = parse_probe(argv, choices)
     check_run_can_start(flags)
     data, val = open_probe_data(flags)
     check_images_stay(flags, data.full_train, data.full_eval)
     with named_failures(
         lambda: f"probing {flags.pretrained}; the same command continues", lambda: LESS_MEMORY
     ):
-        probe(plan_probe(flags, data, val, f"scripts/probe.py {shlex.join(argv)}"))
+        from train import build_planned_model
+        from utils.dist_util import open_device
+        from utils.run.weights import find_weights
+
+        device = open_device(flags)
+        found = find_weights(flags.pretrained, ZOO)
+        built = build_planned_model(flags, found, data.train.classes)
+        command = f"scripts/probe.py {shlex.join(argv)}"
+        probe(plan_probe(flags, data, val, built, device, command))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from models.build import rebuild_model
+from models.configs import POOL_READS
 from models.pretrained.load import HEAD_KEYS
 from models.vit import Backbone
-from scripts.probing.plan import Plan
 from utils.data.splits import Split
 from utils.evaluation.evaluate import Evaluation, whole_evaluation
 from utils.evaluation.features import Features
@@ -19,13 +19,17 @@ from utils.probe.fits import Linear
 from utils.probe.methods import BOTH, FIRST, PATCHES, Pool, Row
 from utils.run.checkpoint import checkpoint_id, save_checkpoint
 
-# The pool whose head reads these features, by the kinds of features that the model offers.
-POOLS = {
-    ("token", "mean"): {FIRST: "token", PATCHES: "norm_avg", BOTH: "token_avg"},
-    ("map", "mean"): {FIRST: "map", PATCHES: "norm_avg", BOTH: "map_avg"},
-    ("avg",): {FIRST: "avg"},
-    ("parts",): {FIRST: "token"},  # after the part block
-}
+if TYPE_CHECKING:
+    from scripts.probing.plan import Plan
+
+
+def pool_of(model: Backbone, features: str) -> str:
+    """Return the pool whose head reads the features of a name; of a single kind there is one."""
+    kinds = model.feature_kinds
+    if kinds == ("parts",):
+        return "token"  # after the part block
+    read = {FIRST: kinds[:1], PATCHES: kinds[1:], BOTH: kinds}[features]
+    return next(pool for pool, reads in POOL_READS.items() if reads == read)
 
 
 def with_head(
@@ -40,7 +44,7 @@ def with_head(
         features: name of the features.
         head: the fitted head.
     """
-    pool = POOLS[tuple(model.feature_kinds)][features]
+    pool = pool_of(model, features)
     state = {key: value.cpu() for key, value in model.state_dict().items() if key not in HEAD_KEYS}
     if pool == "norm_avg":
         state = {key: value for key, value in state.items() if not key.startswith("attn_pool.")}
@@ -60,7 +64,7 @@ def logits_of(model: Backbone, features: np.ndarray) -> np.ndarray:
 class HeadKeeper:
     """Evaluate heads on the features of the evaluated split, and save them as whole models."""
 
-    def __init__(self, plan: Plan, features: Features, num_skipped: int) -> None:
+    def __init__(self, plan: "Plan", features: Features, num_skipped: int) -> None:
         self.plan, self.features, self.num_skipped = plan, features, num_skipped
 
     def save(

@@ -18,8 +18,10 @@ from utils.run.folder import read_stamp
 if TYPE_CHECKING:
     import torch
 
+    from models.build import ModelPlan
     from models.vit import Backbone
     from utils.data.digests import Digests
+    from utils.run.weights import Past
 
 
 class Plan(NamedTuple):
@@ -109,14 +111,31 @@ def open_probe_data(flags: FrozenConfigDict) -> tuple[Data, EvalData | None]:
     return data, EvalData(data.source, data.decided, val, val, "")
 
 
-def plan_probe(flags: FrozenConfigDict, data: Data, val: EvalData | None, command: str) -> Plan:
-    """Decide and check everything; writes only images that are still to be drawn or unpacked."""
-    from train import build_planned_model
-    from utils.dist_util import build_env_stamp, open_device, with_session
+def plan_probe(
+    flags: FrozenConfigDict,
+    data: Data,
+    val: EvalData | None,
+    built: "tuple[ModelPlan, Backbone, Past]",
+    device: "torch.device",
+    command: str,
+) -> Plan:
+    """Decide and check everything; writes only images that are still to be drawn or unpacked.
+
+    Args:
+        flags: flags of the probe.
+        data: what is fitted and what is evaluated.
+        val: by which choices are made, if another split is evaluated.
+        built: plan of the model, the model on the CPU, what earlier training has left in it.
+        device: device of the model.
+        command: command line as typed.
+
+    Raises:
+        InputError: images are missing or damaged, or the model does not offer the features.
+    """
+    from utils.dist_util import build_env_stamp, with_session
     from utils.probe.methods import BOTH, PATCHES
 
-    device = open_device(flags)
-    model_plan, model, trained = build_planned_model(flags, data.train.classes)
+    model_plan, model, past = built
     if len(model.feature_kinds) == 1 and flags.features in (PATCHES, BOTH):
         raise InputError(
             f"--features {flags.features}: a head of these weights reads "
@@ -127,13 +146,11 @@ def plan_probe(flags: FrozenConfigDict, data: Data, val: EvalData | None, comman
     )
     if val is not None:
         (digests[val.full_eval.name],) = prepare_images(val, flags)
-    of_model = {
-        "model": model_plan.config.to_dict(),
-        "normalization": model_plan.normalization,
-        "num_workers": resolve_workers(flags, flags.tiny_train_subset),
-    }
-    config = resolve_config(flags, data.decided, of_model)
-    plan = Plan(config, data, val, digests, trained, model.to(device), device, {}, False)
+    workers = {"num_workers": resolve_workers(flags, flags.tiny_train_subset)}
+    config = resolve_config(flags, data.decided, workers, model_plan.decided | past.decided)
+    plan = Plan(
+        config, data, val, digests, past.trained_images, model.to(device), device, {}, False
+    )
     facts = {
         **data.facts(),
         "normalization": model_plan.normalization,

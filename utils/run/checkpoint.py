@@ -10,6 +10,7 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import Tensor
 
+from utils.cli.flags import PUBLIC_WEIGHTS
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.data.subsets import KnownImages
 from utils.errors import InputError
@@ -60,6 +61,9 @@ class Checkpoint(NamedTuple):
     metrics: dict[str, Any]
     config_hash: str
     state_dict: dict[str, Tensor]
+    # The public weights that its training began with, at any remove; empty: none. Of version 3, but
+    # younger: a checkpoint may lack it.
+    public_weights: Mapping[str, str] = {}
     # Splits that a probe fitted the head on; empty: it was trained. Of version 3, but younger: a
     # checkpoint may lack it.
     fitted_on: Sequence[str] = ()
@@ -136,6 +140,7 @@ _FIELDS = {
     "metrics": is_json_object,
     "config_hash": is_text,
     "state_dict": dict_of(is_weights),
+    "public_weights": dict_of(is_text),
     "fitted_on": list_of(is_text),
 }
 
@@ -187,6 +192,7 @@ def about_run(
         "data_rules": DATA_RULES,
         "normalization": config.normalization.to_dict(),
         "config_hash": config_hash,
+        "public_weights": dict(config.get(PUBLIC_WEIGHTS, {})),
         "fitted_on": list(fitted_on),
     }
 
@@ -240,7 +246,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    payload = {**BEFORE.get(version, {}), "fitted_on": [], **payload}
+    payload = {**BEFORE.get(version, {}), "public_weights": {}, "fitted_on": [], **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")

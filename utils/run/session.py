@@ -125,7 +125,6 @@ def with_images(
     """Return the plan with what checkpoints and stamp say of its images, once they are checked.
 
     Args:
-        plan: plan of the run.
         digests: of the whole splits, train first.
         trained: set of the images that the weights of `--pretrained` were trained on.
         changes: ids of images that changed since the run was started, by what became of them.
