@@ -12,6 +12,7 @@ import numpy as np
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021 (arXiv 2104.14294), section 4.1
 COSINES_AT_ONCE = 2**25  # with their order about 0.5 GB
 MAX_ITERATIONS = 1000
+TOLERANCE = 1e-6
 UNSEEN = 10.0  # nats by which a class without an image is less likely than the rarest
 
 
@@ -98,7 +99,9 @@ class Logistic:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, warm_start=True)
+        model = LogisticRegression(
+            C=strength, max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True
+        )
         if self._before is not None:
             model.coef_, model.intercept_ = (each.copy() for each in self._before)
         with warnings.catch_warnings(record=True) as said:

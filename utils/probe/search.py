@@ -90,10 +90,10 @@ def _curves(
         if wanted.num_folds is not None:
             samples = fitted.read(row.features)
             judged = out_of_fold(row, samples, num_classes, wanted.num_folds, wanted.seed)
-            if judged is None:
-                log.warning("warning: no class has two images: --folds says nothing")
-                break
-            folds[method] = judged
+            if judged is not None:
+                folds[method] = judged
+    if wanted.num_folds is not None and not folds:
+        log.warning("warning: no class has two images: --folds says nothing")
     return curves, folds
 
 

@@ -98,6 +98,7 @@ def check_head_is_unbiased(
         beside = Path(pretrained).with_name(name)
         fitted_on = " and ".join(past.fitted_on)
         raise InputError(
-            f"--pretrained {pretrained}: its head was fitted on {fitted_on}, and {seen} of the {len(data.eval)} images of --eval_split {data.eval.name} are among "
-            f"them; start from {beside}, whose head has seen train alone"
+            f"--pretrained {pretrained}: its head was fitted on {fitted_on}, and {seen} of the "
+            f"{len(data.eval)} images of --eval_split {data.eval.name} are among them; start from "
+            f"{beside}, whose head has seen train alone"
         )
