@@ -58,7 +58,7 @@ def with_head(
 @torch.no_grad()
 def logits_of(model: Backbone, features: np.ndarray) -> np.ndarray:
     """Return the (S, C) float32 logits of (S, D) features that the head reads."""
-    return model.head(torch.from_numpy(features)).numpy()
+    return model.head(torch.tensor(features)).numpy()
 
 
 class HeadKeeper:
