@@ -104,6 +104,7 @@ WINGS = {
     "utils/data/": (),
     "utils/training/": ("utils/data/batches.py",),
     "utils/evaluation/": ("utils/data/",),
+    "utils/probe/": ("utils/evaluation/", "utils/data/"),
     "utils/run/": (
         "utils/training/",
         "utils/evaluation/",

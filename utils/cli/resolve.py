@@ -68,11 +68,7 @@ def parse_train(
     """
     given = parse("train", argv, choices)
     of_run = {} if run is None else values_of_run(run, given, choices)
-    of_weights = {}
-    if given.get("pretrained"):
-        given["pretrained"] = address_of(given["pretrained"], choices["pretrained"])
-        of_weights = _of_weights(given["pretrained"], choices["pretrained"])
-    values = _layered("train", given, of_run, of_weights)
+    values = _with_weights("train", given, choices["pretrained"], of_run)
     for flag, value in PRESETS[values["preset"]].augmentation._asdict().items():
         if values[flag] is None:
             values[flag] = value
@@ -81,11 +77,6 @@ def parse_train(
         with os_errors_are_input_errors(paths_in(values)):
             check_given(given, values, run, choices["dataset"])
     weights, model_type = values["pretrained"], values["model_type"]
-    if of_weights and of_weights["model_type"] != model_type:
-        raise InputError(
-            f"--pretrained {weights} is a {of_weights['model_type']}, not a {model_type}; use "
-            f"--model_type {of_weights['model_type']}"
-        )
     model = choices["model_type"][model_type]
     try:
         check_freeze(values["freeze"], model_type, model.depth)
@@ -108,6 +99,56 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
     """
     values = _layered("eval", parse("eval", argv, choices))
     return _with_paths(values, values)
+
+
+# What the code reads of a config that a probe has no flag for; it has the default.
+_NOT_OF_PROBE = (
+    *("train_batch_size", "eval_batch_size", "tta", "dropout", "drop_path", "freeze"),
+    *("part_init", "grad_checkpointing"),
+)
+
+
+def parse_probe(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
+    """Parse and check the flags of `scripts/probe.py`, as `parse_train` does for `train.py`."""
+    fixed = {name: FLAGS[name].default for name in _NOT_OF_PROBE}
+    given = parse("probe", argv, choices)
+    if "pretrained" not in given:
+        raise InputError("the following arguments are required: --pretrained, weights to probe")
+    values = {**fixed, **_with_weights("probe", given, choices["pretrained"])}
+    values["pretrained_profile"] = _resolve_profile(values)
+    model = choices["model_type"][values["model_type"]]
+    check_img_size(values["img_size"], model.patch_size, values["slide_step"])
+    return _with_paths(values, values)
+
+
+def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that public weights of the table have for flags that are not given."""
+    row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
+    return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
+
+
+def _with_weights(
+    program: str,
+    given: dict[str, Any],
+    table: Mapping[str, Any],
+    of_run: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the value of every flag, as `_layered`; `given` then has the weights' address.
+
+    Raises:
+        InputError: as `_layered`, or public weights are unknown, or of another model type.
+    """
+    of_weights = {}
+    if given.get("pretrained"):
+        given["pretrained"] = address_of(given["pretrained"], table)
+        of_weights = _of_weights(given["pretrained"], table)
+    values = _layered(program, given, of_run, of_weights)
+    if of_weights and of_weights["model_type"] != values["model_type"]:
+        raise InputError(
+            f"--pretrained {values['pretrained']} is a {of_weights['model_type']}, not a "
+            f"{values['model_type']}; leave --model_type out"
+        )
+    return values
 
 
 def _layered(
@@ -146,12 +187,6 @@ def _layered(
         if not of_run and values["ema_decay"] is not None:
             values["ema_rule"] = EMA_RULE
     return values
-
-
-def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that public weights of the table have for flags that are not given."""
-    row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
-    return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
 
 
 def _check_warmup(
