@@ -6,15 +6,14 @@ a name from outside holds, it is shown: as escapes where the terminal lacks a le
 
 import io
 import logging
-import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
 
 from tqdm import tqdm
 
+from utils.environment import drop
 from utils.errors import printable
 from utils.processes import is_main
 
@@ -22,14 +21,6 @@ log = logging.getLogger("fine_vit")
 # Its own lock would be one between processes, made while the first line is written.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0  # no thread that waits for that lock
-
-
-def drop(stream: TextIO) -> None:
-    """Make a stream discard what is written: nobody reads it (`| head`), or the disk is full.
-
-    Otherwise Python would try to write the rest when it ends, complain, and exit with 120.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def escape_what_cannot_be_shown() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from utils.console import drop, escape_what_cannot_be_shown, log_to_stdout
-from utils.environment import ENDINGS, is_program
+from utils.console import escape_what_cannot_be_shown, log_to_stdout
+from utils.environment import ENDINGS, drop, is_program
 from utils.errors import (
     Alone,
     InputError,

@@ -24,6 +24,14 @@ def write_if_read(descriptor, line):  # noqa: ANN001, ANN201 - utils/signals.py 
         pass
 
 
+def drop(stream):  # noqa: ANN001, ANN201
+    """Make a stream discard what is written: nobody reads it (`| head`), or the disk is full.
+
+    Otherwise Python would try to write the rest when it ends, complain, and exit with 120.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def end_now(signum, frame=None):  # noqa: ANN001, ANN201
     """End this process at once, as a signal asks: with one line and its exit code."""
     if os.environ.get("RANK", "0") in ("", "0"):  # of several processes the main one speaks

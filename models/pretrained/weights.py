@@ -4,18 +4,16 @@
 that these weights fit, and `models.pretrained.load` copies them into it.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from models.configs import ModelConfigError, complete_config, types_of_size
-from models.pretrained.choice import NEEDED, Named, to_our_names
+from models.pretrained.choice import Named, to_our_names
 from models.pretrained.formats import WeightsError, read_weight_file
 from models.pretrained.profiles import (
     AUTO,
@@ -28,6 +26,7 @@ from models.pretrained.profiles import (
     public_profile,
     read_sidecar,
 )
+from models.pretrained.tensors import as_float32, check_embeddings, is_square, without_register_positions
 
 
 class Pretrained(NamedTuple):
@@ -47,81 +46,6 @@ class Pretrained(NamedTuple):
     def name_in_file(self, key: str) -> str:
         """Return the name in the file of the tensor that is `key` for us, also of a missing one."""
         return key if self.names is None else self.names[key]
-
-
-def _as_float32(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return contiguous float32 tensors, and a note for each other type that there was.
-
-    Contiguous: MPS computes wrong with permuted weights, silently (pytorch #192212).
-
-    Args:
-        tensors: tensors by our names.
-        names: our names to those in the file; None: the same.
-    """
-    counts: dict[str, int] = {}
-    converted = {}
-    names = {key: key for key in tensors} if names is None else names
-    for key, tensor in tensors.items():
-        name = str(tensor.dtype).removeprefix("torch.")
-        if tensor.layout != torch.strided or tensor.is_meta:
-            raise WeightsError(f"{names[key]} is not a plain tensor")
-        if not tensor.is_floating_point() or tensor.dtype == torch.float4_e2m1fn_x2:
-            raise WeightsError(f"{names[key]} is {name}, not a floating-point type")
-        if tensor.nbytes > tensor.untyped_storage().nbytes():  # few bytes can be shown as terabytes
-            raise WeightsError(f"{names[key]} shows the same numbers many times; save a copy of it")
-        if tensor.dtype != torch.float32:
-            counts[name] = counts.get(name, 0) + 1
-        converted[key] = tensor.to(torch.float32).contiguous()
-    bad = [names[key] for key, tensor in converted.items() if not tensor.isfinite().all()]
-    if bad:
-        raise WeightsError(f"not finite: {', '.join(bad)}; the file is damaged or overflowed")
-    return converted, tuple(
-        f"{n} tensor{'s' * (n > 1)} converted from {name}" for name, n in counts.items()
-    )
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
-
-
-def _check_embeddings(
-    tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None
-) -> None:
-    """Check the tensors that the architecture is read from.
-
-    Raises:
-        WeightsError: one is missing, or is not of a ViT for RGB images.
-    """
-    needed = dict(zip(NEEDED, (4, 3, 2), strict=True))
-    names = {key: key for key in needed} if names is None else names
-    missing = [names[key] for key in needed if key not in tensors]
-    if missing:
-        raise WeightsError(f"missing {', '.join(missing)}")
-    dimensions = {**needed, "reg_token": 3}
-    is_odd = any(key in tensors and tensors[key].ndim != n for key, n in dimensions.items())
-    kernel, positions = tensors["patch_embed.proj.weight"], tensors["pos_embed"]
-    if is_odd or kernel.shape[1] != 3 or not positions.numel():
-        raise WeightsError(
-            f"{names['patch_embed.proj.weight']} is {tuple(kernel.shape)}, {names['pos_embed']} "
-            f"{tuple(positions.shape)}: not a ViT for RGB images"
-        )
-
-
-def _without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the position embeddings of registers, if they have any, to the registers."""
-    positions, registers = tensors["pos_embed"], tensors.get("reg_token")
-    if registers is None:
-        return tensors
-    n, r = positions.shape[1], registers.shape[1]
-    if _is_square(n) or _is_square(n - 1) or not _is_square(max(0, n - 1 - r)):
-        return tensors
-    class_position, theirs, patches = positions.split((1, r, n - 1 - r), dim=1)
-    if theirs.shape != registers.shape:
-        return tensors  # loading lists what does not fit
-    pos_embed = torch.cat((class_position, patches), dim=1)
-    return {**tensors, "reg_token": registers + theirs, "pos_embed": pos_embed}
 
 
 def _architecture(
@@ -144,7 +68,7 @@ def _architecture(
     architecture = {
         "class_token": has_class_token,
         # Positions of a square grid alone, or with the class token's; no number is both.
-        "pos_class_token": has_class_token and not _is_square(tensors["pos_embed"].shape[1]),
+        "pos_class_token": has_class_token and not is_square(tensors["pos_embed"].shape[1]),
         "num_registers": 0 if registers is None else registers.shape[1],
         "pre_norm": "norm_pre.weight" in tensors,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
@@ -215,9 +139,9 @@ def open_pretrained(
         OSError: the file cannot be read.
     """
     named = to_our_names(read_weight_file(path), key)
-    tensors, notes = _as_float32(named.tensors, named.names)
-    _check_embeddings(tensors, named.names)
-    tensors = _without_register_positions(tensors)
+    tensors, notes = as_float32(named.tensors, named.names)
+    check_embeddings(tensors, named.names)
+    tensors = without_register_positions(tensors)
     sizes, architecture = _architecture(tensors)
     if architecture["pre_norm"] and architecture["pool"] == "map":
         raise WeightsError("it is a Perception Encoder, whose rotary positions we do not have")
@@ -254,8 +178,8 @@ def own_pretrained(
     Raises:
         WeightsError: they are not the weights of any of our models.
     """
-    tensors, notes = _as_float32(state_dict)
-    _check_embeddings(tensors)
+    tensors, notes = as_float32(state_dict)
+    check_embeddings(tensors)
     config = _config_of(model_config)
     sizes, architecture = _architecture(tensors, config.pool)
     if any(config[key] != value for key, value in sizes.items()):

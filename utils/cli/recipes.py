@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from utils.cli.defaults import MAE_RATE, Knob
-from utils.console import drop
+from utils.environment import drop
 from utils.errors import InputError
 
 # What else a flag given by hand decides: these values of the recipe are left out then.
