@@ -44,6 +44,7 @@ def as_float32(
 
 
 def is_square(number: int) -> bool:
+    """Return whether a number is the square of a whole number."""
     return math.isqrt(number) ** 2 == number
 
 
@@ -74,7 +75,7 @@ def without_register_positions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if registers is None:
         return tensors
     n, r = positions.shape[1], registers.shape[1]
-    if is_square(n) or _is_square(n - 1) or not _is_square(max(0, n - 1 - r)):
+    if is_square(n) or is_square(n - 1) or not is_square(max(0, n - 1 - r)):
         return tensors
     class_position, theirs, patches = positions.split((1, r, n - 1 - r), dim=1)
     if theirs.shape != registers.shape:

@@ -26,7 +26,12 @@ from models.pretrained.profiles import (
     public_profile,
     read_sidecar,
 )
-from models.pretrained.tensors import as_float32, check_embeddings, is_square, without_register_positions
+from models.pretrained.tensors import (
+    as_float32,
+    check_embeddings,
+    is_square,
+    without_register_positions,
+)
 
 
 class Pretrained(NamedTuple):
