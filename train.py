@@ -12,20 +12,18 @@ import utils.environment  # isort: split
 import functools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from ml_collections import FrozenConfigDict
 
 from models.configs import ModelConfigError, get_config, model_names, num_tokens
+from models.pretrained.zoo import ZOO
 from utils.cli.resolve import parse_train, resolve_config, resolve_length, run_to_resume
 from utils.console import log, log_table, progress_bar, show_training
 from utils.dataset import Data, dataset_names, open_data, prepare_images
-from utils.entrypoint import entrypoint, less_memory, named_failures
-from utils.errors import InputError
+from utils.entrypoint import entrypoint, less_memory, named_failures, refused
 from utils.processes import failing_together, joined_processes
 from utils.run.folder import (
     check_can_be_resumed,
@@ -40,7 +38,9 @@ if TYPE_CHECKING:
     from models.pretrained.weights import Pretrained
     from models.vit import Backbone
     from utils.data_utils import RunPaths
+    from utils.hub import Fetched
     from utils.run.session import Plan, ResumePoint, TrainingRun
+    from utils.run.weights import Past
 
 
 def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | None":
@@ -59,9 +59,9 @@ def read_resume_point(asked: "tuple[RunPaths, str] | None") -> "ResumePoint | No
 
 
 def read_weights(
-    path: Path, profile: str, key: str | None = None
-) -> "tuple[Pretrained, np.ndarray]":
-    """Read the weights of `--pretrained`, and which images they were trained on.
+    found: "Fetched", profile: str, key: str | None = None
+) -> "tuple[Pretrained, Past]":
+    """Read the weights of `--pretrained`, and what earlier training has left in them.
 
     Raises:
         InputError: the file is damaged, or contradicts another flag.
@@ -69,69 +69,50 @@ def read_weights(
         ProfileError: a file beside the weights cannot be used.
     """
     from models.pretrained.weights import open_pretrained, own_pretrained
-    from utils.run.checkpoint import is_checkpoint, load_checkpoint
+    from utils.run.weights import Past, load_own
 
-    if not is_checkpoint(path):
-        return open_pretrained(path, profile, key), np.empty(0, np.uint64)
-    if profile != "auto":
-        raise InputError(
-            f"--pretrained_profile {profile}: {path} says itself how it was trained; use "
-            "--pretrained_profile auto"
-        )
-    if key is not None:
-        raise InputError(f"--pretrained_key {key}: {path} holds one model; leave the flag out")
-    own = load_checkpoint(path)
-    if own.older_rules:
-        log.warning("warning: %s %s", path, own.older_rules)
+    own = load_own(found.path, profile, key)
+    if own is None:
+        row = ZOO.get(found.record.get("name"))
+        known = None if row is None else row.profile
+        return open_pretrained(found.path, profile, key, known), Past(found.record)
     weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
-    return weights, own.known_images.trained
-
-
-@contextmanager
-def blaming(path: Path) -> Iterator[None]:
-    """Name the file of weights that cannot be used.
-
-    Raises:
-        InputError: they cannot, or a file beside them cannot.
-    """
-    from models.pretrained.weights import ProfileError, WeightsError
-
-    try:
-        yield
-    except (WeightsError, ProfileError, OSError) as error:
-        raise InputError(f"--pretrained {path}: {error}") from error
+    return weights, Past(own.public_weights, own.known_images.trained)
 
 
 def check_weights(path: Path, profile: str, key: str | None, model_type: str) -> None:
-    """Raise if weights are of another model type.
+    """Raise if the weights in a file are of another model type.
 
     Raises:
         InputError: they are, or cannot be used.
     """
-    from models.pretrained.weights import adapt_config
+    from models.pretrained.weights import ProfileError, WeightsError, adapt_config
+    from utils.run.weights import find_weights
 
-    with blaming(path):
-        adapt_config(get_config(model_type), read_weights(path, profile, key)[0])
+    with refused(f"--pretrained {path}:", WeightsError, ProfileError, OSError):
+        found = find_weights(str(path), ZOO)
+        adapt_config(get_config(model_type), read_weights(found, profile, key)[0])
 
 
 def build_planned_model(
-    config: FrozenConfigDict, classes: Sequence[str]
-) -> "tuple[ModelPlan, Backbone, np.ndarray]":
+    config: FrozenConfigDict, found: "Fetched | None", classes: Sequence[str]
+) -> "tuple[ModelPlan, Backbone, Past]":
     """Plan the model that flags and weights ask for, and build it on the CPU.
 
     Returns:
-        Plan, model, and the set of the images that its weights were trained on.
+        Plan, model, and what earlier training has left in its weights.
 
     Raises:
         InputError: the weights cannot be used.
     """
     from models.build import plan_model
+    from models.pretrained.weights import ProfileError, WeightsError
+    from utils.run.weights import Past
 
-    weights, trained = None, np.empty(0, np.uint64)
-    with blaming(config.pretrained):
-        if config.pretrained is not None:
-            told = config.pretrained_profile, config.pretrained_key
-            weights, trained = read_weights(Path(config.pretrained), *told)
+    weights, past = None, Past()
+    with refused(f"--pretrained {config.pretrained}:", WeightsError, ProfileError, OSError):
+        if found is not None:
+            weights, past = read_weights(found, config.pretrained_profile, config.pretrained_key)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
         else:
@@ -141,32 +122,28 @@ def build_planned_model(
     if report is not None:
         title = f"pretrained {config.pretrained}: layout {plan.weights.layout}"
         log_table(title, {**report.summary(), "notes": "; ".join(plan.weights.notes) or "none"})
-    return plan, model, trained
+    return plan, model, past
 
 
 def build_resumed_model(
     config: FrozenConfigDict, before: Mapping[str, Any], classes: Sequence[str]
-) -> "tuple[ModelPlan, Backbone, np.ndarray]":
+) -> "tuple[ModelPlan, Backbone, Past]":
     """Build the model of the run that is resumed; its weights come from the snapshot, later.
 
     Args:
         config: config of the flags.
-        before: config of the snapshot.
+        before: config of the snapshot, which knows the images that weights were trained on.
         classes: class names.
-
-    Returns:
-        As `build_planned_model`; the snapshot knows the images that weights were trained on.
 
     Raises:
         InputError: the snapshot describes a model that cannot be.
     """
     from models.build import plan_resumed_model
+    from utils.run.weights import Past
 
-    try:
+    with refused("--resume: the snapshot has an unusable", ModelConfigError):
         plan = plan_resumed_model(config, before["model"], before["normalization"], len(classes))
-    except ModelConfigError as error:
-        raise InputError(f"--resume: the snapshot has an unusable {error}") from error
-    return plan, plan.build()[0], np.empty(0, np.uint64)
+    return plan, plan.build()[0], Past(before.get("public_weights", {}))
 
 
 def plan_run(
@@ -178,10 +155,11 @@ def plan_run(
 ) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
     from utils.run.session import begin_plan, complete_plan, with_images
+    from utils.run.weights import find_weights
 
     start, device = begin_plan(flags, progress, resume)
     digests, changes = None, {}
-    samples, build = len(data.train), build_planned_model
+    samples = len(data.train)
     if resume is not None:
         # First, since what changed decides what is trained on.
         digests = prepare_images(data, flags)
@@ -191,6 +169,8 @@ def plan_run(
         # The run is as long as it was, with some images more or less.
         samples = round(before["num_steps"] * before["train_batch_size"] / before["epochs"])
         build = functools.partial(build_resumed_model, before=before)
+    else:
+        build = functools.partial(build_planned_model, found=find_weights(flags.pretrained, ZOO))
     length = resolve_length(flags, samples)
     log.info(
         "%d steps = %.2f epochs of %d samples at batch %d",
@@ -200,18 +180,15 @@ def plan_run(
         flags.train_batch_size,
     )
     with failing_together():
-        model_plan, model, trained = build(flags, classes=data.train.classes)
-        of_model = {
-            "model": model_plan.config.to_dict(),
-            "normalization": model_plan.normalization,
-        }
-        config = resolve_config(flags, data.decided, length, of_model)
+        model_plan, model, past = build(flags, classes=data.train.classes)
+        of_weights = model_plan.decided | past.decided
+        config = resolve_config(flags, data.decided, length, of_weights)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
     if digests is None:
         digests = prepare_images(data, flags)
     with failing_together():
-        return with_images(plan, digests, trained, changes)
+        return with_images(plan, digests, past.trained_images, changes)
 
 
 def train(plan: "Plan", run: "TrainingRun") -> None:
@@ -269,7 +246,7 @@ def main(argv: Sequence[str]) -> None:
     with joined_processes():
         with failing_together():
             configs = {name: get_config(name) for name in model_names()}
-            choices = {"dataset": dataset_names(), "model_type": configs}
+            choices = {"dataset": dataset_names(), "model_type": configs, "pretrained": ZOO}
             asked = run_to_resume(argv, choices)
             if asked is not None:
                 check_can_be_resumed(*asked)

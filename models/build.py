@@ -92,6 +92,11 @@ class ModelPlan(NamedTuple):
     keep_head: bool  # whether the weights' classes are the run's, by name
     flags: FrozenConfigDict  # the run's config
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What of the run's config it decides."""
+        return {"model": self.config.to_dict(), "normalization": self.normalization}
+
     def build(self) -> tuple[Backbone, LoadReport | None]:
         """Build the model with its weights, on the CPU.
 

@@ -82,11 +82,19 @@ def started(
 class Together:
     """Start as many processes as torchrun would, with the environment that it would set."""
 
-    def __init__(self, count: int, script: str, argv: list[str], output: Path) -> None:
+    def __init__(
+        self,
+        count: int,
+        script: str,
+        argv: list[str],
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.output = output
         self.processes = [
-            started(script, argv, output, self._environment(rank, count)) for rank in range(count)
+            started(script, argv, output, (environment or {}) | self._environment(rank, count))
+            for rank in range(count)
         ]
 
     def _environment(self, rank: int, count: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ import eval as eval_entrypoint
 import train as train_entrypoint
 from models.build import build_model
 from models.configs import get_config, model_names
+from models.pretrained.zoo import ZOO
 from models.vit import Backbone
 from utils.cli.flags import FLAGS
 from utils.data.batches import Batch, BatchShare
@@ -32,6 +33,7 @@ REPO = Path(__file__).resolve().parent.parent
 CHOICES = {
     "dataset": dataset_names(),
     "model_type": {name: get_config(name) for name in model_names()},
+    "pretrained": ZOO,
 }
 
 # As small as a run can be while everything happens: two evaluations, warm-up, several batches.

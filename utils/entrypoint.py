@@ -186,6 +186,19 @@ def _leave(code: int) -> NoReturn:
 
 
 @contextmanager
+def refused(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn exceptions of these kinds into bad input.
+
+    Raises:
+        InputError: the block raised one of them; the message is `what` and the exception's own.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{what} {error}") from error
+
+
+@contextmanager
 def named_failures(where: Callable[[], str], less_memory: Callable[[], str]) -> Iterator[None]:
     """Turn the failures that a machine can produce into a `RunError` that ends with `where()`.
 

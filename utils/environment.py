@@ -72,6 +72,7 @@ PACKAGES = (
     "PIL",
     "pi_heif",
     "safetensors",
+    "huggingface_hub",
     "yaml",
 )
 

@@ -153,6 +153,21 @@ def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return from_main(value)
 
 
+def on_each_machine(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` in one process of each machine; return its value in all processes there.
+
+    Raises:
+        InputError: `function` raised it.
+        RunError: `function` raised it, an OSError or a MemoryError.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    value: Any = None
+    with failing_together():
+        if local_rank == 0:
+            value = function(*args, **kwargs)
+    return gather_objects(value)[rank() - local_rank]  # torchrun counts machine by machine
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """Have the other processes enter the block after the main process has left it, well or not."""

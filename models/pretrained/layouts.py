@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.pretrained.profiles import GOOGLE, IMAGENET, Profile
+from models.pretrained.profiles import CLIP, GOOGLE, IMAGENET, Profile
 
 
 def _same(*names: str) -> dict[str, str]:
@@ -277,9 +277,44 @@ _TORCHVISION = Layout(
     profile=IMAGENET,
 )
 
+
+def _from_open_clip(name: str, tensor: Tensor) -> Tensor:
+    """Put the dimensions before tokens and positions that it leaves out."""
+    if name in ("class_embedding", "positional_embedding"):
+        return tensor.reshape(1, -1, tensor.shape[-1]) if tensor.ndim in (1, 2) else tensor
+    return tensor
+
+
+_OPEN_CLIP = Layout(  # the image tower; a text tower beside it is unused
+    name="open-clip",
+    marker=r"ln_pre\.weight",
+    block="transformer.resblocks.{}.",
+    in_block={
+        "ln_1.": "norm1.",
+        "ln_2.": "norm2.",
+        "attn.in_proj_weight": "attn.qkv.weight",
+        "attn.in_proj_bias": "attn.qkv.bias",
+        "attn.out_proj.": "attn.proj.",
+        "mlp.c_fc.": "mlp.fc1.",
+        "mlp.c_proj.": "mlp.fc2.",
+        "ls_1.gamma": "ls1.gamma",
+        "ls_2.gamma": "ls2.gamma",
+    },
+    outside={
+        "class_embedding": "cls_token",
+        "positional_embedding": "pos_embed",
+        "conv1.": "patch_embed.proj.",
+        "ln_pre.": "norm_pre.",
+        "ln_post.": "norm.",
+    },
+    strict=("transformer.resblocks.", "attn_pool."),  # CoCa pools by attention before the norm
+    profile=CLIP,
+    convert=_from_open_clip,
+)
+
 # The first whose marker is among the names counts: TransFG's names are jeonsworld's and more, and
 # Hugging Face's DINOv2 in memory has layer scales too.
 LAYOUTS = (
     *(_GOOGLE, _TIMM, _TRANSFG, _JEONSWORLD),
-    *(_HF_VIT, _HF_VIT_5, _HF_DINOV2_5, _HF_DINOV2, _TORCHVISION),
+    *(_HF_VIT, _HF_VIT_5, _HF_DINOV2_5, _HF_DINOV2, _TORCHVISION, _OPEN_CLIP),
 )

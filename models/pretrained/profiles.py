@@ -5,7 +5,7 @@ torch.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,16 @@ class Sidecar(NamedTuple):
     layer_norm_eps: float | None = None
     activation: str | None = None
     sizes: Mapping[str, int] = {}  # embed_dim, depth and num_heads, those that are said
+    inferred: tuple[str, ...] = ()  # fields that only follow from an architecture's name
+
+    def contradictions(self, profile: Profile, fields: Collection[str]) -> list[str]:
+        """Return in words which of `fields` it says, and says otherwise than `profile`."""
+        wrong = []
+        for field in sorted({*fields} - {*self.inferred}):
+            said, known = getattr(self, field), getattr(profile, field)
+            if said is not None and said != known:
+                wrong.append(f"{field} {said}, not {known}")
+        return wrong
 
 
 # Names of activations in configs of Hugging Face and timm, and ours.
@@ -176,6 +186,7 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     elif "siglip" in architecture:
         is_tanh = any(name in architecture for name in _TIMM_SIGLIP_GELU_TANH)
         kind = SIGLIP._replace(activation="gelu_tanh" if is_tanh else SIGLIP.activation)
+    activation = _activation(path, arguments.get("act_layer"))
     sizes = {
         key: v
         for key in ("embed_dim", "depth", "num_heads")
@@ -186,15 +197,36 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
         mean=_channels(path, data.get("mean"), is_std=False),
         std=_channels(path, data.get("std"), is_std=True),
         layer_norm_eps=kind.layer_norm_eps,
-        activation=_activation(path, arguments.get("act_layer")) or kind.activation,
+        activation=activation or kind.activation,
         sizes=sizes,
+        inferred=("layer_norm_eps", *(() if activation else ("activation",))),
+    )
+
+
+def _from_open_clip(path: Path, config: Mapping[str, Any]) -> Sidecar:
+    """Read what open_clip says; its LayerNorm eps, and GELU if not quick, are its code's."""
+    model, images = config.get("model_cfg"), config.get("preprocess_cfg")
+    model, images = (part if isinstance(part, dict) else {} for part in (model, images))
+    vision = model.get("vision_cfg")
+    vision = vision if isinstance(vision, dict) else {}
+    is_quick = model.get("quick_gelu") is True
+    names = {"embed_dim": "width", "depth": "layers"}
+    return Sidecar(
+        sources=(path.name,),
+        mean=_channels(path, images.get("mean"), is_std=False),
+        std=_channels(path, images.get("std"), is_std=True),
+        layer_norm_eps=CLIP.layer_norm_eps,
+        activation="quick_gelu" if is_quick else "gelu",
+        sizes={ours: v for ours, name in names.items() if type(v := vision.get(name)) is int},
+        inferred=("layer_norm_eps", *(() if is_quick else ("activation",))),
     )
 
 
 def read_sidecar(folder: Path) -> Sidecar:
-    """Read what `config.json` and `preprocessor_config.json` in `folder` say of the weights there.
+    """Read what the configs and `preprocessor_config.json` in `folder` say of the weights there.
 
-    A `config.json` of neither Hugging Face nor timm says nothing.
+    A `config.json` of neither Hugging Face nor timm says nothing; `open_clip_config.json` is read
+    where it says nothing.
 
     Raises:
         ProfileError: a file cannot be read, or describes a model that we do not have.
@@ -206,6 +238,8 @@ def read_sidecar(folder: Path) -> Sidecar:
         said = _from_hugging_face(path, config)
     elif "architecture" in config:
         said = _from_timm(path, config)
+    elif config := _read_json(path := folder / "open_clip_config.json"):
+        said = _from_open_clip(path, config)
     path = folder / "preprocessor_config.json"
     images = _read_json(path)
     if images.get("image_mean") is not None and images.get("image_std") is not None:
@@ -222,3 +256,26 @@ def complete(said: Sidecar, default: Profile) -> tuple[Profile, list[str]]:
     fields = {field: getattr(said, field) for field in Profile._fields}
     known = {field: value for field, value in fields.items() if value is not None}
     return default._replace(**known), [field for field in fields if field not in known]
+
+
+def public_profile(said: Sidecar, public: Profile, profile: str) -> Profile:
+    """Return the profile of public weights, after comparing it with the files beside them.
+
+    Args:
+        said: what those files say.
+        public: profile that is known of the weights.
+        profile: name in `PROFILES`, whose mean and standard deviation are taken; or "auto".
+
+    Raises:
+        ProfileError: the files contradict it.
+    """
+    is_named = profile != AUTO
+    fields = ("layer_norm_eps", "activation") if is_named else Profile._fields
+    wrong = said.contradictions(public, fields)
+    if wrong:
+        raise ProfileError(
+            f"{' and '.join(said.sources)} beside it says {', '.join(wrong)} as the table of "
+            "weights does: its publisher changed it; hf:owner/repository takes it as it is"
+        )
+    named = PROFILES.get(profile, public)
+    return public._replace(mean=named.mean, std=named.std)

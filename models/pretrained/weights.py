@@ -22,8 +22,10 @@ from models.pretrained.profiles import (
     PROFILES,
     Profile,
     ProfileError,
+    Sidecar,
     complete,
     default_profile,
+    public_profile,
     read_sidecar,
 )
 
@@ -163,13 +165,8 @@ def _pool_of(tensors: Mapping[str, Tensor], has_class_token: bool) -> str:
     return f"{pool}_avg" if reads_both else pool
 
 
-def _profile_of(
-    named: Named, architecture: Mapping[str, Any], sizes: dict[str, int], path: Path
-) -> tuple[Profile, str]:
-    """Return the profile of a foreign file and, in words, what had to be assumed.
-
-    Adds what the files beside the weights say of the sizes to `sizes`.
-    """
+def _sidecar_of(path: Path, sizes: dict[str, int]) -> Sidecar:
+    """Return what the files beside the weights say, and add what they say of sizes to `sizes`."""
     said = read_sidecar(path.parent)
     differing = [
         f"{key} {value} where the weights have {sizes[key]}"
@@ -182,6 +179,13 @@ def _profile_of(
             "remove it, or name a --pretrained_profile"
         )
     sizes.update(said.sizes)
+    return said
+
+
+def _profile_of(
+    named: Named, architecture: Mapping[str, Any], said: Sidecar
+) -> tuple[Profile, str]:
+    """Return the profile of a foreign file and, in words, what had to be assumed."""
     is_map = architecture["pool"] == "map"
     profile, assumed = complete(
         said, default_profile(named.layout, named.profile, architecture["pre_norm"], is_map)
@@ -193,13 +197,17 @@ def _profile_of(
     return profile, f"{silent} {', '.join(assumed)}: assumed {profile.describe()}"
 
 
-def open_pretrained(path: Path, profile: str = AUTO, key: str | None = None) -> Pretrained:
+def open_pretrained(
+    path: Path, profile: str = AUTO, key: str | None = None, public: Profile | None = None
+) -> Pretrained:
     """Read a weight file of any known layout.
 
     Args:
         path: `.npz`, safetensors or PyTorch file.
         profile: name in `PROFILES`, or "auto": from the files beside it, else the layout's default.
         key: place of the model in the file; None: there is one, or one that goes before the others.
+        public: profile that is known of these public weights; None: nothing is. A named profile
+            then decides mean and standard deviation only.
 
     Raises:
         WeightsError: the file cannot be used; the message says why, in one line.
@@ -215,10 +223,11 @@ def open_pretrained(path: Path, profile: str = AUTO, key: str | None = None) -> 
         raise WeightsError("it is a Perception Encoder, whose rotary positions we do not have")
     if named.num_heads is not None:
         sizes["num_heads"] = named.num_heads
-    if profile == AUTO:
-        known, assumed = _profile_of(named, architecture, sizes, path)
-    else:
-        known, assumed = PROFILES[profile], ""
+    known, assumed = PROFILES.get(profile), ""
+    if public is not None:
+        known = public_profile(_sidecar_of(path, sizes), public, profile)
+    elif known is None:
+        known, assumed = _profile_of(named, architecture, _sidecar_of(path, sizes))
     return Pretrained(
         *(named.layout, tensors, named.unused, sizes, architecture, known),
         notes=(*named.notes, *notes),

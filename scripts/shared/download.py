@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 from utils.console import log, progress_bar
 from utils.errors import RunError, one_line
 from utils.files import open_regular
+from utils.speed import TooSlow, unless_too_slow
 
 
 class Official(NamedTuple):
@@ -27,7 +28,6 @@ class Official(NamedTuple):
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 TRIES = 5  # in a row that bring nothing new
 RETRY_WAIT_SECONDS = 2.0  # before the second try; twice that before the third, and so on
-SLOW_SECONDS, SLOW_BYTES = 60.0, 1024  # fewer bytes a second for so long end the download
 CHUNK_BYTES = 1 << 18
 # Error answers that another try may not get again; the others are final.
 PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
@@ -35,10 +35,6 @@ PASSING_ANSWERS = frozenset({408, 429, 500, 502, 503, 504})
 
 class _Dropped(Exception):
     """A failed connection that another try may not meet."""
-
-
-class _TooSlow(Exception):
-    """A connection over which next to nothing comes."""
 
 
 def file_md5(path: Path) -> str:
@@ -112,7 +108,6 @@ def _first_byte(response: HTTPResponse, url: str, have: int, size: int) -> int:
 
 def _chunks(response: HTTPResponse, rest: int) -> Iterator[bytes]:
     """Yield the next `rest` bytes of `response` and no more, even if the server sends more."""
-    since, received = time.monotonic(), 0
     while rest:
         try:
             # read1: what has come; read would wait for all of it, however slowly it comes.
@@ -122,12 +117,7 @@ def _chunks(response: HTTPResponse, rest: int) -> Iterator[bytes]:
         if not chunk:  # read1() does not complain about an early end
             raise _Dropped("the connection was closed early")
         rest -= len(chunk)
-        received += len(chunk)
         yield chunk
-        if (now := time.monotonic()) - since >= SLOW_SECONDS:
-            if received < SLOW_BYTES * (now - since):
-                raise _TooSlow(f"{received:,} bytes came in {now - since:.0f} s, which is too slow")
-            since, received = now, 0
 
 
 def _receive(url: str, part: Path, size: int) -> None:
@@ -144,7 +134,7 @@ def _receive(url: str, part: Path, size: int) -> None:
         bar = progress_bar(size, part.stem, "B", start)
         bar.unit_scale = True
         with bar, part.open("ab" if start else "wb") as file:
-            for chunk in _chunks(response, size - start):
+            for chunk in unless_too_slow(_chunks(response, size - start)):
                 file.write(chunk)
                 bar.update(len(chunk))
 
@@ -163,10 +153,10 @@ def fetch(url: str, path: Path, official: Official) -> None:
         try:
             _receive(url, part, official.size)
             break
-        except (_Dropped, _TooSlow) as error:
+        except (_Dropped, TooSlow) as error:
             failures = 1 if file_size(part) > most else failures + 1
             most = max(most, file_size(part))
-            if failures >= TRIES or isinstance(error, _TooSlow):
+            if failures >= TRIES or isinstance(error, TooSlow):
                 raise RunError(
                     f"{url}: {error}; {file_size(part):,} of {official.size:,} bytes are kept, run "
                     "the same command again to fetch the rest"

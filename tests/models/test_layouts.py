@@ -19,6 +19,14 @@ HF = "encoder.layer.11"
 TORCHVISION = "encoder.layers.encoder_layer_11"
 # That every name of a layout is known is proven with files of the libraries in test_parity.py.
 EXAMPLES = {
+    "open-clip": (
+        "visual.ln_pre.weight",
+        {
+            "visual.conv1.weight": "patch_embed.proj.weight",
+            "visual.transformer.resblocks.11.attn.in_proj_bias": "blocks.11.attn.qkv.bias",
+            "visual.transformer.resblocks.11.mlp.c_proj.weight": "blocks.11.mlp.fc2.weight",
+        },
+    ),
     "google": (
         "Transformer/encoderblock_0/LayerNorm_0/scale",
         {
@@ -162,6 +170,8 @@ def test_an_unknown_layout_names_the_known_and_some_of_its_names(names):
         ("hf-vit", f"vit.{HF}.attention.attention.relative_position_bias.table"),
         ("hf-dinov2", f"{HF}.mlp.weights_in.weight"),  # SwiGLU
         ("torchvision", f"{TORCHVISION}.self_attention.bias_k"),
+        ("open-clip", "visual.transformer.resblocks.0.attn.ln_q.weight"),
+        ("open-clip", "visual.attn_pool.query"),  # CoCa
     ],
 )
 def test_an_unknown_part_of_a_block_is_refused(layout, name):

@@ -6,6 +6,7 @@ Google's is judged by timm's reader; TransFG and ViT-pytorch by `paper_transfg`,
 their code.
 """
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -45,7 +46,7 @@ from transformers import (
 from models.configs import grid_side
 from models.pretrained.formats import WeightsError
 from models.pretrained.load import HEAD_KEYS, LoadReport, load_pretrained, resample_positions
-from models.pretrained.profiles import CLIP, CLIP_QUICKGELU, GOOGLE, IMAGENET, SIGLIP
+from models.pretrained.profiles import CLIP, CLIP_QUICKGELU, GOOGLE, IMAGENET, SIGLIP, Profile
 from models.pretrained.weights import Pretrained, adapt_config, open_pretrained
 from models.transfg import patch_centers
 from models.vit import Backbone
@@ -468,6 +469,74 @@ def test_google_s_weights_give_the_outputs_of_timm_s_reader(tmp_path, img_size, 
     assert loaded.weights.sizes["num_heads"] == 4
     unused = (f"{prefix}pre_logits/bias", f"{prefix}pre_logits/kernel") if pre_logits else ()
     assert loaded.report.unused == unused
+
+
+# --- open_clip ------------------------------------------------------------------------------------
+
+
+def open_clip_tensors(img_size: int, width: int = 64, depth: int = 3) -> dict[str, Tensor]:
+    """Random weights of both towers, named and shaped as open_clip's `CLIP` has them."""
+    block = {
+        **{f"ln_{n}.{leaf}": (width,) for n in (1, 2) for leaf in ("weight", "bias")},
+        "attn.in_proj_weight": (3 * width, width),
+        "attn.in_proj_bias": (3 * width,),
+        "attn.out_proj.weight": (width, width),
+        "attn.out_proj.bias": (width,),
+        "mlp.c_fc.weight": (2 * width, width),
+        "mlp.c_fc.bias": (2 * width,),
+        "mlp.c_proj.weight": (width, 2 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    blocks = {
+        f"transformer.resblocks.{n}.{name}": shape
+        for n in range(depth)
+        for name, shape in block.items()
+    }
+    norms = {f"{n}.{leaf}": (width,) for n in ("ln_pre", "ln_post") for leaf in ("weight", "bias")}
+    visual = {
+        "class_embedding": (width,),
+        "positional_embedding": (1 + (img_size // 16) ** 2, width),
+        "proj": (width, 32),
+        "conv1.weight": (width, 3, 16, 16),
+        **norms,
+        **blocks,
+    }
+    text = {
+        "positional_embedding": (77, width),
+        "text_projection": (width, 32),
+        "logit_scale": (),
+        "token_embedding.weight": (100, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        **blocks,
+    }
+    shapes = {f"visual.{name}": shape for name, shape in visual.items()} | text
+    generator = torch.Generator().manual_seed(1)
+    return {name: 0.2 * torch.randn(s, generator=generator) for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@patch_sides(16)
+def test_open_clip_s_weights_give_the_outputs_of_timm_s_reader(tmp_path, img_size, activation):
+    tensors = open_clip_tensors(img_size)
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    sizes = {"image_size": img_size, "width": 64, "layers": 3, "patch_size": 16}
+    config = {
+        "model_cfg": {"vision_cfg": sizes, "quick_gelu": activation == "quick_gelu"},
+        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
+    reader = timm_model(img_size, **CLIP_TOWER, act_layer=activation, num_classes=32)
+    reader.load_state_dict(checkpoint_filter_fn(dict(tensors), reader))
+    reference = of_timm(reader, tmp_path / "open_clip_model.safetensors")
+    without_head = reference._replace(outputs=lambda images: (None, reference.outputs(images)[1]))
+    loaded = assert_parity(without_head)
+    assert loaded.weights.layout == "open-clip"
+    assert loaded.weights.profile == Profile((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-5, activation)
+    assert loaded.weights.assumed == ""
+    towers = ("visual.class", "visual.pos", "visual.conv1", "visual.ln_", "visual.transformer")
+    unused = sorted(name for name in tensors if not name.startswith(towers))
+    assert loaded.report.unused == tuple(unused)
 
 
 # --- The constants of the layers ------------------------------------------------------------------

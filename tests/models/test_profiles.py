@@ -169,7 +169,8 @@ def test_half_a_normalization_says_nothing(tmp_path, left_out):
 )
 def test_timm_s_config_of_now_and_before(tmp_path, config):
     assert read_sidecar(write(tmp_path, config)) == Sidecar(
-        ("config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-6, "gelu"
+        *(("config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-6, "gelu"),
+        inferred=("layer_norm_eps", "activation"),
     )
 
 
@@ -178,6 +179,23 @@ def test_timm_s_arguments_go_before_its_architecture(tmp_path):
     said = read_sidecar(write(tmp_path, {**TIMM, "model_args": arguments}))
     assert said.activation == "gelu_tanh"
     assert said.sizes == {"embed_dim": 64, "num_heads": 4}
+
+
+def test_open_clip_s_config_counts_where_no_other_says_anything(tmp_path):
+    tower = {"width": 64, "layers": 3}
+    images = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    config = {"model_cfg": {"vision_cfg": tower, "quick_gelu": True}, "preprocess_cfg": images}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
+    said = read_sidecar(write(tmp_path, {"model_type": "clip"}))
+    assert said == Sidecar(
+        *(("open_clip_config.json",), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 1e-5, "quick_gelu"),
+        sizes={"embed_dim": 64, "depth": 3},
+        inferred=("layer_norm_eps",),
+    )
+    assert read_sidecar(write(tmp_path, TIMM)).sources == ("config.json",)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": 3}', "utf-8")
+    said = read_sidecar(write(tmp_path, {}))
+    assert (said.mean, said.activation, said.sizes) == (None, "gelu", {})
 
 
 @pytest.mark.parametrize(

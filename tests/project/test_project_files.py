@@ -37,6 +37,7 @@ def test_pins_are_those_checked_for_the_mac():
         "pillow": "13.0.0",
         "pi-heif": "1.4.0",
         "safetensors": "0.8.0",
+        "huggingface_hub": "2.4.0",
         "pytest": "9.2.0",
     }
 

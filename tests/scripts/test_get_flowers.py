@@ -20,6 +20,7 @@ from helpers import REAL_FLOWERS, REPO
 
 from scripts import get_flowers
 from scripts.shared import download
+from utils import speed
 
 ARCHIVE = get_flowers.ARCHIVE
 IMAGES = ["image_00001.jpg", "image_00002.jpg", "image_00003.jpg"]
@@ -305,8 +306,8 @@ def test_silent_server_times_out(run, server, tmp_path, monkeypatch):
 
 
 def test_server_that_sends_next_to_nothing_is_given_up(run, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SLOW_SECONDS", 0)
-    monkeypatch.setattr(download, "SLOW_BYTES", 1e18)
+    monkeypatch.setattr(speed, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(speed, "SLOW_BYTES", 1e18)
     error = run(tmp_path / "flowers", 1)
     assert re.search(r"came in \d+ s, which is too slow; \d+ of \d+ bytes are kept, run the", error)
     assert len(server.seen) == 1
@@ -323,16 +324,16 @@ def test_server_that_sends_next_to_nothing_is_given_up(run, server, tmp_path, mo
     ],
 )
 def test_slow_is_less_than_1024_bytes_a_second_for_a_minute(monkeypatch, pieces, is_slow):
-    clock, left = SimpleNamespace(now=0.0), list(pieces)
+    clock = SimpleNamespace(now=0.0)
 
-    def read1(most: int) -> bytes:
-        size, seconds = left.pop(0)
-        clock.now += seconds
-        return bytes(size)
+    def arriving():
+        for size, seconds in pieces:
+            clock.now += seconds
+            yield bytes(size)
 
-    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    chunks = download._chunks(SimpleNamespace(read1=read1), sum(size for size, _ in pieces))
-    with pytest.raises(download._TooSlow) if is_slow else nullcontext():
+    monkeypatch.setattr(speed, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    chunks = speed.unless_too_slow(arriving())
+    with pytest.raises(speed.TooSlow) if is_slow else nullcontext():
         assert sum(map(len, chunks)) == sum(size for size, _ in pieces)
     assert clock.now < 130 or not is_slow
 

@@ -18,12 +18,14 @@ from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
 from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
 from utils.errors import near_miss
 from utils.files import sha256_file
+from utils.hub import is_address
 
 MAX_WARMUP_STEPS = 500
 DEFAULT_NUM_STEPS = 1000
 DEFAULT_NUM_WORKERS = 2
 DEFAULT_SAVE_EVERY = 100
 CACHE_FOLDER = ".cache"  # under --output_dir
+PUBLIC_WEIGHTS = "public_weights"  # in the config: which weights from the hub the run began with
 LAST = "last"  # what `--resume` without a path stands for
 
 
@@ -255,10 +257,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("drop_path", types.fraction, 0.0).help(
             "rate of stochastic depth in the last block, rising linearly from 0 in the first"
         ),
-        Flag("pretrained", types.path, None, hashed="content", path="file").help(
-            "start from these weights: Google .npz, timm, Hugging Face, torchvision, ViT-pytorch, "
-            "TransFG, or a ckpt.bin of this project; recognised by content (default: random "
-            "weights)"
+        Flag(
+            "pretrained", types.maybe_path, None, metavar="WEIGHTS", hashed="content", path="file"
+        ).help(
+            "start from these weights: a file (Google .npz, timm, Hugging Face, torchvision, "
+            "ViT-pytorch, TransFG, or a ckpt.bin of this project; recognised by content); else a "
+            "name that `scripts/get_weights.py --list` prints, or hf:owner/repo[@revision][/file], "
+            "fetched from the Hugging Face hub (default: random weights)"
         ),
         Flag(
             "pretrained_profile",
@@ -436,7 +441,10 @@ def may_change(allowed: str | None) -> set[str]:
 def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a config whose paths mean the same in every current folder."""
     paths = ("output_dir", "data_root", "cache_dir", "pretrained")
-    absolute = {name: str(Path(config[name]).absolute()) for name in paths if config.get(name)}
+    given = {name: config[name] for name in paths if config.get(name)}
+    absolute = {
+        name: str(Path(path).absolute()) for name, path in given.items() if not is_address(path)
+    }
     return {**config, **absolute}
 
 
@@ -451,7 +459,7 @@ def experiment_of(
 ) -> dict[str, Any]:
     """Return the experiment that a resolved config describes, equal on every machine.
 
-    A key that is not a flag's is part of the experiment.
+    A key that is not a flag's is part of the experiment, but for where weights came from.
 
     Args:
         config: resolved config.
@@ -461,12 +469,14 @@ def experiment_of(
     for key, value in config.to_dict().items():
         flag = FLAGS.get(key)
         hashed = "value" if flag is None else flag.hashed
-        if hashed == "never":
+        if hashed == "never" or key == PUBLIC_WEIGHTS:
             continue
         if hashed == "if_not_default" and value in (flag.default, flag.unmet):
             continue
         if key in known:
             value = known[key]
+        elif key == "pretrained" and is_address(value):
+            value = config.get(PUBLIC_WEIGHTS, {}).get("sha256", value)
         elif hashed == "content" and value is not None:
             # Lists of ids are absolute paths by now; named subsets are not, whatever lies around.
             may_be_file = flag.path == "file" or Path(value).is_absolute()

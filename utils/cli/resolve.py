@@ -27,6 +27,7 @@ from utils.cli.resumed import check_given, values_of_run
 from utils.data.presets import PRESETS
 from utils.data_utils import RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
+from utils.hub import HUB, address_of, is_address
 
 
 def run_to_resume(
@@ -55,8 +56,8 @@ def parse_train(
 
     Args:
         argv: arguments after the program's name.
-        choices: what each name of a dataset stands for (`dataset`), and model configs by name
-            (`model_type`).
+        choices: what each name of a dataset stands for (`dataset`), model configs by name
+            (`model_type`), and public weights by name (`pretrained`).
         check_weights: function of the weights' path, profile and key and of the model type, which
             raises an `InputError` if the weights are of another model type.
         run: header of the snapshot to resume from, whose values the flags have that are not given.
@@ -71,7 +72,11 @@ def parse_train(
     """
     given = parse("train", argv, choices)
     of_run = {} if run is None else values_of_run(run, given, choices)
-    values = _layered("train", given, of_run)
+    of_weights = {}
+    if given.get("pretrained"):
+        given["pretrained"] = address_of(given["pretrained"], choices["pretrained"])
+        of_weights = _of_weights(given["pretrained"], choices["pretrained"])
+    values = _layered("train", given, of_run, of_weights)
     for flag, value in PRESETS[values["preset"]].augmentation._asdict().items():
         if values[flag] is None:
             values[flag] = value
@@ -80,12 +85,17 @@ def parse_train(
         with os_errors_are_input_errors(paths_in(values)):
             check_given(given, values, run, choices["dataset"])
     weights, model_type = values["pretrained"], values["model_type"]
+    if of_weights and of_weights["model_type"] != model_type:
+        raise InputError(
+            f"--pretrained {weights} is a {of_weights['model_type']}, not a {model_type}; use "
+            f"--model_type {of_weights['model_type']}"
+        )
     model = choices["model_type"][model_type]
     try:
         check_freeze(values["freeze"], model_type, model.depth)
         check_img_size(values["img_size"], model.patch_size, values["slide_step"])
     except InputError:  # these flags may be right, and the model type is not that of the weights
-        if weights is not None and run is None:
+        if weights is not None and run is None and not is_address(weights):
             check_file(weights, "--pretrained")
             told = values["pretrained_profile"], values["pretrained_key"]
             check_weights(weights, *told, model_type)
@@ -104,15 +114,19 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
 
 
 def _layered(
-    program: str, given: Mapping[str, Any], of_run: Mapping[str, Any] = MappingProxyType({})
+    program: str,
+    given: Mapping[str, Any],
+    of_run: Mapping[str, Any] = MappingProxyType({}),
+    of_weights: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the value of every flag: given by hand, the run's, from the recipe, or the default.
+    """Return the value of every flag: by hand, the run's, the recipe's, the weights', the default.
 
     Raises:
         InputError: a flag was given that means nothing without another.
     """
     rows = [row for row in FLAGS.values() if program in row.programs]
     defaults = {row.name: None if row.needs else row.default_in(program) for row in rows}
+    defaults |= of_weights
     layer, record = recipe_layer(
         given, defaults, lambda flag, values: FLAGS[flag].unmet_need(values) is not None
     )
@@ -132,6 +146,12 @@ def _layered(
     return values
 
 
+def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that public weights of the table have for flags that are not given."""
+    row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
+    return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
+
+
 def _resolve_profile(values: Mapping[str, Any]) -> str | None:
     """Return the profile of the weights; without any, None where it would be Google's anyway."""
     profile = values["pretrained_profile"]
@@ -144,8 +164,9 @@ def _with_paths(values: dict[str, Any], checked: Collection[str]) -> FrozenConfi
     """Return the values frozen, once the `checked` ones' files and the cache's folder are."""
     with os_errors_are_input_errors(paths_in(values)):
         for name, row in FLAGS.items():
-            if row.path == "file" and name in checked and values.get(name) is not None:
-                check_file(values[name], f"--{name}")
+            is_file = row.path == "file" and name in checked and values.get(name) is not None
+            if is_file and not is_address(values[name]):
+                check_file(Path(values[name]), f"--{name}")
         if values["cache"] == "disk" or values.get("export_features") or values["cache_dir"]:
             cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
             check_writable(cache_dir, "--cache_dir")

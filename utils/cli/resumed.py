@@ -11,6 +11,7 @@ from utils.cli.parser import parse
 from utils.data_utils import SYNTHETIC_FOLDER
 from utils.errors import InputError
 from utils.files import canonical_json, kind_of
+from utils.hub import is_address
 
 # What says where the run lies and how it is resumed; `recipe` is a record; and `epochs` follows.
 NOT_OF_RUN = ("name", "output_dir", "resume", "allow_change", "recipe", "epochs", "take_over")
@@ -82,6 +83,9 @@ def check_given(
         InputError: names the flags, and the values that the run has.
     """
     names = [name for name in given if FLAGS[name].hashed != "never" and name not in LATE]
+    weights = values["pretrained"]
+    if is_address(weights) and weights == run["config"].get("pretrained"):
+        names = [name for name in names if name != "pretrained"]  # nothing is fetched again
     now = experiment_of(FrozenConfigDict({name: values[name] for name in names}))
     if "dataset" in now:
         now["dataset"] = datasets[now["dataset"]]

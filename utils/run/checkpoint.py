@@ -59,6 +59,9 @@ class Checkpoint(NamedTuple):
     metrics: dict[str, Any]
     config_hash: str
     state_dict: dict[str, Tensor]
+    # The public weights that its training began with, at any remove; empty: none. Of version 3, but
+    # younger: a checkpoint may lack it.
+    public_weights: Mapping[str, str] = {}
 
     @property
     def known_images(self) -> KnownImages:
@@ -132,6 +135,7 @@ _FIELDS = {
     "metrics": is_json_object,
     "config_hash": is_text,
     "state_dict": dict_of(is_weights),
+    "public_weights": dict_of(is_text),
 }
 
 
@@ -203,7 +207,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    payload = {**BEFORE.get(version, {}), **payload}
+    payload = {**BEFORE.get(version, {}), "public_weights": {}, **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")

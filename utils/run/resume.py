@@ -17,7 +17,7 @@ from utils.run.folder import read_stamp, usable_stamp
 from utils.run.run_images import RunImages
 from utils.run.scalars import EventLog
 from utils.run.snapshot import Header, Part, load_newest, load_snapshot, older_snapshots
-from utils.schema import is_dict, is_finite, is_positive, wrong_fields
+from utils.schema import dict_of, is_dict, is_finite, is_positive, is_text, wrong_fields
 from utils.training.learner import Learner
 from utils.training.meter import TrainMeter
 from utils.training.progress import Progress
@@ -47,6 +47,7 @@ _CONFIG = {
     "epochs": lambda value: is_finite(value) and value > 1e-18,
     "model": is_dict,
     "normalization": is_normalization,
+    "public_weights": dict_of(is_text),
 }
 
 
@@ -147,7 +148,7 @@ def _open(
         header, parts = load_newest(paths, PARTS, stamp.get("run_id"))
     else:
         header, parts = load_snapshot(chosen, PARTS)
-    wrong = wrong_fields(header.config, _CONFIG)
+    wrong = wrong_fields({"public_weights": {}, **header.config}, _CONFIG)
     if wrong:
         raise InputError(
             f"--resume: the snapshot's config has no usable {', '.join(wrong)}; name another one"

@@ -12,7 +12,7 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
-from utils.cli.flags import experiment_of, with_absolute_paths
+from utils.cli.flags import PUBLIC_WEIGHTS, experiment_of, with_absolute_paths
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.digests import Digests, digest_set, union
@@ -126,6 +126,7 @@ def complete_plan(
         "data_rules": DATA_RULES,
         "normalization": normalization,
         "config_hash": stamp["config_hash"],
+        "public_weights": dict(config.get(PUBLIC_WEIGHTS, {})),
     }
     earlier = None if start.resume is None else start.resume.stamp
     stamp = with_session(stamp, start.progress.step, earlier)
@@ -138,7 +139,6 @@ def with_images(
     """Return the plan with what checkpoints and stamp say of its images, once they are checked.
 
     Args:
-        plan: plan of the run.
         digests: of the whole splits, train first.
         trained: set of the images that the weights of `--pretrained` were trained on.
         changes: ids of images that changed since the run was started, by what became of them.

@@ -48,6 +48,7 @@ def small(**changes) -> Checkpoint:
         "metrics": {"accuracy": 0.5, "step": 3, "split": "val"},
         "config_hash": "0" * 64,
         "state_dict": {"w": torch.arange(6.0).view(2, 3), "b": torch.zeros(3)},
+        "public_weights": {"name": "dinov2-s14", "licence": "apache-2.0"},
     }
     return Checkpoint(**{**values, **changes})
 
@@ -268,7 +269,7 @@ class TestFields:
     @pytest.mark.parametrize("version", [1, 2])
     def test_of_an_older_version_is_read_as_it_was_meant(self, tmp_path, version):
         payload = payload_of(small(), version=version)
-        newer = ("class_depth", "data_rules", "trained_images", "val_images")
+        newer = ("class_depth", "data_rules", "trained_images", "val_images", "public_weights")
         for field in (*newer, *(("preset", "carving") if version == 1 else ())):
             del payload[field]
         (tmp_path / "c").write_bytes(sealed(torch_bytes(payload)))
@@ -276,6 +277,7 @@ class TestFields:
         expected = ("vit", {}) if version == 1 else ("transfg", {"fraction": 0.25, "seed": 42})
         assert (read.preset, read.carving, read.step, read.class_depth) == (*expected, 3, 0)
         assert [len(images) for images in read.known_images] == [0, 0]
+        assert read.public_weights == {}
         assert "version 1 of the rules for data, this code has version 2" in read.older_rules
 
     def test_say_which_images_are_known(self, tmp_path):
@@ -286,7 +288,8 @@ class TestFields:
 
     @pytest.mark.parametrize("field", Checkpoint._fields)
     def test_missing_or_of_another_type(self, tmp_path, field):
-        for value in (..., None, 1.5):
+        missing = () if field in Checkpoint._field_defaults else (...,)
+        for value in (*missing, None, 1.5):
             self.refuse(tmp_path, f"has no usable {field}; name another run's", **{field: value})
 
     @pytest.mark.parametrize(
