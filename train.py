@@ -77,7 +77,7 @@ def read_weights(
         known = None if row is None else row.profile
         return open_pretrained(found.path, profile, key, known), Past(found.record)
     weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
-    return weights, Past(own.public_weights, own.known_images.trained)
+    return weights, Past(own.public_weights, own.known_images.trained, own.fitted_on)
 
 
 def check_weights(path: Path, profile: str, key: str | None, model_type: str) -> None:
@@ -115,6 +115,9 @@ def build_planned_model(
             weights, past = read_weights(found, config.pretrained_profile, config.pretrained_key)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
+            if past.fitted_on and config.head == "parts":
+                note = "its head was fitted by a probe, so --head parts starts anew"
+                weights = weights._replace(classes=None, notes=(*weights.notes, note))
         else:
             log.warning("warning: no --pretrained: starting from random weights")
         plan = plan_model(config, weights, classes)
@@ -155,7 +158,7 @@ def plan_run(
 ) -> "Plan":
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
     from utils.run.session import begin_plan, complete_plan, with_images
-    from utils.run.weights import find_weights
+    from utils.run.weights import check_head_is_unbiased, find_weights
 
     start, device = begin_plan(flags, progress, resume)
     digests, changes = None, {}
@@ -188,6 +191,8 @@ def plan_run(
     if digests is None:
         digests = prepare_images(data, flags)
     with failing_together():
+        if model_plan.keep_head:
+            check_head_is_unbiased(past, config.pretrained, data, digests)
         return with_images(plan, digests, past.trained_images, changes)
 
 

@@ -26,6 +26,7 @@ SYNTHETIC_FOLDER = ".synthetic"  # under --output_dir; the dot keeps it apart fr
 # Of data in one heap of images: a run needs something to evaluate on.
 DEFAULT_VAL_FRACTION = 0.2
 DEFAULT_SPLIT_SEED = 42
+PROBE_METHODS = ("knn", "nearest_mean", "logistic")  # for the flag and for `utils/probe`
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,21 @@ class RunPaths:
         return self.run / "features.npy"
 
     @property
+    def probe(self) -> Path:
+        """What a probe tried: methods, features, strengths, accuracies, learning curve, folds."""
+        return self.run / "probe.json"
+
+    @property
+    def few_shot(self) -> Path:
+        """The picture of a probe's learning curve."""
+        return self.run / "few_shot.png"
+
+    @property
+    def folds(self) -> Path:
+        """The out-of-fold probabilities of a probe: ids, labels, fold, probabilities."""
+        return self.run / "folds.npz"
+
+    @property
     def retention(self) -> Path:
         """The note that says how long to keep all of this."""
         return self.run / "RETENTION.txt"
@@ -105,11 +121,15 @@ class RunPaths:
         named = {
             "checkpoint": self.checkpoint,
             "averaged": checkpoint_paths(self, EMA).checkpoint,
+            "of train alone": checkpoint_paths(self, TRAIN_ALONE).checkpoint,
             "last state": self.last,
             "predictions": self.predictions,
             "metrics": self.metrics,
             "per class": self.per_class,
             "features": self.features,
+            "probe": self.probe,
+            "learning curve": self.few_shot,
+            "out of fold": self.folds,
             "labelmap": self.labelmap,
             "env stamp": self.env_stamp,
             "retention": self.retention,
@@ -119,6 +139,8 @@ class RunPaths:
 
 
 EMA = "ema"  # the variant of a run's weights that is averaged; the raw ones are ""
+
+TRAIN_ALONE = "train"  # the variant of a probe's head that has not seen val
 
 
 def checkpoint_paths(paths: RunPaths, variant: str) -> RunPaths:

@@ -74,6 +74,8 @@ PACKAGES = (
     "safetensors",
     "huggingface_hub",
     "yaml",
+    "sklearn",
+    "matplotlib",
 )
 
 

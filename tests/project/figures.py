@@ -12,7 +12,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 FILE_LINES, FUNCTION_LINES, PARAMETERS, FILES_IN_FOLDER = 300, 50, 7, 18
-CHAIN, TRAIN_IMPORTS, FMT_SKIPS = 11, 16, 15
+CHAIN, TRAIN_IMPORTS, FMT_SKIPS = 12, 16, 15
 PRODUCTION_LINES, TEST_LINES = 14_000, 23_000
 
 
@@ -104,6 +104,7 @@ WINGS = {
     "utils/data/": (),
     "utils/training/": ("utils/data/batches.py",),
     "utils/evaluation/": ("utils/data/",),
+    "utils/probe/": ("utils/evaluation/", "utils/data/"),
     "utils/run/": (
         "utils/training/",
         "utils/evaluation/",

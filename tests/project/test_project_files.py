@@ -105,7 +105,7 @@ def test_retention_template_is_what_runs_write():
         .replace("<absolute path of the run's folder>", str(paths.run))
         .replace("<date of the run + 90 days, UTC, YYYY-MM-DD>", "2027-01-31")
     )
-    assert filled == retention_note(paths, "2027-01-31", has_checkpoint=True)
+    assert filled == retention_note(paths, "2027-01-31", (paths.checkpoint, paths.last))
 
 
 def annotated_tree() -> dict[str, str]:

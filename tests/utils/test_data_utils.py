@@ -105,7 +105,7 @@ class TestKeepPreviousRun:
 
     def test_keeps_the_note_true(self, tmp_path):
         paths = self.make(tmp_path, "demo", "x")
-        write_retention(paths, has_checkpoint=False)
+        write_retention(paths, ())
         before = paths.retention.read_text("utf-8")
         kept = keep_previous_run(paths)
         after = kept.retention.read_text("utf-8")
@@ -124,7 +124,7 @@ class TestRetention:
     def test_says_how_long_where_and_what(self, tmp_path):
         paths = RunPaths(tmp_path / "output", "demo")
         before = datetime.now(UTC).date()
-        write_retention(paths, has_checkpoint=True)
+        write_retention(paths, (paths.checkpoint, paths.last))
         text = paths.retention.read_text("utf-8")
         assert int(re.search(r"retention: at least (\d+) days", text)[1]) >= 90
         until = date.fromisoformat(re.search(r"keep until: (\S+)", text)[1])
@@ -142,7 +142,7 @@ class TestRetention:
             assert f"  - {artifact}\n" in text
         assert "never committed" in text
 
-        write_retention(paths, has_checkpoint=False)  # of an evaluation
+        write_retention(paths, ())  # of an evaluation
         assert "ckpt.bin" not in paths.retention.read_text("utf-8")
 
 

@@ -60,7 +60,7 @@ def test_a_missing_environment_is_one_line(path):
     code, out, error = run([*BARE_PYTHON, path.relative_to(REPO)])
     assert (code, out) == (2, "")
     assert error.startswith(
-        f"error: {sys.executable} has no torch, torchvision, numpy and 9 more; "
+        f"error: {sys.executable} has no torch, torchvision, numpy and 11 more; "
     )
     assert error.count("\n") == 1
     assert error.endswith(": source .venv/bin/activate\n")

@@ -1,4 +1,4 @@
-"""Define every flag of `train.py` and `eval.py` in one table, and derive what others ask of it.
+"""Define every flag of the entrypoints and the probe in one table; derive what others ask of it.
 
 Parser, config hash, what a resumed run may change and `openapi.yaml` follow from the rows. To add a
 flag, add a row to `GROUPS` and run `scripts/dev/make_openapi.py`. Imports no torch.
@@ -15,7 +15,12 @@ from ml_collections import FrozenConfigDict
 from utils.cli import types
 from utils.cli.recipes import recipe_names, recipe_or_list
 from utils.data.presets import AUGMENTS, DEFAULT_PRESET, PRESETS
-from utils.data_utils import DEFAULT_SPLIT_SEED, DEFAULT_VAL_FRACTION, SYNTHETIC_FOLDER
+from utils.data_utils import (
+    DEFAULT_SPLIT_SEED,
+    DEFAULT_VAL_FRACTION,
+    PROBE_METHODS,
+    SYNTHETIC_FOLDER,
+)
 from utils.errors import near_miss
 from utils.files import sha256_file
 from utils.hub import is_address
@@ -31,6 +36,7 @@ LAST = "last"  # what `--resume` without a path stands for
 
 REQUIRED = object()  # default of a flag that must be given
 TRAIN, EVAL, BOTH = ("train",), ("eval",), ("train", "eval")
+PROBE, TRAIN_PROBE, EVERY = ("probe",), ("train", "probe"), ("train", "eval", "probe")
 
 
 class Flag(NamedTuple):
@@ -96,7 +102,7 @@ _SUBSET = "<dataset>_tiny (two batches) or a text file with one sample id a line
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
-        Flag("name", types.run_name, REQUIRED, BOTH, hashed="never").help(
+        Flag("name", types.run_name, REQUIRED, EVERY, hashed="never").help(
             "name of the run and of its folder"
         ),
         Flag(
@@ -116,20 +122,20 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("eval_batch_size", types.batch, 8, BOTH, changeable=True).help(
             "images that are evaluated at a time"
         ),
-        Flag("seed", types.seed, 42, BOTH).help("seed of everything that is random"),
-        Flag("output_dir", types.path, Path("output"), BOTH, hashed="never", path="place").help(
+        Flag("seed", types.seed, 42, EVERY).help("seed of everything that is random"),
+        Flag("output_dir", types.path, Path("output"), EVERY, hashed="never", path="place").help(
             "folder that holds all runs"
         ),
-        Flag("take_over", bool, False, BOTH, hashed="never").help(
+        Flag("take_over", bool, False, EVERY, hashed="never").help(
             "write the run although its lock names a process of another host, which has ended"
         ),
-        Flag("prefer_mps", bool, True, BOTH, hashed="never").help(
+        Flag("prefer_mps", bool, True, EVERY, hashed="never").help(
             "with --device auto: MPS if available"
         ),
-        Flag("device", ("auto", "mps", "cpu", "cuda"), "auto", BOTH, hashed="never").help(
+        Flag("device", ("auto", "mps", "cpu", "cuda"), "auto", EVERY, hashed="never").help(
             "auto is MPS if preferred and available, else CPU; a named device must be available"
         ),
-        Flag("export_logits", bool, True, BOTH, changeable=True).help(
+        Flag("export_logits", bool, True, EVERY, changeable=True).help(
             "write all logits into predictions.jsonl"
         ),
         Flag("export_features", bool, False, EVAL, hashed="never").help(
@@ -141,21 +147,21 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "data": (
-        Flag("dataset", (), "flower102", BOTH, checkpoint_decides=True).help(
+        Flag("dataset", (), "flower102", EVERY, checkpoint_decides=True).help(
             "name of the dataset, one of {names}"
         ),
-        Flag("data_root", types.path, None, BOTH, hashed="never", path="place").help(
+        Flag("data_root", types.path, None, EVERY, hashed="never", path="place").help(
             "the dataset's official folder or its parent; for csv the file (default: $DATA_ROOT; "
             f"for synthetic <output_dir>/{SYNTHETIC_FOLDER}, drawn if absent)"
         ),
-        Flag("train_split", str, "train", metavar="SPLIT").help("split to train on"),
-        Flag("eval_split", str, None, BOTH, metavar="SPLIT").help(
+        Flag("train_split", str, "train", TRAIN_PROBE, metavar="SPLIT").help("split to train on"),
+        Flag("eval_split", str, None, EVERY, metavar="SPLIT").help(
             "split to evaluate on; all in eval.py: every image of every split (default: val, or "
             "test where there is no val; in eval.py, of images in one heap, those of the run's "
             "val, or all if none was trained on)"
         ),
         Flag(
-            "class_depth", types.positive_int, None, BOTH, metavar="N", hashed="if_not_default"
+            "class_depth", types.positive_int, None, EVERY, metavar="N", hashed="if_not_default"
         ).help(
             "with --dataset folder: the folders that make a class name; 2: genus/species (default: "
             "1, and an error where all classes have their images deeper; in eval.py the "
@@ -165,17 +171,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "what becomes of images whose class the checkpoint does not know; skip: they are left "
             "out"
         ),
-        Flag("val_fraction", types.share, None).help(
+        Flag("val_fraction", types.share, None, TRAIN_PROBE).help(
             "hold out this share of train, class by class, as val where the data has none "
             f"(default: {DEFAULT_VAL_FRACTION} where the data is in one heap, else none)"
         ),
-        Flag("split_seed", types.seed, None).help(
+        Flag("split_seed", types.seed, None, TRAIN_PROBE).help(
             f"seed that chooses the held-out images (default: {DEFAULT_SPLIT_SEED})"
         ),
         Flag(
             "tiny_train_subset",
             types.maybe_path,
             None,
+            TRAIN_PROBE,
             metavar="SUBSET",
             hashed="content",
             path="place",
@@ -184,21 +191,21 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "tiny_infer_subset",
             types.maybe_path,
             None,
-            BOTH,
+            EVERY,
             metavar="SUBSET",
             hashed="content",
             path="place",
         ).help(f"evaluate on {_SUBSET}"),
-        Flag("img_size", types.image_side, 224, BOTH, checkpoint_decides=True).help(
+        Flag("img_size", types.image_side, 224, EVERY, checkpoint_decides=True).help(
             "side of the square input in pixels, a multiple of the patch"
         ),
-        Flag("num_workers", types.workers, None, BOTH, hashed="never").help(
+        Flag("num_workers", types.workers, None, EVERY, hashed="never").help(
             f"loader processes; changes no result (default: {DEFAULT_NUM_WORKERS}, or 0 for a "
             "tiny subset)"
         ),
     ),
     "input pipeline": (
-        Flag("preset", tuple(PRESETS), DEFAULT_PRESET, checkpoint_decides=True).help(
+        Flag("preset", tuple(PRESETS), DEFAULT_PRESET, TRAIN_PROBE, checkpoint_decides=True).help(
             "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
         ),
         Flag("augment", AUGMENTS, None, changeable=True).help(
@@ -219,36 +226,36 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "share of its patches that a training image loses at random, for cheaper steps; "
             "evaluation sees all"
         ),
-        Flag("skip_bad_images", types.count, 0, BOTH, changeable=True).help(
+        Flag("skip_bad_images", types.count, 0, EVERY, changeable=True).help(
             "leave out up to N images that cannot be decoded, those of training and evaluation "
             "together, instead of ending"
         ),
         Flag("tta", ("none", "flip"), "none", BOTH, changeable=True).help(
             "flip: evaluate each image and its mirror image, and take the mean of the logits"
         ),
-        Flag("cache", ("none", "disk"), "none", BOTH, first=types.cache_name, hashed="never").help(
+        Flag("cache", ("none", "disk"), "none", EVERY, first=types.cache_name, hashed="never").help(
             "disk: keep decoded and resized images on disk, mapped into memory; changes no result"
         ),
         Flag(
             "cache_dir",
             types.path,
             None,
-            BOTH,
+            EVERY,
             hashed="never",
             path="place",
         ).help(f"folder of --cache disk and of features (default: <output_dir>/{CACHE_FOLDER})"),
     ),
     "model": (
-        Flag("model_type", (), "ViT-B_16", BOTH, checkpoint_decides=True).help(
+        Flag("model_type", (), "ViT-B_16", EVERY, checkpoint_decides=True).help(
             "name of the architecture, one of {names}"
         ),
-        Flag("head", ("token", "parts"), "token").help(
+        Flag("head", ("token", "parts"), "token", TRAIN_PROBE).help(
             "token: plain ViT; parts: TransFG, whose last block sees the selected patches only"
         ),
-        Flag("split", ("non-overlap", "overlap"), "non-overlap").help(
+        Flag("split", ("non-overlap", "overlap"), "non-overlap", TRAIN_PROBE).help(
             "whether the patches that the image is cut into overlap"
         ),
-        Flag("slide_step", types.positive_int, 12, needs={"split": ("overlap",)}).help(
+        Flag("slide_step", types.positive_int, 12, TRAIN_PROBE, needs={"split": ("overlap",)}).help(
             "pixels between overlapping patches"
         ),
         Flag("dropout", types.fraction, 0.0).help(
@@ -258,7 +265,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "rate of stochastic depth in the last block, rising linearly from 0 in the first"
         ),
         Flag(
-            "pretrained", types.maybe_path, None, metavar="WEIGHTS", hashed="content", path="file"
+            "pretrained",
+            types.maybe_path,
+            None,
+            TRAIN_PROBE,
+            metavar="WEIGHTS",
+            hashed="content",
+            path="file",
         ).help(
             "start from these weights: a file (Google .npz, timm, Hugging Face, torchvision, "
             "ViT-pytorch, TransFG, or a ckpt.bin of this project; recognised by content); else a "
@@ -269,19 +282,26 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "pretrained_profile",
             ("auto", "google", "imagenet", "clip", "clip-quickgelu", "siglip"),
             None,
+            TRAIN_PROBE,
         ).help(
             "normalisation, activation and LayerNorm eps of the weights; auto: from a config.json "
             "or preprocessor_config.json beside them, else what is usual for the layout; without "
             "--pretrained the normalisation alone, auto being google's (default: auto)"
         ),
         Flag(
-            "pretrained_key", str, None, needs=_WEIGHTS, hashed="if_not_default", metavar="NAME"
+            "pretrained_key",
+            str,
+            None,
+            TRAIN_PROBE,
+            needs=_WEIGHTS,
+            hashed="if_not_default",
+            metavar="NAME",
         ).help(
             "where the model is in a file of several, as messages name it, such as model_ema or "
             "student.backbone (default: the only one; a teacher before its student, trained "
             "weights before their average)"
         ),
-        Flag("pos_resample", ("bicubic", "bilinear"), "bicubic", needs=_WEIGHTS).help(
+        Flag("pos_resample", ("bicubic", "bilinear"), "bicubic", TRAIN_PROBE, needs=_WEIGHTS).help(
             "how position embeddings are resized to another grid: bicubic as timm, bilinear as "
             "TransFG's code"
         ),
@@ -363,6 +383,26 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ).help(
             "samples that are compared: a micro-batch's, as in TransFG's code, or the whole "
             "--train_batch_size's, for one more forward pass"
+        ),
+    ),
+    "probe": (
+        Flag("method", types.names_of(PROBE_METHODS), None, PROBE, metavar="NAME,...").help(
+            f"classifiers to fit, of {', '.join(PROBE_METHODS)} (default: all; where images x "
+            "features x classes are over 1e11 all but logistic)"
+        ),
+        Flag("features", ("auto", "class", "mean", "both"), "auto", PROBE).help(
+            "what they read of an image: class token (or what the weights pool by), mean of the "
+            "patches, or both; auto: the best on val, or on folds of train where there is no val"
+        ),
+        Flag("fit", ("auto", "train"), "auto", PROBE).help(
+            "what the head is fitted on once all is chosen; auto: train, and val too where another "
+            "split is evaluated"
+        ),
+        Flag("few_shot", types.counts, None, PROBE, metavar="N,...").help(
+            "also tell the accuracy with so many images of each class, over 5 draws"
+        ),
+        Flag("folds", types.fold_count, None, PROBE).help(
+            "also tell the accuracy over so many stratified folds of what the head is fitted on"
         ),
     ),
     "durability": (

@@ -16,7 +16,9 @@ ABOUT = {
     "train": "Fine-tune a Vision Transformer.",
     "eval": "Evaluate a checkpoint. Architecture, image size, preset, held-out val split, class "
     "list and normalisation come from the checkpoint; a flag that contradicts it is an error.",
+    "probe": "Fit classifiers to the features of a frozen model, and keep the best as its head.",
 }
+FILES = {"train": "train.py", "eval": "eval.py", "probe": "scripts/probe.py"}
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -67,14 +69,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(program: str, choices: Mapping[str, Collection[str]]) -> Parser:
-    """Build the parser of `train` or `eval`, which returns only what was given by hand.
+    """Build the parser of a program, which returns only what was given by hand.
 
     Args:
-        program: `train` or `eval`.
+        program: `train`, `eval` or `probe`.
         choices: names by flag, for the flags whose choices are not in the table.
     """
     parser = Parser(
-        prog=f"{program}.py", description=ABOUT[program], argument_default=argparse.SUPPRESS
+        prog=FILES[program], description=ABOUT[program], argument_default=argparse.SUPPRESS
     )
     for title, flags in GROUPS.items():
         group, either = parser.add_argument_group(title), None

@@ -72,11 +72,7 @@ def parse_train(
     """
     given = parse("train", argv, choices)
     of_run = {} if run is None else values_of_run(run, given, choices)
-    of_weights = {}
-    if given.get("pretrained"):
-        given["pretrained"] = address_of(given["pretrained"], choices["pretrained"])
-        of_weights = _of_weights(given["pretrained"], choices["pretrained"])
-    values = _layered("train", given, of_run, of_weights)
+    values = _with_weights("train", given, choices["pretrained"], of_run)
     for flag, value in PRESETS[values["preset"]].augmentation._asdict().items():
         if values[flag] is None:
             values[flag] = value
@@ -85,11 +81,6 @@ def parse_train(
         with os_errors_are_input_errors(paths_in(values)):
             check_given(given, values, run, choices["dataset"])
     weights, model_type = values["pretrained"], values["model_type"]
-    if of_weights and of_weights["model_type"] != model_type:
-        raise InputError(
-            f"--pretrained {weights} is a {of_weights['model_type']}, not a {model_type}; use "
-            f"--model_type {of_weights['model_type']}"
-        )
     model = choices["model_type"][model_type]
     try:
         check_freeze(values["freeze"], model_type, model.depth)
@@ -111,6 +102,56 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
     """
     values = _layered("eval", parse("eval", argv, choices))
     return _with_paths(values, values)
+
+
+# What the code reads of a config that a probe has no flag for; it has the default.
+_NOT_OF_PROBE = (
+    *("train_batch_size", "eval_batch_size", "tta", "dropout", "drop_path", "freeze"),
+    *("part_init", "grad_checkpointing"),
+)
+
+
+def parse_probe(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
+    """Parse and check the flags of `scripts/probe.py`, as `parse_train` does for `train.py`."""
+    fixed = {name: FLAGS[name].default for name in _NOT_OF_PROBE}
+    given = parse("probe", argv, choices)
+    if "pretrained" not in given:
+        raise InputError("the following arguments are required: --pretrained, weights to probe")
+    values = {**fixed, **_with_weights("probe", given, choices["pretrained"])}
+    values["pretrained_profile"] = _resolve_profile(values)
+    model = choices["model_type"][values["model_type"]]
+    check_img_size(values["img_size"], model.patch_size, values["slide_step"])
+    return _with_paths(values, values)
+
+
+def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that public weights of the table have for flags that are not given."""
+    row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
+    return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
+
+
+def _with_weights(
+    program: str,
+    given: dict[str, Any],
+    table: Mapping[str, Any],
+    of_run: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return the value of every flag, as `_layered`; `given` then has the weights' address.
+
+    Raises:
+        InputError: as `_layered`, or public weights are unknown, or of another model type.
+    """
+    of_weights = {}
+    if given.get("pretrained"):
+        given["pretrained"] = address_of(given["pretrained"], table)
+        of_weights = _of_weights(given["pretrained"], table)
+    values = _layered(program, given, of_run, of_weights)
+    if of_weights and of_weights["model_type"] != values["model_type"]:
+        raise InputError(
+            f"--pretrained {values['pretrained']} is a {of_weights['model_type']}, not a "
+            f"{values['model_type']}; use --model_type {of_weights['model_type']}"
+        )
+    return values
 
 
 def _layered(
@@ -144,12 +185,6 @@ def _layered(
         elif row.needs and values[row.name] is None:
             values[row.name] = row.default
     return values
-
-
-def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that public weights of the table have for flags that are not given."""
-    row = table.get(weights.removeprefix(HUB)) if is_address(weights) else None
-    return {} if row is None else {"model_type": row.model_type, "img_size": row.img_size}
 
 
 def _resolve_profile(values: Mapping[str, Any]) -> str | None:
@@ -204,11 +239,12 @@ def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
         "num_steps": num_steps,
         "epochs": num_steps * batch / num_samples,
         "warmup_steps": warmup,
-        "num_workers": _workers(flags, flags.tiny_train_subset),
+        "num_workers": resolve_workers(flags, flags.tiny_train_subset),
     }
 
 
-def _workers(flags: FrozenConfigDict, tiny_subset: str | None) -> int:
+def resolve_workers(flags: FrozenConfigDict, tiny_subset: str | None) -> int:
+    """Return the number of loader processes: as the flag says, or what suits the subset."""
     if flags.num_workers is not None:
         return flags.num_workers
     # Starting a worker costs seconds on macOS, more than loading a few images.
@@ -236,5 +272,5 @@ def resolve_from_checkpoint(
                 f"--{name} {given} contradicts the checkpoint {flags.checkpoint}, which has "
                 f"{checkpoint[name]}"
             )
-    workers = _workers(flags, flags.tiny_infer_subset)
+    workers = resolve_workers(flags, flags.tiny_infer_subset)
     return {**{name: checkpoint[name] for name in names}, "num_workers": workers}

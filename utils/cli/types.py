@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.data_utils import TENSORBOARD_FOLDER, with_home
-from utils.errors import InputError
+from utils.errors import InputError, near_miss
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 MAX_NAME_LENGTH = 200  # file systems take 255 bytes, and a kept run's name gets longer
@@ -58,7 +58,33 @@ fraction = Number(float, lambda x: 0 <= x < 1, "a number from 0 up to but not in
 factor = Number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1")
 share = Number(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
 probability = Number(float, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+fold_count = Number(int, lambda x: 2 <= x <= 1000, "a whole number from 2 to 1000")
 cosine = Number(float, lambda x: -1 <= x <= 1, "a number from -1 to 1")
+
+
+def names_of(known: tuple[str, ...]) -> Callable[[str], str]:
+    """Return the type of `a,b`, some of the `known` names, each once and in their order."""
+
+    def names(text: str) -> str:
+        asked = [name.strip() for name in text.split(",")]
+        wrong = [name for name in asked if name not in known]
+        if wrong:
+            meant = near_miss(wrong[0], known)
+            raise argparse.ArgumentTypeError(
+                f"{wrong[0]!r} is none of {', '.join(known)}{meant}; separate several by commas"
+            )
+        return ",".join(name for name in known if name in asked)
+
+    return names
+
+
+def counts(text: str) -> str:
+    """Return `1,2,4`, whole numbers above 0, each once and rising.
+
+    Raises:
+        ArgumentTypeError: `text` is not such a list.
+    """
+    return ",".join(map(str, sorted({positive_int(part.strip()) for part in text.split(",")})))
 
 
 def maybe_path(text: str) -> str:

@@ -1,14 +1,16 @@
 """Save and load checkpoints: weights and all that is needed to rebuild and judge their model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ml_collections import FrozenConfigDict
 from torch import Tensor
 
+from utils.cli.flags import PUBLIC_WEIGHTS
 from utils.data.presets import DATA_RULES, OLDER_RULES, PRESETS
 from utils.data.subsets import KnownImages
 from utils.errors import InputError
@@ -62,6 +64,9 @@ class Checkpoint(NamedTuple):
     # The public weights that its training began with, at any remove; empty: none. Of version 3, but
     # younger: a checkpoint may lack it.
     public_weights: Mapping[str, str] = {}
+    # Splits that a probe fitted the head on; empty: it was trained. Of version 3, but younger: a
+    # checkpoint may lack it.
+    fitted_on: Sequence[str] = ()
 
     @property
     def known_images(self) -> KnownImages:
@@ -136,6 +141,7 @@ _FIELDS = {
     "config_hash": is_text,
     "state_dict": dict_of(is_weights),
     "public_weights": dict_of(is_text),
+    "fitted_on": list_of(is_text),
 }
 
 
@@ -156,6 +162,39 @@ def checkpoint_id(state_dict: Mapping[str, Tensor]) -> str:
 def trunk_id(state_dict: Mapping[str, Tensor]) -> str:
     """Return `checkpoint_id` without the head: weights that differ in it alone are equal here."""
     return checkpoint_id({k: v for k, v in state_dict.items() if not k.startswith("head.")})
+
+
+def about_run(
+    config: FrozenConfigDict,
+    classes: Sequence[str],
+    carving: Mapping[str, Any] | None,
+    config_hash: str,
+    fitted_on: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the fields of a checkpoint that stay the same during a run, but its images.
+
+    Args:
+        config: resolved config of the run.
+        classes: class names in index order.
+        carving: how its val split was held out; None: it was not.
+        config_hash: hash of the experiment.
+        fitted_on: splits that a probe fitted the head on.
+    """
+    return {
+        "model_type": config.model_type,
+        "model_config": config.model.to_dict(),
+        "dataset": config.dataset,
+        "classes": list(classes),
+        "img_size": config.img_size,
+        "preset": config.preset,
+        "carving": carving or {},
+        "class_depth": config.class_depth or 0,
+        "data_rules": DATA_RULES,
+        "normalization": config.normalization.to_dict(),
+        "config_hash": config_hash,
+        "public_weights": dict(config.get(PUBLIC_WEIGHTS, {})),
+        "fitted_on": list(fitted_on),
+    }
 
 
 def save_checkpoint(
@@ -207,7 +246,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    payload = {**BEFORE.get(version, {}), "public_weights": {}, **payload}
+    payload = {**BEFORE.get(version, {}), "public_weights": {}, "fitted_on": [], **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")

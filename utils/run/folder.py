@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
     Only the main process looks: the others write nothing, and may be on another machine.
 
     Args:
-        flags: flags of `train.py` or `eval.py`.
+        flags: flags of `train.py`, `eval.py` or the probe.
         is_resumed: whether the run of this name goes on, so that nothing is moved.
 
     Raises:
@@ -45,10 +46,10 @@ def check_run_can_start(flags: FrozenConfigDict, is_resumed: bool = False) -> No
     with os_errors_are_input_errors(paths_in(flags)):
         check_run_name(paths)
         check_not_locked(paths, flags.take_over)
-        if "checkpoint" in flags:
-            _check_evaluation(paths)
-        else:
+        if "resume" in flags:
             _check_training(paths, flags.resume)
+        else:
+            _check_evaluation(paths)
         check_inputs_stay(flags, paths, is_resumed)
         check_not_among_images(flags, paths.output_dir)
 
@@ -222,7 +223,9 @@ def _finish_move(kept: RunPaths, *before: RunPaths) -> None:
             each.tensorboard.rename(kept.tensorboard)
     date = re.search(r"^keep until: (\S+)$", _note_of(kept), re.MULTILINE)
     if date is not None:
-        write_text(kept.retention, retention_note(kept, date[1], kept.checkpoint.exists()))
+        beside = kept.probe if kept.probe.exists() else kept.last
+        held = (kept.checkpoint, beside) if kept.checkpoint.exists() else ()
+        write_text(kept.retention, retention_note(kept, date[1], held))
 
 
 def _note_of(paths: RunPaths) -> str:
@@ -235,9 +238,16 @@ def _is_taken(paths: RunPaths) -> bool:
     return any(kind_of(path, follow=False) for path in (paths.run, paths.tensorboard))
 
 
-def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> str:
-    """Return the note that says how long to keep the run, where it is, and what it holds."""
+def retention_note(paths: RunPaths, keep_until: str, made: Sequence[Path]) -> str:
+    """Return the note that says how long to keep the run, where it is, and what it holds.
+
+    Args:
+        paths: paths of the run.
+        keep_until: date.
+        made: what it has made beside an evaluation: its checkpoint and what belongs to it.
+    """
     held = [
+        *made,
         paths.predictions,
         paths.metrics,
         paths.per_class,
@@ -245,8 +255,6 @@ def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> st
         paths.env_stamp,
         paths.tensorboard,
     ]
-    if has_checkpoint:
-        held[:0] = [paths.checkpoint, paths.last]
     lines = [
         f"run: {paths.name}",
         f"retention: at least {RETENTION_DAYS} days",
@@ -259,7 +267,7 @@ def retention_note(paths: RunPaths, keep_until: str, has_checkpoint: bool) -> st
     return "\n".join(lines) + "\n"
 
 
-def write_retention(paths: RunPaths, has_checkpoint: bool) -> None:
-    """Write the retention note of a new run."""
+def write_retention(paths: RunPaths, made: Sequence[Path]) -> None:
+    """Write the retention note of a new run, as `retention_note`."""
     until = (datetime.now(UTC) + timedelta(days=RETENTION_DAYS)).date()
-    write_text(paths.retention, retention_note(paths, until.isoformat(), has_checkpoint))
+    write_text(paths.retention, retention_note(paths, until.isoformat(), made))

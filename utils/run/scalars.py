@@ -108,8 +108,11 @@ class EventLog:
             self._add(phase, {name: value}, step)
 
     def log_evaluation(self, phase: str, metrics: Mapping[str, Any], step: int) -> None:
-        """Write the scalars of an evaluation, unless those of this step are there already."""
-        if step > self.logged:
+        """Write the scalars of an evaluation, unless those of this step are there already.
+
+        A training run never evaluates at step 0; a model that no step has trained has that one.
+        """
+        if step > self.logged or not step:
             self._add(phase, {name: metrics[name] for name in EVAL_SCALARS}, step)
 
     def mark_evaluated(self, step: int) -> None:

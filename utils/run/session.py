@@ -12,11 +12,10 @@ import torch
 from ml_collections import FrozenConfigDict
 from torch import nn
 
-from utils.cli.flags import PUBLIC_WEIGHTS, experiment_of, with_absolute_paths
+from utils.cli.flags import experiment_of, with_absolute_paths
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.digests import Digests, digest_set, union
-from utils.data.presets import DATA_RULES
 from utils.data.subsets import count_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
@@ -25,7 +24,7 @@ from utils.errors import LoadingFailed, RunError
 from utils.evaluation.evaluate import Evaluator
 from utils.processes import failing_together, is_common_shortage, is_main, rank, world_size
 from utils.run.best import BestKeeper, forget_lost_best
-from utils.run.checkpoint import to_tensor
+from utils.run.checkpoint import about_run, to_tensor
 from utils.run.features import training_loaders
 from utils.run.lock import locked_run
 from utils.run.resume import (
@@ -114,20 +113,7 @@ def complete_plan(
         check_same_run(config, experiment, facts, start.resume.header)
     of_model = {"normalization": normalization, "micro_batches": micro_batches}
     stamp = build_env_stamp(config, experiment, command, device, {**facts, **of_model})
-    about = {
-        "model_type": config.model_type,
-        "model_config": config.model.to_dict(),
-        "dataset": config.dataset,
-        "classes": list(data.train.classes),
-        "img_size": config.img_size,
-        "preset": config.preset,
-        "carving": facts["carving"] or {},
-        "class_depth": config.class_depth or 0,
-        "data_rules": DATA_RULES,
-        "normalization": normalization,
-        "config_hash": stamp["config_hash"],
-        "public_weights": dict(config.get(PUBLIC_WEIGHTS, {})),
-    }
+    about = about_run(config, data.train.classes, facts["carving"], stamp["config_hash"])
     earlier = None if start.resume is None else start.resume.stamp
     stamp = with_session(stamp, start.progress.step, earlier)
     return Plan(config, experiment, data, facts, device, model, about, micro_batches, stamp, start)

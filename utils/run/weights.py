@@ -1,6 +1,6 @@
 """Find the weights that training starts from: a file, public weights, or a checkpoint of ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,10 @@ import numpy as np
 
 from utils.cli.flags import PUBLIC_WEIGHTS
 from utils.console import log
+from utils.data.digests import Digests
+from utils.data.subsets import count_trained
+from utils.data_utils import TRAIN_ALONE, RunPaths, checkpoint_paths
+from utils.dataset import Data
 from utils.errors import InputError
 from utils.hub import Fetched, is_address
 from utils.processes import on_each_machine
@@ -19,6 +23,7 @@ class Past(NamedTuple):
 
     public_weights: Mapping[str, str] = {}  # the public weights behind them, at any remove
     trained_images: np.ndarray = np.empty(0, np.uint64)  # set of image digests
+    fitted_on: Sequence[str] = ()  # splits that a probe fitted their head on
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -67,3 +72,33 @@ def load_own(path: Path, profile: str, key: str | None) -> Checkpoint | None:
     if own.older_rules:
         log.warning("warning: %s %s", path, own.older_rules)
     return own
+
+
+def check_head_is_unbiased(
+    past: Past, pretrained: str, data: Data, digests: Sequence[Digests]
+) -> None:
+    """Raise if images to evaluate are among those that a probe fitted the head on.
+
+    A probe that fits on val, too, has kept a head beside it that has not seen val.
+
+    Args:
+        past: what the weights say of themselves.
+        pretrained: where they lie.
+        data: data of the run.
+        digests: of its whole splits, train first.
+
+    Raises:
+        InputError: they are; names the checkpoint to start from.
+    """
+    if len(past.fitted_on) < 2:
+        return
+    seen = count_trained(data.full_eval, data.eval, digests[1], past.trained_images)
+    if seen:
+        name = checkpoint_paths(RunPaths(Path(), ""), TRAIN_ALONE).checkpoint.name
+        beside = Path(pretrained).with_name(name)
+        fitted_on = " and ".join(past.fitted_on)
+        raise InputError(
+            f"--pretrained {pretrained}: its head was fitted on {fitted_on}, and {seen} of the "
+            f"{len(data.eval)} images of --eval_split {data.eval.name} are among them; start from "
+            f"{beside}, whose head has seen train alone"
+        )

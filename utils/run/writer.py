@@ -71,13 +71,16 @@ class RunWriter:
 
     def _descriptions(self) -> dict[Path, Callable[[], None]]:
         """Return the files that say what the run is, with what writes each."""
-        split, has_checkpoint = self.split, "checkpoint" not in self.stamp
+        split, paths = self.split, self.paths
+        made = (paths.checkpoint, paths.probe if "fitted_on" in self.stamp else paths.last)
+        if "checkpoint" in self.stamp:  # it evaluates that of another run
+            made = ()
         return {
-            self.paths.env_stamp: self.write_stamp,
-            self.paths.labelmap: lambda: write_json(
-                self.paths.labelmap, labelmap(split.dataset, split.classes, split.parents)
+            paths.env_stamp: self.write_stamp,
+            paths.labelmap: lambda: write_json(
+                paths.labelmap, labelmap(split.dataset, split.classes, split.parents)
             ),
-            self.paths.retention: lambda: write_retention(self.paths, has_checkpoint),
+            paths.retention: lambda: write_retention(paths, made),
         }
 
     def keep_whole(self) -> dict[str, Any]:

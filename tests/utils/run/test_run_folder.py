@@ -260,7 +260,7 @@ def test_data_above_and_beside_it_are_not(tmp_path, root):
 
 def leave_a_run_with_events(output: Path, mark: str) -> RunPaths:
     paths = leave_a_run(output, "finished")
-    write_retention(paths, has_checkpoint=True)
+    write_retention(paths, (paths.checkpoint, paths.last))
     paths.tensorboard.mkdir(parents=True)
     (paths.tensorboard / f"events.out.tfevents.{mark}").touch()
     return paths
