@@ -52,14 +52,16 @@ def knn_scores(
     """
     x, others = _unit(x), _unit(others)
     k = min(NEIGHBOURS, len(x))
-    votes = np.zeros((len(others), num_classes))
+    votes = np.zeros((len(others), num_classes), np.float32)
     block = max(1, COSINES_AT_ONCE // len(x))
     for begin in range(0, len(others), block):
         cosines = others[begin : begin + block] @ x.T
         nearest = np.argpartition(cosines, len(x) - k, axis=1)[:, len(x) - k :]
         rows = np.arange(len(cosines))[:, None]
         weights = np.exp((cosines[rows, nearest].astype(np.float64) - 1) / TEMPERATURE)
-        np.add.at(votes[begin : begin + block], (rows, labels[nearest]), weights)
+        sums = np.zeros((len(cosines), num_classes))
+        np.add.at(sums, (rows, labels[nearest]), weights)
+        votes[begin : begin + block] = sums
     return votes
 
 
