@@ -145,6 +145,8 @@ EMA_RULE = "min(decay, (1 + n) / (10 + n))"
 
 TRAIN_ALONE = "train"  # the variant of a probe's head that has not seen val
 
+TRAIN_ALONE = "train"  # the variant of a probe's head that has not seen val
+
 
 def checkpoint_paths(paths: RunPaths, variant: str) -> RunPaths:
     """Return the paths of a variant of the weights: `ckpt_ema.bin` beside `ckpt.bin`."""

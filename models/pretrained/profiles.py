@@ -279,3 +279,20 @@ def public_profile(said: Sidecar, public: Profile, profile: str) -> Profile:
         )
     named = PROFILES.get(profile, public)
     return public._replace(mean=named.mean, std=named.std)
+
+
+def sidecar_of(path: Path, sizes: dict[str, int]) -> Sidecar:
+    """Return what the files beside the weights say, and add what they say of sizes to `sizes`."""
+    said = read_sidecar(path.parent)
+    differing = [
+        f"{key} {value} where the weights have {sizes[key]}"
+        for key, value in said.sizes.items()
+        if sizes.get(key, value) != value
+    ]
+    if differing:
+        raise ProfileError(
+            f"{path.parent / 'config.json'} describes another model ({', '.join(differing)}); "
+            "remove it, or name a --pretrained_profile"
+        )
+    sizes.update(said.sizes)
+    return said

@@ -19,12 +19,11 @@ from models.pretrained.profiles import (
     AUTO,
     PROFILES,
     Profile,
-    ProfileError,
     Sidecar,
     complete,
     default_profile,
     public_profile,
-    read_sidecar,
+    sidecar_of,
 )
 from models.pretrained.tensors import (
     as_float32,
@@ -94,23 +93,6 @@ def _pool_of(tensors: Mapping[str, Tensor], has_class_token: bool) -> str:
     return f"{pool}_avg" if reads_both else pool
 
 
-def _sidecar_of(path: Path, sizes: dict[str, int]) -> Sidecar:
-    """Return what the files beside the weights say, and add what they say of sizes to `sizes`."""
-    said = read_sidecar(path.parent)
-    differing = [
-        f"{key} {value} where the weights have {sizes[key]}"
-        for key, value in said.sizes.items()
-        if sizes.get(key, value) != value
-    ]
-    if differing:
-        raise ProfileError(
-            f"{path.parent / 'config.json'} describes another model ({', '.join(differing)}); "
-            "remove it, or name a --pretrained_profile"
-        )
-    sizes.update(said.sizes)
-    return said
-
-
 def _profile_of(
     named: Named, architecture: Mapping[str, Any], said: Sidecar
 ) -> tuple[Profile, str]:
@@ -154,9 +136,9 @@ def open_pretrained(
         sizes["num_heads"] = named.num_heads
     known, assumed = PROFILES.get(profile), ""
     if public is not None:
-        known = public_profile(_sidecar_of(path, sizes), public, profile)
+        known = public_profile(sidecar_of(path, sizes), public, profile)
     elif known is None:
-        known, assumed = _profile_of(named, architecture, _sidecar_of(path, sizes))
+        known, assumed = _profile_of(named, architecture, sidecar_of(path, sizes))
     return Pretrained(
         *(named.layout, tensors, named.unused, sizes, architecture, known),
         notes=(*named.notes, *notes),

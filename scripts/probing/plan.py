@@ -9,6 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.cli.flags import experiment_of
 from utils.cli.resolve import resolve_config, resolve_workers
+from utils.console import log
 from utils.data.splits import Split, match_classes
 from utils.data_utils import RunPaths
 from utils.dataset import Data, EvalData, open_data, prepare_images
@@ -108,6 +109,9 @@ def open_probe_data(flags: FrozenConfigDict) -> tuple[Data, EvalData | None]:
     (val,) = data.source.read(["val"]).values()
     whose, remedy = f"split {data.full_train.name}", "train them, or take them out"
     val = match_classes(val, data.train.classes, whose, remedy)
+    if np.isin(val.paths, data.full_train.paths).any():  # as in trainval
+        log.info("images of val are in split %s: folds of it choose", data.train.name)
+        return data, None
     return data, EvalData(data.source, data.decided, val, val, "")
 
 

@@ -132,6 +132,15 @@ def test_every_head_is_that_of_a_whole_model(kind, where):
     )
 
 
+def test_a_val_that_is_trained_on_chooses_nothing(where):
+    flags = f"--name inside {BASE} --features class --method nearest_mean"
+    assert probe(f"{flags} --train_split val --eval_split test", *where) == 0
+    paths = RunPaths(where[-1], "inside")
+    assert load_checkpoint(paths.checkpoint).fitted_on == ["val"]
+    assert read_json(paths.probe)["judged_on"]["split"] == "folds of val"
+    assert not checkpoint_paths(paths, TRAIN_ALONE).checkpoint.exists()
+
+
 # --- Training from it -----------------------------------------------------------------------------
 
 

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
-from utils.probe.fits import Linear, Logistic
+from utils.probe.fits import GRID, Linear, Logistic
 
-# Strengths C, strongest regularisation first; the best at an edge extends them.
-GRID = tuple(10.0 ** (power / 2) for power in range(-8, 7))
 MAX_FOLDS = 5
+ROWS = 4096  # that are judged at a time, to bound the memory
 
 Samples = tuple[np.ndarray, np.ndarray]  # (N, D) features and (N,) labels
 
@@ -28,9 +27,13 @@ class Quality(NamedTuple):
 
 def quality_of(scores: np.ndarray, labels: np.ndarray) -> Quality:
     """Return how good (S, C) logits are for (S,) labels."""
-    log_p = log_softmax(np.asarray(scores, np.float64), axis=1)
-    accuracy = np.mean(scores.argmax(axis=1) == labels)
-    return Quality(float(accuracy), float(log_p[np.arange(len(labels)), labels].mean()))
+    correct, log_p = 0, 0.0
+    for begin in range(0, len(labels), ROWS):
+        block, truth = scores[begin : begin + ROWS], labels[begin : begin + ROWS]
+        correct += int((block.argmax(axis=1) == truth).sum())
+        of_all = log_softmax(block.astype(np.float64), axis=1)
+        log_p += float(of_all[np.arange(len(truth)), truth].sum())
+    return Quality(correct / len(labels), log_p / len(labels))
 
 
 def folds_of(
@@ -100,7 +103,8 @@ class Judge:
         qualities, sizes = [], []
         for fitted, (x, labels) in self.folds:  # one after another: each takes a copy of features
             logistic = Logistic(*fitted, self.num_classes)
-            fits = [logistic.fit(strength) for strength in strengths]
+            first, *others = strengths
+            fits = [logistic.fit_up_to(first), *map(logistic.fit, others)]
             self.not_converged |= {
                 strength
                 for strength, fit in zip(strengths, fits, strict=True)

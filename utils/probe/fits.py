@@ -11,7 +11,10 @@ import numpy as np
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021 (arXiv 2104.14294), section 4.1
 COSINES_AT_ONCE = 2**25  # with their order about 0.5 GB
+# Strengths C, strongest regularisation first; the best at an edge extends them.
+GRID = tuple(10.0 ** (power / 2) for power in range(-8, 7))
 MAX_ITERATIONS = 1000
+CONSTANT = 1e-6  # times the largest standard deviation: under it a feature is a constant
 TOLERANCE = 1e-3  # over C: the largest gradient of the mean loss, which falls as 1 / C does
 UNSEEN = 10.0  # nats by which a class without an image is less likely than the rarest
 
@@ -49,14 +52,16 @@ def knn_scores(
     """
     x, others = _unit(x), _unit(others)
     k = min(NEIGHBOURS, len(x))
-    votes = np.zeros((len(others), num_classes))
+    votes = np.zeros((len(others), num_classes), np.float32)
     block = max(1, COSINES_AT_ONCE // len(x))
     for begin in range(0, len(others), block):
         cosines = others[begin : begin + block] @ x.T
         nearest = np.argpartition(cosines, len(x) - k, axis=1)[:, len(x) - k :]
         rows = np.arange(len(cosines))[:, None]
         weights = np.exp((cosines[rows, nearest].astype(np.float64) - 1) / TEMPERATURE)
-        np.add.at(votes[begin : begin + block], (rows, labels[nearest]), weights)
+        sums = np.zeros((len(cosines), num_classes))
+        np.add.at(sums, (rows, labels[nearest]), weights)
+        votes[begin : begin + block] = sums
     return votes
 
 
@@ -83,14 +88,25 @@ class Logistic:
         """Take (N, D) features and (N,) labels of the C classes."""
         self.num_classes = num_classes
         self.present, self.classes = np.unique(labels, return_inverse=True)
-        # The bias takes the mean up, and C is said for features of this scale: neither changes
-        # which solutions there are, and L-BFGS needs fewer steps.
+        # Each feature has mean 0 and variance 1, so that C means the same for all weights and
+        # L-BFGS needs fewer steps; the head that comes out of it is for features as they are.
         self.x = np.array(x, dtype=np.float64, order="C")
         self.mean = self.x.mean(axis=0)
         self.x -= self.mean
-        self.scale = float(np.sqrt(np.square(self.x).mean())) or 1.0
+        spread = self.x.std(axis=0)
+        self.scale = np.where(spread > CONSTANT * spread.max(initial=0.0), spread, 1.0)
         self.x /= self.scale
         self._before: tuple[np.ndarray, np.ndarray] | None = None
+
+    def fit_up_to(self, strength: float) -> Linear:
+        """Fit with C = `strength` by way of the grid's smaller ones, as when it was chosen.
+
+        Where classes can be separated, a fit with a large C is never quite at its end, and one that
+        begins with 0 stops elsewhere (on real flowers: 2 points less accurate).
+        """
+        for smaller in (each for each in GRID if each < strength * (1 - 1e-9)):
+            self.fit(smaller)
+        return self.fit(strength)
 
     def fit(self, strength: float) -> Linear:
         """Fit with C = `strength`: by L-BFGS, in float64, the bias without a penalty."""

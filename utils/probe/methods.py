@@ -94,7 +94,7 @@ def fit_head(
 ) -> Linear:
     """Fit a linear head: the logistic regression with C = `strength`, or the nearest mean."""
     if method == LOGISTIC:
-        return Logistic(*samples, num_classes).fit(strength)
+        return Logistic(*samples, num_classes).fit_up_to(strength)
     return fit_nearest_mean(*samples, num_classes)
 
 

@@ -31,7 +31,7 @@ def loss_and_gradient(x, labels, strength, weight, bias):
 def test_a_fit_is_the_minimum(strength):
     x, labels = clouds()
     fit = Logistic(x, labels, 4).fit(strength)
-    scale = np.sqrt(np.square(x - x.mean(0, dtype=float)).mean())
+    scale = x.std(axis=0, dtype=float)
     centered = (x - x.mean(0, dtype=float)) / scale
     weight = fit.weight * scale
     bias = fit.bias + fit.weight @ x.mean(0, dtype=float)
