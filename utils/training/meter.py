@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.errors import RunError
 from utils.processes import sum_by_rank, world_size
 from utils.schema import is_count, is_finite, list_of
-from utils.training.trouble import PATIENCE
+from utils.training.trouble import WINDOW
 
 
 class StepResult(NamedTuple):
@@ -60,7 +60,7 @@ class TrainMeter:
         self.step = step
         self.ids_of = ids_of
         self.total_seconds = self.total_waited = 0.0  # of all readings
-        self.last_losses: deque[float] = deque(maxlen=PATIENCE)  # of the last steps
+        self.last_losses: deque[float] = deque(maxlen=WINDOW)  # of the last steps
         self.restart()
 
     def restart(self) -> None:

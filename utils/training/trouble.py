@@ -8,7 +8,7 @@ from ml_collections import FrozenConfigDict
 
 from utils.console import log
 
-PATIENCE = 50  # steps after the warm-up in which any run that learns has begun to
+WINDOW = 50  # steps: what is looked at begins as many after the warm-up, and covers as many
 FEWEST = 10  # predictions of which a share says something
 ONE_CLASS = 0.9  # share of predictions that are one class where something is wrong
 COMMON = 0.8  # unless that class has this share of the images
@@ -41,9 +41,9 @@ class Trouble:
 
         Args:
             step: number of optimizer steps done.
-            losses: losses of the last of them, at most `PATIENCE`, in nats.
+            losses: losses of the last of them, at most `WINDOW`, in nats.
         """
-        if self._is_early(step) or len(losses) < PATIENCE or not self.is_plain:
+        if self._is_early(step) or len(losses) < WINDOW or not self.is_plain:
             return
         loss, guessing = math.fsum(losses) / len(losses), math.log(self.num_classes)
         if loss >= guessing:
@@ -73,7 +73,7 @@ class Trouble:
             )
 
     def _is_early(self, step: int) -> bool:
-        return step < self.config.warmup_steps + PATIENCE
+        return step < self.config.warmup_steps + WINDOW
 
     def _warn(self, step: int, what: str) -> None:
         """Warn, but only once."""
