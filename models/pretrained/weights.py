@@ -27,6 +27,7 @@ from models.pretrained.profiles import (
     public_profile,
     sidecar_of,
 )
+from models.pretrained.profiles import ProfileError as ProfileError
 
 
 class Pretrained(NamedTuple):
