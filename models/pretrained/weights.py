@@ -25,6 +25,7 @@ from models.pretrained.profiles import (
     public_profile,
     sidecar_of,
 )
+from models.pretrained.profiles import ProfileError as ProfileError
 from models.pretrained.tensors import (
     as_float32,
     check_embeddings,

@@ -38,6 +38,8 @@ def test_pins_are_those_checked_for_the_mac():
         "pi-heif": "1.4.0",
         "safetensors": "0.8.0",
         "huggingface_hub": "2.4.0",
+        "scikit-learn": "1.9.1",
+        "matplotlib": "3.11.2",
         "pytest": "9.2.0",
     }
 

@@ -99,7 +99,7 @@ def test_another_version_is_named(monkeypatch, version):
 def test_the_packages_are_those_of_requirements_txt():
     lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0] for line in lines if "==" in line} - {"pytest"}
-    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    modules = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
     assert {modules.get(name, name).replace("-", "_") for name in pinned} == set(
         environment.PACKAGES
     )

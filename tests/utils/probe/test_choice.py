@@ -61,7 +61,7 @@ def test_a_judge_counts_every_sample_of_all_folds():
     ]
     correct = loss = 0.0
     for fitted, (others, truth) in folds:
-        scores = Logistic(*fitted, 4).fit(0.1).scores(others)
+        scores = Logistic(*fitted, 4).fit_up_to(0.1).scores(others)
         correct += (scores.argmax(axis=1) == truth).sum()
         loss -= quality_of(scores, truth).minus_loss * len(truth)
     judge = Judge(folds, 4)
