@@ -17,6 +17,15 @@ DOCS = [
     *GUIDES,
 ]
 
+PROBE_OF_THE_FLOWERS = (
+    "python scripts/probe.py --name first_look --dataset flower102 --model_type ViT-S_14 "
+    '--img_size 98 --pretrained "$DATA_ROOT"/weights/dinov2_vits14/model.safetensors '
+    "--few_shot 1,2,4,8 --folds 5",
+    "python eval.py --name first_look_eval --checkpoint output/first_look/checkpoints/ckpt.bin",
+    "python train.py --name continued --dataset flower102 --model_type ViT-S_14 --img_size 98 "
+    "--pretrained output/first_look/checkpoints/ckpt.bin --num_steps 20 --train_batch_size 32 "
+    "--eval_batch_size 60 --optimizer adamw --learning_rate 1e-5",
+)
 # What CI cannot run as it stands, and where it is run instead.
 ELSEWHERE = {
     "conda env create -f environment.yml": "needs conda; test_project_files reads the file",
@@ -42,6 +51,10 @@ ELSEWHERE = {
     "python scripts/check_fiftyone.py --predictions output/flowers/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"
     ),
+    **{
+        command: "minutes; .ci/run probes and continues with 250 of the flowers"
+        for command in PROBE_OF_THE_FLOWERS
+    },
     **{
         f"torchrun --nnodes=2 {where} --nproc_per_node=1 --master_addr=10.0.0.1 --master_port=29500"
         " train.py --name birds --dataset CUB_200_2011": "needs two machines"
