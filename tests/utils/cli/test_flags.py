@@ -22,7 +22,7 @@ REQUIRED = {
     "eval": ["--name", "a", "--checkpoint", "ckpt.bin"],
     "probe": ["--name", "a", "--pretrained", "model.safetensors"],
 }
-PROGRAMS = pytest.mark.parametrize("program", ("train", "eval"))
+PROGRAMS = pytest.mark.parametrize("program", ["train", "eval"])
 # The flags of the contract; a flag that is added need not be named here.
 BOTH = (
     "name dataset data_root eval_split tiny_infer_subset img_size num_workers model_type "
