@@ -270,6 +270,7 @@ def _build_run(
         train_batches, eval_batches = training_loaders(
             *told, plan.micro_batches, step, normalize, bad_images.note
         )
+    meter.start_clock()  # features or a cache may have taken minutes
     evaluator = Evaluator(config, eval_batches, normalize, bad_images.note)
     return TrainingRun(
         plan,

@@ -66,6 +66,10 @@ class TrainMeter:
         self.settled: list[Settled] = []
         self.carried = 0  # how many of `settled` an earlier session counted
         self.waited = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Start the clock again, and keep what was added."""
         self.started = time.perf_counter()
 
     def __bool__(self) -> bool:
