@@ -25,7 +25,7 @@ from utils.run.checkpoint import load_checkpoint
 
 SIZE = 32
 BASE = f"--dataset synthetic --model_type testing --img_size {SIZE} --num_workers 0 --device cpu"
-CURVES = "--few_shot 1,4 --folds 3"
+CURVES = "--few_shot 1 --folds 2"
 
 
 def probe(flags: str, *more: object) -> int:
@@ -229,7 +229,7 @@ def results_of(paths: RunPaths) -> dict[str, object]:
     report = read_json(paths.probe)
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report.pop("rows")]
     stamp = read_json(paths.env_stamp)
-    files = (paths.checkpoint, paths.metrics, paths.per_class, paths.labelmap, paths.folds)
+    files = (paths.checkpoint, paths.metrics, paths.per_class, paths.labelmap)
     return {
         "digest": stamp["predictions_digest"],
         "status": stamp["status"],
@@ -240,7 +240,7 @@ def results_of(paths: RunPaths) -> dict[str, object]:
 
 
 def test_a_probe_killed_five_times_ends_as_one_that_was_not(where, tmp_path):
-    flags = f"--name k {BASE} --features class --method logistic --folds 2"
+    flags = f"--name k {BASE} --features class --method logistic"
     said = tmp_path / "said"
     killed, whole = (tmp_path / name for name in ("killed", "whole"))
     codes = [
@@ -310,6 +310,16 @@ def test_one_class_is_nothing_to_tell_apart(drawn, where, refused, tmp_path):
     flags = f"--name p {BASE} --tiny_train_subset {tmp_path / 'ids.txt'}"
     error = refused(lambda line, *more: probe(line, *where[:4], *more), flags)
     assert f"all {len(ids)} images of split train are of one class, " in error
+
+
+def test_a_split_without_labels_is_refused(where, refused, tmp_path):
+    lists = tmp_path / "photos.csv"
+    lines = ["path,label,split", "a.jpg,rose,train", "b.jpg,lily,train", "c.jpg,,val"]
+    lists.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    flags = f"--name p {BASE.replace('synthetic', 'csv')} --data_root {lists}"
+    error = refused(lambda line, *more: probe(line, *where[2:4], *more), flags)
+    assert "photos.csv" in error
+    assert "label" in error
 
 
 def test_a_probe_is_one_process(monkeypatch, refused, where):

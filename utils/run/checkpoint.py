@@ -66,7 +66,7 @@ class Checkpoint(NamedTuple):
     public_weights: Mapping[str, str] = {}
     # Splits that a probe fitted the head on; empty: it was trained. Of version 3, but younger: a
     # checkpoint may lack it.
-    fitted_on: Sequence[str] = ()
+    fitted_on: Sequence[str] = []
 
     @property
     def known_images(self) -> KnownImages:
@@ -141,7 +141,7 @@ _FIELDS = {
     "config_hash": is_text,
     "state_dict": dict_of(is_weights),
     "public_weights": dict_of(is_text),
-    "fitted_on": lambda value: isinstance(value, list | tuple) and all(map(is_text, value)),
+    "fitted_on": list_of(is_text),
 }
 
 
@@ -169,7 +169,7 @@ def about_run(
     classes: Sequence[str],
     carving: Mapping[str, Any] | None,
     config_hash: str,
-    fitted_on: Sequence[str] = (),
+    fitted_on: Sequence[str] = [],
 ) -> dict[str, Any]:
     """Return the fields of a checkpoint that stay the same during a run, but its images.
 
@@ -246,7 +246,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    payload = {**BEFORE.get(version, {}), "public_weights": {}, "fitted_on": (), **payload}
+    payload = {**BEFORE.get(version, {}), "public_weights": {}, "fitted_on": [], **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")
