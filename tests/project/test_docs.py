@@ -51,10 +51,9 @@ ELSEWHERE = {
     "python scripts/check_fiftyone.py --predictions output/flowers/fiftyone/predictions.jsonl": (
         ".ci/run checks the smoke run's rows"
     ),
-    **{
-        command: "minutes; .ci/run probes and continues with 250 of the flowers"
-        for command in PROBE_OF_THE_FLOWERS
-    },
+    **dict.fromkeys(
+        PROBE_OF_THE_FLOWERS, "minutes; .ci/run probes and continues with 250 of the flowers"
+    ),
     **{
         f"torchrun --nnodes=2 {where} --nproc_per_node=1 --master_addr=10.0.0.1 --master_port=29500"
         " train.py --name birds --dataset CUB_200_2011": "needs two machines"
