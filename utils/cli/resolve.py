@@ -146,7 +146,7 @@ def _with_weights(
     if of_weights and of_weights["model_type"] != values["model_type"]:
         raise InputError(
             f"--pretrained {values['pretrained']} is a {of_weights['model_type']}, not a "
-            f"{values['model_type']}; leave --model_type out"
+            f"{values['model_type']}; use --model_type {of_weights['model_type']}"
         )
     return values
 

@@ -47,7 +47,8 @@ def config_of(preset: str, num_steps: int, *cache_flags: str) -> "FrozenConfigDi
 
     flags = f"--name data --dataset synthetic --preset {preset} --img_size {IMG_SIZES[preset]}"
     flags += f" --num_steps {num_steps} --train_batch_size {BATCH} --num_workers 0"
-    choices = {"dataset": ["synthetic"], "model_type": {"ViT-B_16": get_config("ViT-B_16")}}
+    models = {"ViT-B_16": get_config("ViT-B_16")}
+    choices = {"dataset": ["synthetic"], "model_type": models, "pretrained": {}}
     return parse_train([*flags.split(), *cache_flags], choices)
 
 
