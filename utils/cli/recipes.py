@@ -199,7 +199,9 @@ FINETUNE = Recipe(
     {
         "preset": Knob("vit", f"{OURS}: random crop and flip; few steps have no use for more"),
         "optimizer": Knob("adamw", "BEiT and MAE fine-tuning"),
-        "learning_rate": Knob(3e-4, OURS),
+        "learning_rate": Knob(
+            3e-4, f"{OURS}: val top-1 56 % after 60 steps at 98 px, DINOv2 ViT-S/14"
+        ),
         "layer_decay": Knob(0.65, f"{MAE_B}; BEiT-B"),
         "weight_decay": Knob(0.05, "BEiT and MAE fine-tuning"),
         "drop_path": Knob(0.0, OURS),
