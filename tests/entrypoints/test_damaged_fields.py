@@ -4,6 +4,7 @@ A checksum says that a file is what once was written, not by whom: anybody can s
 """
 
 import contextlib
+import copy
 import math
 import shutil
 from pathlib import Path
@@ -52,6 +53,8 @@ def with_odd_field(data: st.DataObject, path: Path) -> None:
     for _ in range(data.draw(st.integers(1, 2))):
         container, key = at_a_place(data, payload)
         value = ODD[data.draw(st.integers(0, len(ODD) - 1))]
+        if value is not GONE:
+            value = copy.deepcopy(value)  # the second change may be within the first one's value
         if value is GONE:
             container.pop(key) if isinstance(container, dict) else container.clear()
         elif data.draw(st.integers(0, 5)) == 0 and isinstance(container, dict):

@@ -39,7 +39,7 @@ ELSEWHERE = {
     ),
     "python scripts/dev/benchmark.py data --json data.json --check": ".ci/run takes fewer samples",
     "python scripts/dev/benchmark.py save --pairs 3 --check": "2 minutes; ViT-B_16",
-    "python scripts/dev/soak.py kills --kills 40": ".ci/run has 2 kills",
+    "python scripts/dev/soak.py kills --kills 40": "test_soak has a short version",
     "python scripts/dev/soak.py signals --starts 300 --saves 100": ".ci/run has 3 and 2",
     "python scripts/dev/soak.py damage --ways 200": "test_soak has a short version",
     "python scripts/dev/soak.py files": ".ci/run has 5 cases",
