@@ -20,6 +20,7 @@ from models.configs import model_names
 from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
 from utils.console import log
+from utils.data.subsets import warn_of_trained
 from utils.data_utils import RunPaths
 from utils.dataset import choose_images, dataset_names, open_eval_data, prepare_images
 from utils.entrypoint import entrypoint, less_memory, named_failures
@@ -110,13 +111,7 @@ def say_what_is_known(
     if checkpoint.older_rules:
         log.warning("warning: %s %s", flags.checkpoint, checkpoint.older_rules)
         return "unknown"
-    if trained_on:
-        log.warning(
-            "warning: %d of the %d images to evaluate were trained on: accuracy on them is too "
-            "high an estimate",
-            trained_on,
-            images,
-        )
+    warn_of_trained(trained_on, images)
     return trained_on
 
 

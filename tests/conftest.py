@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 from helpers import REAL_FLOWERS, SUBSETS, TINY_TRAIN, train
+from hypothesis import settings
 
 from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
+
+# The same examples each time: a test that fails fails again. `--hypothesis-profile default` looks
+# for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

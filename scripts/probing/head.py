@@ -11,8 +11,8 @@ from models.build import rebuild_model
 from models.configs import POOL_READS
 from models.pretrained.load import HEAD_KEYS
 from models.vit import Backbone
-from utils.console import log
 from utils.data.splits import Split
+from utils.data.subsets import warn_of_trained
 from utils.evaluation.evaluate import Evaluation, whole_evaluation
 from utils.evaluation.features import Features
 from utils.evaluation.metrics import summarize
@@ -92,13 +92,7 @@ class HeadKeeper:
             "checkpoint_id": checkpoint_id(weights),
             "trained_on_images": plan.count_known(fitted_on),
         }
-        if metrics["trained_on_images"]:
-            log.warning(
-                "warning: %d of the %d evaluated images were trained on: accuracy on them is too "
-                "high an estimate",
-                metrics["trained_on_images"],
-                metrics["samples"],
-            )
+        warn_of_trained(metrics["trained_on_images"], metrics["samples"])
         about = plan.about(fitted_on) | {"model_config": model_config}
         save_checkpoint(path, about, metrics, weights)
         return evaluation, metrics

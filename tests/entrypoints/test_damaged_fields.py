@@ -53,11 +53,11 @@ def with_odd_field(data: st.DataObject, path: Path) -> None:
     for _ in range(data.draw(st.integers(1, 2))):
         container, key = at_a_place(data, payload)
         value = ODD[data.draw(st.integers(0, len(ODD) - 1))]
-        if value is not GONE:
-            value = copy.deepcopy(value)  # the second change may be within the first one's value
         if value is GONE:
             container.pop(key) if isinstance(container, dict) else container.clear()
-        elif data.draw(st.integers(0, 5)) == 0 and isinstance(container, dict):
+            continue
+        value = copy.deepcopy(value)  # the second change may be within the first one's value
+        if data.draw(st.integers(0, 5)) == 0 and isinstance(container, dict):
             container[data.draw(st.sampled_from((7, "new", "")))] = value
         else:
             container[key] = value
@@ -77,7 +77,7 @@ def run(drawn, tmp_path_factory) -> RunPaths:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_a_checkpoint_with_odd_fields_is_refused_or_used(run, tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "odd.bin"
     shutil.copy(run.checkpoint, path)
@@ -96,7 +96,7 @@ def resume(paths: RunPaths, drawn: Path) -> int:
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_a_snapshot_with_odd_fields_is_refused_before_a_write_or_resumed(
     run, drawn, tmp_path_factory, data, capfd
 ):

@@ -9,22 +9,24 @@ from ml_collections import FrozenConfigDict
 
 from models.build import build_model
 from models.configs import complete_config
+from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
 from utils.run import features
 from utils.run.checkpoint import load_checkpoint
 from utils.run.features import has_constant_trunk
 
-# Batches of 4 at least: fewer class tokens take other kernels, and differ in their last bits.
+# All micro-batches and evaluation batches have 32 images, as those of the features have: other
+# numbers of class tokens may take other kernels, and differ in their last bits.
 FLAGS = (
-    f"--dataset synthetic {TINY_TRAIN} --freeze backbone --preset center --train_batch_size 8 "
+    f"--dataset synthetic {TINY_TRAIN} --freeze backbone --preset center --train_batch_size 64 "
     "--gradient_accumulation_steps 2 --num_steps 6 --eval_every 3 --save_every 2 --log_every 1 "
-    "--eval_batch_size 4 --ema_decay 0.5 --learning_rate 0.05"
+    "--eval_batch_size 32 --ema_decay 0.5 --learning_rate 0.05"
 )
 SAID = "they are computed once"
 
 
 @pytest.fixture(params=["token", "token_avg"])
-def flags(request, finished_run, tmp_path) -> str:
+def flags(request, finished_run, drawn, tmp_path) -> str:
     """Of runs that start from a checkpoint with this pool."""
     own = load_checkpoint(finished_run.checkpoint)
     config = complete_config({**own.model_config, "pool": request.param})
@@ -32,7 +34,9 @@ def flags(request, finished_run, tmp_path) -> str:
     weights = {**own.state_dict, **{f"head.{key}": value for key, value in head.items()}}
     fields = {"model_config": config.to_dict(), "state_dict": weights}
     write_checkpoint(tmp_path / "weights.bin", own._replace(**fields))
-    return f"{FLAGS} --pretrained {tmp_path / 'weights.bin'}"
+    evaluated = tmp_path / "evaluated.txt"
+    evaluated.write_text("\n".join(synthetic.read(drawn, "val").ids[:64]), "utf-8")
+    return f"{FLAGS} --pretrained {tmp_path / 'weights.bin'} --tiny_infer_subset {evaluated}"
 
 
 def test_a_run_on_features_ends_as_one_on_images(drawn, tmp_path, flags, capsys, monkeypatch):
@@ -43,7 +47,8 @@ def test_a_run_on_features_ends_as_one_on_images(drawn, tmp_path, flags, capsys,
     assert train(f"--name run {flags} --resume --num_workers 2", *where) == 0
     assert capsys.readouterr().out.count(SAID) == 2
     assert len([*(tmp_path / ".cache").glob("*/features.bin")]) == 2  # of train and val
-    evaluation = "--eval_batch_size 4 --num_workers 0 --device cpu"
+    subset = tmp_path / "evaluated.txt"
+    evaluation = f"--eval_batch_size 32 --num_workers 0 --device cpu --tiny_infer_subset {subset}"
     paths, whole = RunPaths(tmp_path, "run"), RunPaths(tmp_path, "whole")
     assert evaluate(f"--name seen --checkpoint {paths.checkpoint} {evaluation}", *where) == 0
     stamps = [read_json(RunPaths(tmp_path, name).env_stamp) for name in ("run", "seen")]

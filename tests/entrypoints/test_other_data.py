@@ -280,7 +280,7 @@ def test_what_was_trained_on_is_handed_on(heap, run, tmp_path, look, capsys):
         flags = f"--name next{number} --dataset folder {TINY_TRAIN} --pretrained {checkpoint}"
         assert train(flags, "--data_root", root, "--output_dir", tmp_path / "out") == 0
         said = capsys.readouterr().out
-        assert "1 of the 7 evaluated images are also trained on (1 of them by the run of" in said
+        assert "1 of the 7 images to evaluate were trained on (1 of them by the run of" in said
         paths = RunPaths(tmp_path / "out", f"next{number}")
         assert read_json(paths.metrics)["trained_on_images"] == 1
         checkpoint = paths.checkpoint

@@ -105,7 +105,7 @@ def test_every_knob_turns(drawn, tmp_path, finished_run, flags):
 
 def test_warns_when_evaluated_samples_are_trained_on(drawn, tmp_path, capsys):
     tiny(drawn, tmp_path, "--train_split", "trainval", flags="--tiny_infer_subset synthetic_tiny")
-    assert "warning: 4 of the 4 evaluated images are also trained on" in capsys.readouterr().out
+    assert "warning: 4 of the 4 images to evaluate were trained on" in capsys.readouterr().out
 
 
 def test_a_list_of_ids_is_a_subset(drawn, tmp_path, finished_run):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.pretrained.formats import MAX_DEPTH, WeightsError, read_weight_file
 
-SETTINGS = settings(max_examples=200, deadline=None)
+SETTINGS = settings(max_examples=200)
 
 
 def torch_bytes(value: object, is_zip: bool = True) -> bytes:

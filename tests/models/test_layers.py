@@ -25,7 +25,7 @@ from models.layers import (
 )
 
 # Formulas are compared in float64: in float32 a norm of nearly equal numbers blows up rounding.
-SETTINGS = settings(max_examples=30, deadline=None)
+SETTINGS = settings(max_examples=30)
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
 

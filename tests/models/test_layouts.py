@@ -10,7 +10,7 @@ from models.pretrained.choice import Named, to_our_names
 from models.pretrained.formats import WeightsError
 from models.pretrained.layouts import LAYOUTS
 
-SETTINGS = settings(max_examples=50, deadline=None)
+SETTINGS = settings(max_examples=50)
 
 # A name that only this layout has, and others of it with ours. "|" and a number: that third.
 GOOGLE = "Transformer/encoderblock_11"

@@ -18,7 +18,7 @@ from models.pretrained.load import HEAD_KEYS, PART_INIT, POS_RESAMPLE, LoadRepor
 from models.pretrained.weights import Pretrained, adapt_config, open_pretrained, own_pretrained
 from models.vit import Backbone
 
-SETTINGS = settings(max_examples=25, deadline=None)
+SETTINGS = settings(max_examples=25)
 NORMALIZATION = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 

@@ -24,7 +24,7 @@ from models.losses import (
 )
 from models.vit import ViTOutput
 
-SETTINGS = settings(max_examples=50, deadline=None)
+SETTINGS = settings(max_examples=50)
 BATCHES, CLASSES = st.integers(1, 6), st.integers(1, 12)
 
 
@@ -198,7 +198,7 @@ def test_an_objective_is_the_sum_of_its_losses(weight, margin):
 
 
 @given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=200), more=st.integers(0, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_balanced_weights_give_every_class_the_same_total(labels, more):
     labels, classes = np.array(labels), max(labels) + 1 + more
     weights = balanced_class_weights(labels, classes)

@@ -599,7 +599,7 @@ def test_the_paper_s_part_model_starts_from_google_s_weights(tmp_path, stride, i
 
 # --- Position embeddings of another grid ----------------------------------------------------------
 
-SETTINGS = settings(max_examples=50, deadline=None)
+SETTINGS = settings(max_examples=50)
 GRID_SIDES, PREFIXES = st.integers(1, 12), st.integers(0, 1)
 
 

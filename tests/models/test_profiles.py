@@ -30,7 +30,7 @@ from models.pretrained.profiles import (
 from models.pretrained.weights import Pretrained, open_pretrained
 
 REPO = Path(__file__).resolve().parents[2]
-SETTINGS = settings(max_examples=100, deadline=None)
+SETTINGS = settings(max_examples=100)
 NAMES = ("config.json", "preprocessor_config.json")
 
 HF_VIT = {

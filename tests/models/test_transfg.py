@@ -107,7 +107,7 @@ def test_the_row_is_that_of_the_full_product(tokens, batch, heads, depth, querie
     bound=st.integers(0, 4000),
     seed=SEEDS,
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_row_of_any_sizes_and_any_bound(depth, batch, heads, tokens, width, bound, seed):
     generator = torch.Generator().manual_seed(seed)
     shape = (depth, 2, batch, heads, tokens, width)
@@ -129,7 +129,7 @@ def test_the_row_leaves_queries_and_keys_alone_and_no_gradient_passes_it():
 
 
 @given(sizes=small_sizes(), class_token=st.booleans(), registers=st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_patch_s_center_is_the_mean_of_its_pixels_centers(sizes, class_token, registers):
     fields = {"class_token": class_token, "num_registers": registers, "pool": "avg"}
     config = small_config(**sizes, **fields)
@@ -208,7 +208,7 @@ def test_outputs_and_all_gradients_are_the_paper_s(split, depth, grad_checkpoint
 
 
 @given(sizes=small_sizes(min_depth=2), batch=st.integers(1, 3), seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_models_of_any_sizes_are_the_paper_s(sizes, batch, seed):
     config = parts_config(**sizes)
     model = random_model(config, 5, seed).double()

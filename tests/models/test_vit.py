@@ -38,7 +38,7 @@ from models.vit import VisionTransformer
 from utils.data.transforms import PatchDropout
 
 # Formulas are compared in float64: in float32 a norm of nearly equal numbers blows up rounding.
-SETTINGS = settings(max_examples=30, deadline=None)
+SETTINGS = settings(max_examples=30)
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
 
@@ -238,9 +238,9 @@ def test_tokens_that_the_last_block_computes(fields, tokens):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_features_are_what_the_head_reads_to_the_last_bit_whatever_the_batch(pool):
-    """From 4 images on: the class token's last block has a row an image, and takes other kernels
-    for 1 to 3. So a run on features equals one on images."""
+def test_features_are_what_the_head_reads(pool):
+    """To the last bit in batches of the same size, so that a run on features equals one on images.
+    In others, products of other shapes may take other kernels; which ones differs by machine."""
     config = small_config(pool=pool, num_registers=1)
     model = random_model(config, 5, seed=0).eval()
     images = random_images(config, 32, seed=0)
@@ -248,12 +248,14 @@ def test_features_are_what_the_head_reads_to_the_last_bit_whatever_the_batch(poo
         features = model.all_features(images)
         read = [features[:, model.feature_kinds.index(kind)] for kind in model.read_kinds]
         read = torch.cat(read, dim=1)
-        for size in (4, 8, 12, 32):
+        for size in (3, 4, 12, 32):
             outputs = [model.train()(part) for part in images.split(size)]
-            assert torch.equal(torch.cat([output.features for output in outputs]), read)
+            seen = torch.cat([output.features for output in outputs])
+            exact = {"rtol": 0, "atol": 0} if size == len(images) else {}
+            torch.testing.assert_close(seen, read, **exact)
             on_features = [model(part).logits for part in read.split(size)]
             for output, logits in zip(outputs, on_features, strict=True):
-                assert torch.equal(output.logits, logits)
+                torch.testing.assert_close(output.logits, logits, **exact)
 
 
 # --- Dropout, stochastic depth, activation checkpointing ------------------------------------------

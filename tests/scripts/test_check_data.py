@@ -479,7 +479,7 @@ class TestSplits:
 
 
 class TestDuplicates:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         hashes=st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=12),
         cut=st.integers(1, 11),

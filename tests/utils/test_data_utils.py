@@ -151,7 +151,7 @@ class TestSeeds:
         digest = hashlib.sha256(b'[42,3,"image_00001"]').digest()
         assert derive_seed(42, 3, "image_00001") == int.from_bytes(digest[:8], "big") >> 1
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(parts=st.lists(st.integers() | st.text(), max_size=4), more=st.integers() | st.text())
     def test_derive_seed_depends_on_every_part(self, parts, more):
         seed = derive_seed(*parts)

@@ -87,7 +87,7 @@ class TestLabelmap:
             "checksum": hashlib.sha256(text.encode("utf-8")).hexdigest(),
         }
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(classes=st.lists(st.text(), min_size=1, max_size=6), has_parents=st.booleans())
     def test_is_written_as_it_is_and_checks(self, tmp_path_factory, classes, has_parents):
         path = tmp_path_factory.getbasetemp() / "labelmap.json"
@@ -106,7 +106,7 @@ FLAG = "--tiny_train_subset"
 
 
 class TestTinySubset:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), batch_size=st.integers(1, 12)
     )

@@ -47,7 +47,7 @@ class TestRunId:
 
 
 class TestEnvHash:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         versions=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True), st.text())
     )
@@ -181,7 +181,7 @@ class TestCheckEnv:
         with pytest.raises(InputError, match=r"cannot be read"):
             check_env(RUNNING, tmp_path)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(text=st.text(alphabet="ab:-=#'\"[]{}&*!|>%@ \n1", max_size=60))
     def test_any_text_is_refused_or_checked(self, tmp_path_factory, text):
         path = tmp_path_factory.getbasetemp() / "any.yml"

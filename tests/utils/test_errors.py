@@ -106,7 +106,7 @@ class TestOneLine:
     def test_of_no_message_is_the_type(self, error):
         assert one_line(error) == type(error).__name__
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(message=st.text())
     def test_is_one_line_that_says_something(self, message):
         for error in (ValueError(message), RunError(message)):

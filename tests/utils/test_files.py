@@ -280,7 +280,7 @@ class TestWhatKilledWritersLeft:
 
 
 class TestText:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(text=st.text())
     def test_is_written_in_utf8_byte_for_byte(self, tmp_path_factory, text):
         path = tmp_path_factory.getbasetemp() / "text"
@@ -297,7 +297,7 @@ class TestText:
 
 
 class TestJson:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(value=JSON_VALUES)
     def test_comes_back_as_it_was(self, tmp_path_factory, value):
         path = tmp_path_factory.getbasetemp() / "value.json"
@@ -321,7 +321,7 @@ class TestJson:
         with pytest.raises(ValueError, match="not JSON compliant"):
             canonical_json([bad])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(value=st.dictionaries(st.text(), JSON_VALUES), seed=st.randoms(use_true_random=False))
     def test_the_canonical_spelling_ignores_the_order_of_keys(self, value, seed):
         shuffled = list(value.items())
@@ -335,7 +335,7 @@ class TestJson:
 
 
 class TestSha256:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.binary(max_size=300))
     def test_of_a_file_is_that_of_its_bytes(self, tmp_path_factory, data):
         path = tmp_path_factory.getbasetemp() / "bytes"

@@ -132,6 +132,18 @@ def count_trained(whole: Split, used: Split, digests: Digests, trained: np.ndarr
     return int(is_among(trained, whole, digests)[whole.positions_of(used)].sum())
 
 
+def warn_of_trained(trained: int, evaluated: int, note: str = "") -> None:
+    """Warn if some of the images to evaluate were trained on; the note follows their number."""
+    if trained:
+        log.warning(
+            "warning: %d of the %d images to evaluate were trained on%s: accuracy on them is too "
+            "high an estimate",
+            trained,
+            evaluated,
+            note,
+        )
+
+
 def count_images(known: np.ndarray) -> int:
     """Return the number of images in a set of digests, equal ones once."""
     return int((known & np.uint64(3) != TWINS).sum())

@@ -94,9 +94,8 @@ class Judge:
         """Take samples to fit and to judge, train and val or those of each fold; and C."""
         self.folds, self.num_classes = folds, num_classes
         self.not_converged: set[float] = set()  # strengths of fits that did not converge
-        self.fits: dict[
-            float, Linear
-        ] = {}  # of train, by strength, where that is all that is fitted
+        # Fits of train, by strength, where there is no other to fit.
+        self.fits: dict[float, Linear] = {}
 
     def __call__(self, strengths: Sequence[float]) -> list[Quality]:
         """Return how good each of some strengths is, over all samples to judge."""

@@ -16,7 +16,7 @@ from utils.cli.flags import experiment_of, with_absolute_paths
 from utils.console import log
 from utils.data.batches import Normalizer, ids_of_step
 from utils.data.digests import Digests, digest_set, union
-from utils.data.subsets import count_trained
+from utils.data.subsets import count_trained, warn_of_trained
 from utils.data_utils import RunPaths, derive_seed
 from utils.dataset import Data
 from utils.dist_util import NONE, build_env_stamp, open_device, with_session
@@ -126,6 +126,7 @@ def with_images(
     """Return the plan with what checkpoints and stamp say of its images, once they are checked.
 
     Args:
+        plan: plan of a run whose images were not looked at yet.
         digests: of the whole splits, train first.
         trained: set of the images that the weights of `--pretrained` were trained on.
         changes: ids of images that changed since the run was started, by what became of them.
@@ -137,14 +138,8 @@ def with_images(
         count_trained(data.full_eval, data.eval, digests[1], known)
         for known in (images.trained, trained)
     )
-    if own:
-        log.warning(
-            "warning: %d of the %d evaluated images are also trained on%s: accuracy on them is "
-            "too high an estimate",
-            own,
-            len(data.eval),
-            f" ({earlier} of them by the run of --pretrained)" if earlier else "",
-        )
+    note = f" ({earlier} of them by the run of --pretrained)" if earlier else ""
+    warn_of_trained(own, len(data.eval), note)
     about = {
         **plan.about,
         "trained_images": to_tensor(images.trained),

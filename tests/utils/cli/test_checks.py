@@ -13,7 +13,7 @@ from utils.errors import InputError
 
 
 class TestImgSize:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(img_size=st.integers(1, 2000), patch=st.sampled_from([14, 16, 32]))
     def test_must_be_a_multiple_of_the_patch(self, img_size, patch):
         if img_size % patch == 0:
@@ -27,7 +27,7 @@ class TestImgSize:
         multiples = [k * patch for k in range(1, img_size // patch + 2)]
         assert abs(advice - img_size) == min(abs(m - img_size) for m in multiples)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         img_size=st.integers(1, 300),
         patch=st.sampled_from([14, 16, 32]),
@@ -43,7 +43,7 @@ class TestImgSize:
         elif slide_step < patch or img_size % patch == 0:
             check_img_size(img_size, patch, slide_step)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(img_size=st.integers(1, 70), slide_step=st.integers(1, 20))
     @example(img_size=17, slide_step=16)  # patches side by side that do not cover the image
     def test_that_is_taken_makes_a_model(self, img_size, slide_step):
@@ -70,7 +70,7 @@ PLAIN = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batch=st.integers(1, 64), micro_batches=st.integers(1, 70))
 def test_micro_batches_must_divide_the_batch(batch, micro_batches):
     values = {"train_batch_size": batch, "gradient_accumulation_steps": micro_batches}

@@ -23,7 +23,7 @@ def train_flags(*argv: object) -> FrozenConfigDict:
 
 
 class TestLength:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(samples=st.integers(1, 10_000), batch=st.integers(1, 512), length=st.integers(1, 10_000))
     def test_said_as_epochs_or_as_steps_is_both(self, samples, batch, length):
         flags = train_flags(f"--train_batch_size={batch}", f"--epochs={length}")
@@ -76,7 +76,7 @@ OWN = {name: recipe.values("testing") for name, recipe in RECIPES.items()}
 
 
 class TestShortenedRecipe:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(name=st.sampled_from(list(RECIPES)), num_steps=st.integers(1, 12_000))
     def test_keeps_its_share_of_warm_up_and_lowers_its_rate(self, weights, name, num_steps):
         own, tried = OWN[name], RECIPES[name].tried_steps or OWN[name]["num_steps"]
@@ -104,7 +104,7 @@ class TestShortenedRecipe:
         for flag, value in changed.items():
             assert f"--{flag} {value} (the recipe's: {own[flag]})" in lines[1]
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(name=st.sampled_from(list(RECIPES)), steps=st.tuples(*[st.integers(1, 12_000)] * 2))
     def test_of_fewer_steps_has_no_higher_rate_and_no_longer_warm_up(self, weights, name, steps):
         shorter, longer = (

@@ -96,7 +96,7 @@ def test_what_is_not_a_run_name_is_refused(name):
     assert "is not a run name" in refused(types.run_name, name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.text(max_size=8))
 def test_a_run_name_is_taken_exactly_if_it_matches(name):
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) and name.lower() != "tb":

@@ -15,7 +15,7 @@ SIZES, SEEDS = st.integers(1, 40), st.integers(0, 2**32 - 1)
 
 
 class TestSampleOrder:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(size=SIZES, total=st.integers(0, 200), seed=SEEDS)
     def test_each_epoch_shows_each_sample_once(self, size, total, seed):
         pairs = list(sample_order(size, seed, 0, total))
@@ -25,7 +25,7 @@ class TestSampleOrder:
             assert len(set(epoch)) == len(epoch)
             assert set(epoch) <= set(range(size))
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(size=SIZES, seed=SEEDS, ends=st.tuples(*[st.integers(0, 200)] * 2).map(sorted))
     def test_any_stretch_is_that_of_the_whole_run(self, size, seed, ends):
         start, end = ends
@@ -59,7 +59,7 @@ def shared_runs(draw) -> tuple[dict[str, int], int, int, int]:
 
 
 class TestTrainBatches:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(shared=shared_runs())
     def test_the_parts_of_all_processes_tile_the_batches_of_one_in_order(self, shared):
         run, step_size, num_steps, world_size = shared
@@ -81,7 +81,7 @@ class TestTrainBatches:
             assert ends[-1] == len(whole.samples) == run["batch_size"]
             assert all(part.is_whole is (world_size == 1) for part in parts)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(shared=shared_runs(), data=st.data())
     def test_a_run_resumes_at_any_step_with_any_number_of_processes(self, shared, data):
         run, step_size, num_steps, world_size = shared
@@ -99,7 +99,7 @@ class TestTrainBatches:
 
 
 class TestEvalBatches:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         num_samples=st.integers(0, 70), batch_size=st.integers(1, 12), world_size=st.integers(1, 6)
     )

@@ -85,7 +85,7 @@ class TestDecode:
         if header is not None:
             assert header[:3] == (53, 37, 1)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         kind=st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "MPO"]),
         mode=st.sampled_from(["RGB", "L"]),

@@ -43,7 +43,7 @@ def digests_of(folder, kinds: list[int]) -> tuple[Digests, list]:
 some = st.lists(st.integers(0, len(KINDS) - 1), max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(run=some, later=some, used=st.integers(0, 6))
 def test_an_image_is_known_whatever_lies_beside_it_then_and_now(tmp_path_factory, run, later, used):
     """The first `used` images of a run are trained on; twins may be there and not be used."""
@@ -75,7 +75,7 @@ def test_sets_hold_8_bytes_an_image_and_no_damaged_one():
     assert np.array_equal(known.view(np.int64).view(np.uint64), known)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(run=some, beside=some, replaced=st.integers(0, len(KINDS) - 1))
 def test_a_replaced_image_is_noticed_whatever_lies_beside_it(
     tmp_path_factory, run, beside, replaced

@@ -122,7 +122,7 @@ class TestDecodeRgb:
     @pytest.mark.parametrize(
         "format_", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "DDS"]
     )
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(data=st.data())
     def test_decodes_or_names_whatever_is_damaged(self, tmp_path_factory, data, format_):
         buffer = io.BytesIO()

@@ -30,7 +30,7 @@ IMG_SIZES = st.sampled_from([16, 32, 33, 47, 64, 100, 150, 224])
 
 
 class TestCropToImage:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(width=SIDES, height=SIDES, img_size=IMG_SIZES, data=st.data())
     def test_undoes_the_transform(self, width, height, img_size, data):
         """Of an image whose pixels say where they are, the transform's output says whence it is."""
@@ -81,7 +81,7 @@ class TestSizes:
         assert preset.train_size(224, Size(513, 513)) == (512, 512)
         assert preset.train_size(224, Size(100_000, 2)) == (100_000, 2)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(height=st.integers(1, 4000), width=st.integers(1, 4000), img_size=st.integers(8, 600))
     def test_training_keeps_enough_for_the_smallest_crop(self, height, width, img_size):
         size = Size(height, width)

@@ -25,7 +25,7 @@ from utils.files import canonical_json, sha256_text
 
 
 class TestSplit:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(data=st.data(), count=st.integers(1, 30))
     def test_select_keeps_the_order_of_the_split(self, make_split, data, count):
         split = make_split(Path("unused"), [i % 3 for i in range(count)], photos=False)
@@ -70,7 +70,7 @@ def split_of(ids: list[str], labels: list[int]) -> Split:
 class TestHoldOut:
     """A val split held out of train."""
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         labels=st.lists(st.integers(0, 6), min_size=2, max_size=60),
         fraction=st.floats(0.01, 0.99),
@@ -132,7 +132,7 @@ NAMES = st.lists(st.sampled_from(["Rose", "rosa", "1", "2", "10", "é", "a, b"])
 
 
 class TestMatchClasses:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(own=NAMES.filter(len), known=NAMES.filter(len), data=st.data())
     def test_keeps_the_name_of_every_sample(self, make_split, own, known, data):
         labels = data.draw(st.lists(st.integers(0, len(own) - 1), min_size=1, max_size=12))

@@ -117,7 +117,7 @@ class TestViews:
         assert 0.01 < float(erased.float().mean()) < 0.4
         assert not seen[:, ~erased].any()
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(height=st.integers(1, 60), width=st.integers(1, 60), seed=st.integers(0, 10**6))
     def test_our_random_resized_crop_is_torchvisions_of_its_box(self, height, width, seed):
         """Within a step of rounding: it resizes the height first, torchvision the width."""
@@ -131,7 +131,7 @@ class TestViews:
         assert (seen.shape, seen.dtype) == (expected.shape, torch.uint8)
         assert (seen.int() - expected.int()).abs().max() <= 1
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(height=st.integers(1, 3000), width=st.integers(1, 3000), data=st.data())
     def test_boxes_lie_in_the_image_and_have_their_area_and_aspect(self, height, width, data):
         draw = st.floats(0, 1, exclude_max=True)

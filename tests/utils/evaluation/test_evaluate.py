@@ -131,7 +131,7 @@ def evaluation_of(positions: list[int], parts: bool = False) -> Evaluation:
 
 class TestWholeEvaluation:
     @pytest.mark.parametrize("parts", [False, True])
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(data=st.data())
     def test_is_in_split_order(self, parts, data):
         order = data.draw(st.permutations(range(9)))

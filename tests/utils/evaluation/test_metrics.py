@@ -58,7 +58,7 @@ def plain_summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 class TestSummarize:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(evaluation=evaluations())
     def test_equals_the_plain_computation(self, evaluation):
         got, expected = summarize(*evaluation), plain_summary(*evaluation)
@@ -67,7 +67,7 @@ class TestSummarize:
             assert got[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
             assert type(got[name]) in (int, float)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(evaluation=evaluations(), seed=st.integers(0, 99))
     def test_does_not_depend_on_the_order_of_samples(self, evaluation, seed):
         logits, labels = evaluation
@@ -108,7 +108,7 @@ class TestSummarize:
 
 
 class TestPerSample:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(evaluation=evaluations())
     def test_equals_the_plain_computation(self, evaluation):
         logits, labels = evaluation
@@ -122,7 +122,7 @@ class TestPerSample:
 
 
 class TestPerClass:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(data=st.data(), classes=st.integers(1, 6), samples=st.integers(0, 20))
     def test_equals_the_plain_computation(self, data, classes, samples):
         index = st.lists(st.integers(0, classes - 1), min_size=samples, max_size=samples)

@@ -134,7 +134,7 @@ class TestRows:
             assert row["loss"] == 0
             assert math.copysign(1, row["loss"]) == 1  # no "-0.0" in the file
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(data=st.data(), classes=st.integers(1, 8))
     def test_hold_finite_numbers_for_any_finite_logits(
         self, make_split, tmp_path_factory, data, classes

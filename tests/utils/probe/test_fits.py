@@ -89,7 +89,7 @@ def unit(x):
 
 
 @given(problems())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nearest_mean_is_the_largest_cosine(problem):
     x, labels, others, classes = problem
     fit = fit_nearest_mean(x, labels, classes)
@@ -104,7 +104,7 @@ def test_nearest_mean_is_the_largest_cosine(problem):
 
 
 @given(problems(), st.sampled_from([1, 100, 2**25]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_knn_votes_by_cosine(problem, at_once):
     x, labels, others, classes = problem
     expected = np.zeros((len(others), classes))
@@ -122,7 +122,7 @@ def test_knn_votes_by_cosine(problem, at_once):
 
 
 @given(problems(), st.sampled_from([1e-3, 0.1, 1.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_logistic_fit_is_finite_and_predicts_classes_with_images(problem, strength):
     x, labels, others, classes = problem
     fit = Logistic(x, labels, classes).fit(strength)

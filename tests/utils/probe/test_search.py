@@ -132,7 +132,7 @@ def test_a_single_image_of_a_class_has_no_out_of_fold_probability():
 
 
 @given(st.integers(1, 300), st.floats(0, 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_interval_is_the_bootstraps(samples, share):
     right = np.arange(samples) < round(share * samples)
     low, high = interval(right.mean(), samples)

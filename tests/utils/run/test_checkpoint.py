@@ -387,7 +387,7 @@ class TestCheckpointId:
             data += struct.pack(f"<{len(values)}{codes[tensor.dtype]}", *values)
         return hashlib.sha256(data).hexdigest()[:12]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(data=st.data())
     def test_is_the_formula(self, data):
         dtypes = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8])

@@ -214,7 +214,7 @@ class TestTakingOver:
             os.kill(int(child), 0)
         assert lines() == [f"took over the run from process {holder.pid}, which is dead"]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @example(b"null")
     @example(b"[]")
     @example(b'{"pid": 12}\n{')

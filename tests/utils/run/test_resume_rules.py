@@ -134,7 +134,7 @@ def check(paths, saved) -> Callable[..., dict]:
 
 
 class TestDifferences:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(values=NESTED)
     def test_are_none_after_a_file(self, tmp_path_factory, values):
         """Lists and tuples, and the order of keys, mean nothing."""
@@ -148,7 +148,7 @@ class TestDifferences:
         }
         assert differences(turned, loaded) == differences(loaded, turned) == {}
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(values=NESTED, data=st.data())
     def test_are_exactly_what_was_changed(self, values, data):
         keys = [(outer, inner) for outer in values for inner in values[outer]]

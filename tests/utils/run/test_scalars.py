@@ -106,7 +106,7 @@ class TestResume:
         assert [step for step, _ in there] == [1, 2, 3, 4, 5, 6]
         assert there[-1] == (6, 0.5)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         sessions=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=5),
         every=st.integers(1, 3),

@@ -126,7 +126,7 @@ class TestRoundTrip:
 
 
 class TestRotation:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(keeps=st.lists(st.integers(0, 4), min_size=1, max_size=8))
     def test_keeps_the_newest_however_often_it_is_told_otherwise(self, tmp_path_factory, keeps):
         paths = RunPaths(tmp_path_factory.mktemp("keeps"), "run")
@@ -136,7 +136,7 @@ class TestRotation:
             expected = [step, *expected][: keep + 1]
             assert kept_steps(paths) == expected
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(numbers=st.sets(st.integers(1, 12), max_size=5), keep=st.integers(0, 4))
     def test_copes_with_gaps(self, tmp_path_factory, numbers, keep):
         """Whoever removed states by hand loses no more than what is too old."""

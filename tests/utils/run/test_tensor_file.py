@@ -57,7 +57,7 @@ def is_noticed(content: bytes) -> bool:
 
 
 class TestWriter:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         data=st.binary(min_size=2, max_size=300),
         cuts=st.lists(st.integers(0, 300), max_size=20),
@@ -96,7 +96,7 @@ class TestBytes:
             assert archive.comment == hashlib.sha256(content[:-64]).hexdigest().encode()
         assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(payload=st.dictionaries(st.text(), NESTED, max_size=5))
     def test_of_plain_data_survive_loading_and_saving(self, tmp_path_factory, payload):
         """Loading makes new objects, of which none is another's."""
@@ -158,7 +158,7 @@ class TestDamage:
         whole = archive_of(small())
         assert all(is_noticed(whole[:size]) for size in range(len(whole)))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(data=st.data())
     def test_of_any_other_kind_is_noticed(self, data):
         whole = archive_of(small())
@@ -170,7 +170,7 @@ class TestDamage:
         content = whole[:begin] + between + whole[end:]
         assert is_noticed(content) is (content != whole)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(content=st.binary(max_size=200))
     def test_of_anything_else_is_a_missing_checksum(self, content):
         with pytest.raises(EOFError, match=r"^$"):

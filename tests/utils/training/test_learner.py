@@ -188,7 +188,7 @@ class TestOtherFlags:
 
 
 class TestAverage:
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(decay=st.floats(0.01, 0.999), rule=st.sampled_from([EMA_RULE, None]))
     def test_is_a_copy_first_and_then_follows_the_formula(self, decay, rule):
         """Without a rule in its config, as runs from before it, it keeps the same share always."""

@@ -63,7 +63,7 @@ class TestReading:
         assert means(meter.read()) == (5.0, 0.0)
         assert meter.step == 3
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(window=WINDOWS)
     def test_is_the_exact_mean_over_steps(self, window):
         """Of the loss; the accuracy is of the samples, of which steps may have fewer."""
@@ -109,7 +109,7 @@ class TestReading:
 
 
 class TestMeterState:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(window=WINDOWS, cuts=st.lists(st.integers(0, 20), max_size=4))
     def test_of_any_moments_of_a_window_gives_the_same_reading(self, window, cuts):
         whole = meter_of()

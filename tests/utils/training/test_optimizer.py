@@ -46,7 +46,7 @@ class TestLearningRateFactor:
             lr_factor("step", 0, 5)
 
     @pytest.mark.parametrize("decay", DECAYS)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(num_steps=st.integers(1, 300), warmup=st.integers(0, 320))
     def test_rises_to_the_peak_then_falls_to_zero(self, decay, num_steps, warmup):
         factor = lr_factor(decay, warmup, num_steps)

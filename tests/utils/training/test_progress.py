@@ -39,7 +39,7 @@ def run(
 
 
 class TestEvaluations:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(num_steps=st.integers(1, 60), eval_every=st.integers(1, 70))
     def test_are_due_every_so_often_and_at_the_end(self, num_steps, eval_every):
         expected = sorted({*range(eval_every, num_steps + 1, eval_every), num_steps})
@@ -55,7 +55,7 @@ class TestEvaluations:
         assert not Progress().is_eval_due(config())  # nothing is learned yet
         assert not Progress(step=4, evaluated=3).is_eval_due(config())
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         num_steps=st.integers(1, 40),
         eval_every=st.integers(1, 10),

@@ -49,7 +49,7 @@ def plain_parts(value: object) -> Iterator[object]:
 
 
 class TestRandomState:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         seed=st.integers(0, 2**32 - 1),
         before=st.integers(0, 700),

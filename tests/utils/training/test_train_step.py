@@ -53,7 +53,7 @@ def flat(model) -> torch.Tensor:
 
 
 class TestNormalizer:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         mean=st.lists(st.floats(0, 1), min_size=3, max_size=3),
         std=st.lists(st.floats(0.05, 1), min_size=3, max_size=3),

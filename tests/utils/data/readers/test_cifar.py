@@ -266,7 +266,6 @@ class TestRefusals:
 
     @settings(
         max_examples=200,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(data=st.data())

@@ -79,7 +79,6 @@ class TestRead:
         path = write("path,label", "a.jpg,10", "b.jpg,9", "c.jpg,-1")
         assert csv_list.read(path, "train").classes == ("-1", "10", "9")
 
-    @settings(deadline=None)
     @given(numbers=st.sets(st.integers(0, 10**6), min_size=1))
     def test_sorts_numbers_of_any_length(self, tmp_path_factory, numbers):
         labels = [f"{number}" + "0" * 5000 * (number == max(numbers)) for number in numbers]
@@ -210,7 +209,7 @@ class TestFiles:
         listing = csv_list.read(path, "val")
         assert (listing.classes, listing.labels.tolist()) == (("x", "y"), [1])
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(data=st.data())
     def test_gives_back_what_the_csv_module_wrote(self, tmp_path_factory, data):
         text = st.text(
@@ -269,7 +268,7 @@ class TestRefusals:
         assert len(str(caught.value).splitlines()) == 1
         assert "images.csv" in str(caught.value)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         content=st.binary(max_size=60)
         | st.text('a,"\n\r/.\\ \t\x85é0_', max_size=60).map(

@@ -58,7 +58,7 @@ class TestUnderstood:
         with pytest.raises(AssertionError, match=said):
             raise AssertionError(parts)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(data=st.data())
     def test_is_the_same_in_whatever_dialect(self, tmp_path_factory, data):
         draw = data.draw

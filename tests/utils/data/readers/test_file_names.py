@@ -85,7 +85,7 @@ class TestFindFiles:
         found = find_files(root, ["a/1.jpg", "2.jpg"])
         assert (found.paths, found.missing) == (["a/1.jpg", "2.jpg"], [])
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(stem=st.text(st.characters(categories=("L", "N")), min_size=1, max_size=20))
     def test_takes_any_script_in_any_form(self, tmp_path_factory, stem):
         root = tmp_path_factory.mktemp("names")

@@ -45,7 +45,7 @@ class TestReadLayout:
         assert labels.dtype == np.int64
         assert all(numbers.dtype == np.int64 for numbers in splits.values())
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.data(), count=st.integers(3, 60), num_classes=st.integers(1, 102))
     def test_gives_back_what_was_written(self, tmp_path_factory, data, count, num_classes):
         order = data.draw(st.permutations(range(1, count + 1)))

@@ -129,7 +129,7 @@ class TestLoadMat:
         savemat(tmp_path / "a.mat", {"a": coo_array(([7], ([3], [4])), shape=(10**4, 10**4))})
         assert load_mat(tmp_path / "a.mat", "fetch it again")["a"].sum() == 7
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(data=st.data())
     def test_survives_random_damage(self, tmp_path_factory, data):
         """Of a compressed file, as the official ones are."""

@@ -140,7 +140,7 @@ class TestRefusals:
             spec.read(root, "train")
 
     @of_every_dataset
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(data=st.data())
     def test_of_random_bytes(self, tmp_path_factory, name, data):
         root = tmp_path_factory.getbasetemp() / f"random_{name}"

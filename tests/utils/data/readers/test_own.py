@@ -1,12 +1,11 @@
 """utils/data/readers/own.py: sample ids of the user's own images."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.data.readers.own import short_ids
 
 
-@settings(deadline=None)
 @given(paths=st.lists(st.from_regex(r"[ab](\.(jpg|png)){0,3}", fullmatch=True), unique=True))
 def test_different_paths_have_different_ids(paths):
     ids = short_ids(paths)
