@@ -93,10 +93,11 @@ def check_weights(path: Path, profile: str, key: str | None, model_type: str) ->
         InputError: they are, or cannot be used.
     """
     from models.pretrained.weights import ProfileError, WeightsError, adapt_config
-    from utils.hub import Fetched
+    from utils.run.weights import find_weights
 
     with refused(f"--pretrained {path}:", WeightsError, ProfileError, OSError):
-        adapt_config(get_config(model_type), read_weights(Fetched(path, {}), profile, key)[0])
+        found = find_weights(str(path), ZOO)
+        adapt_config(get_config(model_type), read_weights(found, profile, key)[0])
 
 
 def build_planned_model(

@@ -18,6 +18,7 @@ import torch
 from helpers import REPO
 from torch.distributed import TCPStore
 
+from utils import watch
 from utils.watch import obey
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -56,6 +57,12 @@ def begin(
     code = module.main(argv)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def begin_unwatched(*arguments: object) -> None:
+    """Do the same, but nobody ends this process if it does not obey a signal."""
+    watch.MOST_SECONDS = float("inf")
+    begin(*arguments)
 
 
 def started(

@@ -13,7 +13,7 @@ import socket
 
 import pytest
 import torch
-from forked import CONTEXT, Together, begin
+from forked import CONTEXT, Together, begin_unwatched
 from helpers import TINY_TRAIN, files_up_to, read_json, train
 from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
@@ -24,7 +24,7 @@ from models.build import build_model
 from models.configs import get_config
 from models.pretrained.zoo import ZOO
 from scripts import get_weights
-from utils import speed, watch
+from utils import speed
 from utils.data_utils import RunPaths
 from utils.files import sha256_file
 from utils.run.checkpoint import load_checkpoint
@@ -222,12 +222,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(hub, fetch, sma
     assert "Not enough free disk space to download the file" in said
 
 
-def _begin_unwatched(*arguments: object) -> None:
-    """Nobody ends this process if it does not obey."""
-    watch.MOST_SECONDS = float("inf")
-    begin(*arguments)
-
-
 @pytest.mark.parametrize(("signum", "said"), [(2, "interrupted"), (15, "terminated")])
 def test_a_signal_ends_a_download_at_once_and_leaves_nothing_half_written(
     hub, small, tmp_path, signum, said
@@ -236,7 +230,7 @@ def test_a_signal_ends_a_download_at_once_and_leaves_nothing_half_written(
     settings = {**hub.settings, "HF_HUB_DOWNLOAD_TIMEOUT": "1000"}
     output = tmp_path / "said"
     arguments = "scripts.get_weights.py", [address], output, settings, None
-    process = CONTEXT.Process(target=_begin_unwatched, args=arguments)
+    process = CONTEXT.Process(target=begin_unwatched, args=arguments)
     process.start()
     assert hub.stalled.wait(60)  # the client has the first half, and waits for more
     assert len(rest(hub)) == 1
