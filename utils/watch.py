@@ -16,6 +16,7 @@ from utils.environment import ENDINGS
 from utils.errors import Terminated
 from utils.signals import WaitEnded, end_at_once, is_echo, state
 
+_masks: list[set[signal.Signals]] = []  # of blocked signals, before a fork
 MOST_SECONDS = 10  # in which a program ends after its first signal, the time of training aside
 
 
@@ -27,7 +28,9 @@ def obey() -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     sys.unraisablehook = _end_where_it_is_swallowed
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(
+        before=_hold_signals, after_in_parent=_take_signals, after_in_child=_leave_to_parent
+    )
 
 
 def _watch(reader: int) -> None:
@@ -59,8 +62,18 @@ def _end_where_it_is_swallowed(unraisable: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _hold_signals() -> None:
+    """Let no signal reach a forked process before it is prepared; this one's watch hears them."""
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS))
+
+
+def _take_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
 def _leave_to_parent() -> None:
     """Let a forked process, such as a loader, end as any other does."""
     signal.set_wakeup_fd(-1)
     state.is_program = False
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _take_signals()
