@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 from helpers import REAL_FLOWERS, SUBSETS, TINY_TRAIN, train
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
 
-# The same examples each time: a test that fails fails again. `--hypothesis-profile default` looks
-# for new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+# The same examples each time, however slow the machine is: a test that fails fails again.
+# `--hypothesis-profile default` looks for new ones.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 

@@ -115,7 +115,8 @@ def _begin_and_act(
 
     The function is one of a class, or of the module of that name.
     """
-    signal.signal(HUP, signal.SIG_DFL)
+    for signum in (HUP, QUIT):  # which whoever started the tests may have ignored
+        signal.signal(signum, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     place = importlib.import_module(place) if isinstance(place, str) else place
     real, left = getattr(place, name), [None] * calls
