@@ -1,5 +1,6 @@
 """Share fixtures: drawn flowers, real flowers, refusals, one finished training run."""
 
+import gc
 import multiprocessing
 import signal
 import warnings
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from helpers import REAL_FLOWERS, SUBSETS, TINY_TRAIN, train
 from hypothesis import HealthCheck, settings
+from torch.utils.data import _utils
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
@@ -30,11 +33,23 @@ def _children_can_be_interrupted():
 
 @pytest.fixture(autouse=True)
 def _no_loader_is_left():
-    """End loaders that an exception's traceback keeps alive; what collects them waits for them."""
+    """End loaders that an exception's traceback keeps alive; what collects them waits for them.
+
+    For ever, if one held a lock of theirs when it was ended, so they are marked as collected.
+    """
     yield
-    for process in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for process in children:
         process.terminate()
         process.join()
+    for each in gc.get_objects() if children else ():
+        if type(each) is _MultiProcessingDataLoaderIter and not each._shutdown:
+            each._shutdown = True
+            for queue in each._index_queues:
+                queue.cancel_join_thread()
+                queue.close()
+            if each._worker_pids_set:
+                _utils.signal_handling._remove_worker_pids(id(each))
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,8 @@ class _State:
     is_raised: bool = False  # it, or a second one, has raised an exception
     is_training: bool = False  # the first signal only asks,
     is_waiting: bool = False  # and ends a wait for data
+    is_starting: bool = False  # loaders are being started: its exception comes after that
+    is_late: bool = False  # there is one to come
     is_program: bool = False  # a program of ours, which ends at the second signal
     code: int | None = None  # exit code, once the program is over; nothing is raised any more
 
@@ -71,16 +73,22 @@ def raised_by_signal() -> BaseException | None:
 def started(items: Iterable[T]) -> Iterator[T]:
     """Return `iter(items)`; processes that it starts ignore a terminal from their first moment on.
 
-    It sends Ctrl-C and SIGHUP to them, too, but the main process is to end them.
+    It sends Ctrl-C and SIGHUP to them, too, but the main process is to end them. A signal raises
+    its exception once all are started: before that nobody might know one that is.
     """
     if not _is_main_thread():
         return iter(items)
     # Blocked and not ignored: a Ctrl-C of this very moment is not lost.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    state.is_starting = True
     try:
         return iter(items)
     finally:
+        state.is_starting = False
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if state.is_late:
+            state.is_late, state.is_raised = False, True
+            raise stop_by(state.signum)
 
 
 def until_stop(items: Iterable[T]) -> Iterator[T]:
@@ -195,6 +203,9 @@ def _receive(signum: int, frame: FrameType | None) -> None:
             write_if_read(1, "stopping after this step; a second signal stops at once\n")
             if state.is_waiting:
                 raise WaitEnded
+            return
+        if state.is_starting:
+            state.is_late = True
             return
         if state.is_program and _is_importing(frame):
             end_at_once(signum)  # a library may take the exception for a failed import

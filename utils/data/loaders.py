@@ -56,16 +56,14 @@ class _Loader(DataLoader):
         """
         try:
             return super().__iter__()
-        except BaseException as error:  # a signal's, too
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             # What torch tidies up of a loader half begun raises an error that Python would print.
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             traceback.clear_frames(error.__traceback__)
             sys.unraisablehook = hook
-            if isinstance(error, OSError) or (
-                isinstance(error, RuntimeError) and is_out_of_memory(error)
-            ):
-                raise Alone(f"loader {NOT_STARTED} ({one_line(error)})") from error
-            raise
+            raise Alone(f"loader {NOT_STARTED} ({one_line(error)})") from error
 
 
 def make_loader(
