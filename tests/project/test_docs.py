@@ -23,8 +23,8 @@ PROBE_OF_THE_FLOWERS = (
     "--features class --few_shot 1,2,4,8",
     "python eval.py --name first_look_eval --checkpoint output/first_look/checkpoints/ckpt.bin",
     "python train.py --name continued --dataset flower102 --model_type ViT-S_14 --img_size 98 "
-    "--pretrained output/first_look/checkpoints/ckpt.bin --num_steps 20 --train_batch_size 32 "
-    "--eval_batch_size 60 --optimizer adamw --learning_rate 1e-5",
+    "--pretrained output/first_look/checkpoints/ckpt.bin --recipe probe-then-finetune "
+    "--num_steps 60",
 )
 # What CI cannot run as it stands, and where it is run instead.
 ELSEWHERE = {
