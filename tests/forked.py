@@ -9,8 +9,9 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from helpers import REPO
 from torch.distributed import TCPStore
 
 from utils import watch
-from utils.watch import obey
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Read when the first process starts: what anybody's processes import.
@@ -41,6 +41,8 @@ def begin(
     script: str, argv: list[str], output: Path, environment: Mapping[str, str], room: int | None
 ) -> None:
     """Do in the forked process what `python script argv` does, stdout and stderr into a file."""
+    # The fork server has blocked Ctrl-C if `check_data.py` was the first to use it.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # Otherwise loaders would start by a fork server of their own, which would import torch again.
     multiprocessing.set_start_method(None, force=True)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -53,7 +55,7 @@ def begin(
     if room is not None:
         _limit_memory(room)
     module = importlib.import_module(Path(script).stem)
-    obey()
+    watch.obey()
     code = module.main(argv)
     sys.stdout.flush()
     sys.exit(code)
@@ -71,6 +73,7 @@ def started(
     output: Path,
     environment: Mapping[str, str] | None = None,
     room: int | None = None,
+    target: Callable[..., None] = begin,
 ) -> BaseProcess:
     """Start a process that runs an entrypoint.
 
@@ -80,8 +83,9 @@ def started(
         output: file for what it prints.
         environment: variables to add.
         room: bytes of addresses that it may reserve, if limited.
+        target: what the process does with all these; `begin_unwatched` is another.
     """
-    process = CONTEXT.Process(target=begin, args=(script, argv, output, environment or {}, room))
+    process = CONTEXT.Process(target=target, args=(script, argv, output, environment or {}, room))
     process.start()
     return process
 

@@ -13,7 +13,7 @@ import socket
 
 import pytest
 import torch
-from forked import CONTEXT, Together, begin_unwatched
+from forked import Together, begin_unwatched, started
 from helpers import TINY_TRAIN, files_up_to, read_json, train
 from hub_server import COMMIT, HubServer
 from huggingface_hub import constants
@@ -229,9 +229,8 @@ def test_a_signal_ends_a_download_at_once_and_leaves_nothing_half_written(
     address = hub.add("me/small", small, breaks="stall")
     settings = {**hub.settings, "HF_HUB_DOWNLOAD_TIMEOUT": "1000"}
     output = tmp_path / "said"
-    arguments = "scripts.get_weights.py", [address], output, settings, None
-    process = CONTEXT.Process(target=begin_unwatched, args=arguments)
-    process.start()
+    argv = "scripts.get_weights.py", [address]
+    process = started(*argv, output, settings, target=begin_unwatched)
     assert hub.stalled.wait(60)  # the client has the first half, and waits for more
     assert len(rest(hub)) == 1
     os.kill(process.pid, signum)

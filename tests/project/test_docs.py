@@ -19,10 +19,10 @@ DOCS = [
 
 PROBE_OF_THE_FLOWERS = (
     "python scripts/probe.py --name first_look --dataset flower102 --model_type ViT-S_14 "
-    '--img_size 98 --pretrained "$DATA_ROOT"/weights/dinov2_vits14/model.safetensors '
+    '--img_size 112 --pretrained "$DATA_ROOT"/weights/dinov2_vits14/model.safetensors '
     "--features class --few_shot 1,2,4,8",
     "python eval.py --name first_look_eval --checkpoint output/first_look/checkpoints/ckpt.bin",
-    "python train.py --name continued --dataset flower102 --model_type ViT-S_14 --img_size 98 "
+    "python train.py --name continued --dataset flower102 --model_type ViT-S_14 --img_size 112 "
     "--pretrained output/first_look/checkpoints/ckpt.bin --recipe probe-then-finetune "
     "--num_steps 60",
 )
