@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from utils.cli.defaults import MAE_RATE, Knob
+from utils.data.presets import Augmentation
 from utils.environment import drop
 from utils.errors import InputError
 
-# What else a flag given by hand decides: these values of the recipe are left out then.
+# What else a flag decides that was given by hand and is not as in the recipe: these values of the
+# recipe are left out then.
 DECIDES = {
     "epochs": ("num_steps",),
     "val_fraction": ("eval_split",),  # who holds out a val split wants to choose on it
     "dataset": ("eval_split",),  # another one may have a val split, or no test
+    "preset": Augmentation._fields,  # another one has its own
 }
 
 
@@ -174,7 +177,11 @@ SMALL_DATA = Recipe(
     "none: these are our defaults, tuned on no benchmark",
     (),
     {
-        "preset": Knob("strong", f"{OURS}: TrivialAugment, random erasing, mixup and CutMix"),
+        "preset": Knob("strong", OURS),
+        "augment": Knob("trivialaugment", "TrivialAugment paper: it has no knob to tune"),
+        "random_erasing": Knob(0.25, "DeiT, BEiT and MAE fine-tuning"),
+        "mixup": Knob(0.2, "mixup paper, section 3.1: 0.1 to 0.4 on ImageNet"),
+        "cutmix": Knob(1.0, "CutMix paper, section 3.1"),
         "optimizer": Knob("adamw", "BEiT and MAE fine-tuning"),
         "learning_rate": Knob(5e-4, f"{OURS}; {MAE_RATE}"),
         "layer_decay": Knob(0.75, "MAE paper, table 9 (its ViT-B command, BEiT-B: 0.65)"),
@@ -352,7 +359,8 @@ def recipe_layer(
         )
     offered = recipe.values({**defaults, **given}["model_type"])
     layer = {flag: value for flag, value in offered.items() if flag not in given}
-    decided = {other for flag in given for other in DECIDES.get(flag, ())}
+    others = [flag for flag, value in given.items() if value != offered.get(flag)]
+    decided = {other for flag in others for other in DECIDES.get(flag, ())}
     values = {**defaults, **layer, **given}
     left_out = [flag for flag in layer if flag in decided or means_nothing(flag, values)]
     by_hand = {

@@ -13,6 +13,7 @@ from utils.cli.defaults import MAX_WARMUP_STEPS
 from utils.cli.length import describe_length, resolve_length
 from utils.cli.recipes import RECIPES
 from utils.cli.resolve import parse_train, resolve_config
+from utils.data.presets import Augmentation
 from utils.errors import InputError
 
 
@@ -98,6 +99,10 @@ class TestShortenedRecipe:
             changed["learning_rate"] = rate
         else:
             assert rate == own["learning_rate"]
+        for flag, plain in {"drop_path": 0.0, **Augmentation()._asdict()}.items():
+            if 10 * num_steps < own["num_steps"] and own.get(flag, plain) != plain:
+                changed[flag] = plain
+            assert config[flag] == changed.get(flag, own.get(flag, plain))
         assert config.recipe.get("shortened", FrozenConfigDict()).to_dict() == changed
         lines = describe_length(config, 1000)
         assert len(lines) == 1 + bool(changed)
@@ -127,11 +132,18 @@ class TestShortenedRecipe:
         assert (by_steps["warmup_steps"], by_steps["learning_rate"]) == (6, 8.66e-05)
 
     def test_leaves_what_was_given_by_hand(self, weights):
-        by_hand = ["--warmup_steps", 20, "--learning_rate", 5e-4]
-        argv = ["--recipe", "small-data", "--num_steps", 60, *by_hand]
+        by_hand = "--warmup_steps 20 --learning_rate 5e-4 --augment randaugment --mixup 0.4"
+        argv = ["--recipe", "small-data", "--num_steps", 60, *by_hand.split()]
         length = resolve_length(train_flags(*argv, *weights), 320)
+        assert length["recipe"]["shortened"] == {
+            "drop_path": 0.0,
+            "random_erasing": 0.0,
+            "cutmix": 0.0,
+        }
         assert length["warmup_steps"] == 20
-        assert not {"learning_rate", "recipe"} & length.keys()
+        assert not {"learning_rate", "augment", "mixup"} & length.keys()
+        argv += ["--drop_path", 0.2, "--preset", "vit"]
+        assert "recipe" not in resolve_length(train_flags(*argv, *weights), 320)
 
 
 class TestWarmupLongerThanTheRun:

@@ -14,6 +14,7 @@ from utils.cli.flags import FLAGS, experiment_of
 from utils.cli.length import resolve_length
 from utils.cli.recipes import DECIDES, RECIPES, describe_recipes
 from utils.cli.resolve import parse_train
+from utils.data.presets import Augmentation
 from utils.errors import InputError
 
 # --- The papers' values, typed once more: a typo in the table is to be noticed --------------------
@@ -44,7 +45,8 @@ COMMANDS = {
     "--gradient_accumulation_steps 64 --optimizer sgd --momentum 0.9 --learning_rate 0.01 "
     "--weight_decay 0.0 --decay_type cosine --num_steps 500 --warmup_steps 50 --max_grad_norm 1.0 "
     "--dropout 0.0",
-    "small-data": "--preset strong --optimizer adamw --learning_rate 0.0005 --layer_decay 0.75 "
+    "small-data": "--preset strong --augment trivialaugment --random_erasing 0.25 --mixup 0.2 "
+    "--cutmix 1.0 --optimizer adamw --learning_rate 0.0005 --layer_decay 0.75 "
     "--weight_decay 0.05 --drop_path 0.1 --smoothing_value 0.1 --train_batch_size 32 "
     "--gradient_accumulation_steps 2 --decay_type cosine --num_steps 2000 --warmup_steps 100 "
     "--max_grad_norm 1.0",
@@ -227,6 +229,7 @@ class TestDecides:
         [
             ("--val_fraction 0.25", None),
             ("--dataset flower102", None),
+            ("--dataset CUB_200_2011", "test"),  # the recipe's own
             ("--val_fraction 0.25 --eval_split val", "val"),
             ("--seed 7", "test"),
         ],
@@ -236,6 +239,19 @@ class TestDecides:
         config = parse("--recipe", "transfg-cub", *argv.split())
         assert config.eval_split == eval_split
         assert config.recipe.left_out == (() if eval_split else ("eval_split",))
+
+    @pytest.mark.parametrize(
+        ("argv", "augmentation"),
+        [
+            ("--preset strong", ("trivialaugment", 0.25, 0.2, 1.0)),
+            ("--preset vit", ("none", 0.0, 0.0, 0.0)),
+            ("--preset vit --mixup 0.4", ("none", 0.0, 0.4, 0.0)),
+        ],
+    )
+    def test_the_augmentation(self, parse, argv, augmentation):
+        """Another preset has its own."""
+        config = parse("--recipe", "small-data", *argv.split())
+        assert tuple(config[flag] for flag in Augmentation._fields) == augmentation
 
 
 class TestLeftOut:
