@@ -181,12 +181,11 @@ def plan_run(
     else:
         build = functools.partial(build_planned_model, found=find_weights(flags.pretrained, ZOO))
     with failing_together():
-        length = resolve_length(flags, samples)
-        for line in describe_length({**flags, **length}, samples):
+        config = resolve_config(flags, resolve_length(flags, samples))
+        for line in describe_length(config, samples):
             log.info("%s", line)
-        model_plan, model, past = build(flags, classes=data.train.classes)
-        of_weights = model_plan.decided | past.decided
-        config = resolve_config(flags, data.decided, length, of_weights)
+        model_plan, model, past = build(config, classes=data.train.classes)
+        config = resolve_config(config, data.decided, model_plan.decided | past.decided)
         tokens = num_tokens(model_plan.config)
         plan = complete_plan(config, data, start, device, model, tokens, command)
     if digests is None:
