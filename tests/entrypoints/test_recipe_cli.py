@@ -111,6 +111,8 @@ def test_trains_evaluates_and_is_recorded(tmp_path, run, name, finished_run, cap
     left_out = NEED_WEIGHTS & offered.keys()
     by_hand = {flag: value for flag, value in BY_HAND.items() if flag in offered}
     recorded = stamp["config"]["recipe"]
+    shortened = recorded.pop("shortened", {})
+    assert shortened == {flag: knob.value for flag, knob in recipe.short.items()}
     assert {**recorded, "left_out": set(recorded["left_out"])} == {
         "name": name,
         "values": offered,
@@ -123,7 +125,9 @@ def test_trains_evaluates_and_is_recorded(tmp_path, run, name, finished_run, cap
     for flag, value in offered.items():
         # Random weights are fed as Google's anyway.
         is_out = flag in left_out or (flag, value) == ("pretrained_profile", "google")
-        assert stamp["config"][flag] == ("none" if is_out else by_hand.get(flag, value)), flag
+        assert stamp["config"][flag] == (
+            "none" if is_out else by_hand.get(flag, shortened.get(flag, value))
+        ), flag
 
     flags = f"--name again {TINY_EVAL} --checkpoint {paths.checkpoint}"
     assert evaluate(flags, "--data_root", root, "--output_dir", tmp_path) == 0

@@ -28,22 +28,17 @@ def test_a_short_run_of_a_recipe_says_what_it_changes_and_resumed_keeps_it(run, 
     config = run(f"--recipe small-data {SYNTHETIC} --num_steps 20 --eval_every 20")
     out = capsys.readouterr().out
     assert (
-        "recipe small-data: this run has 20 of its 2000 steps, so it takes --warmup_steps 2 (the "
-        "recipe's: 100), --learning_rate 5e-05 (the recipe's: 0.0005), --drop_path 0.0 (the "
-        "recipe's: 0.1), --augment none (the recipe's: trivialaugment), --random_erasing 0.0 (the "
-        "recipe's: 0.25), --mixup 0.0 (the recipe's: 0.2), --cutmix 0.0 (the recipe's: 1.0)\n"
+        "recipe small-data: this run has 20 of its 2000 steps, so it takes --augment none (the "
+        "recipe's: trivialaugment), --cutmix 0.0 (the recipe's: 1.0), --drop_path 0.0 (the "
+        "recipe's: 0.1), --learning_rate 5e-05 (the recipe's: 0.0005), --mixup 0.0 (the recipe's: "
+        "0.2), --random_erasing 0.0 (the recipe's: 0.25), --warmup_steps 2 (the recipe's: 100)\n"
         in out
     )
-    plain = {
-        "drop_path": 0.0,
-        "augment": "none",
-        "random_erasing": 0.0,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-    }
-    changed = {"warmup_steps": 2, "learning_rate": 5e-05, **plain}
+    plain = {"augment": "none", "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    changed = {"warmup_steps": 2, "learning_rate": 5e-05, "drop_path": 0.0, **plain}
     assert config["recipe"]["shortened"] == changed
     assert {flag: config[flag] for flag in changed} == changed
+    assert config["model"]["drop_path"] == 0.0
     resumed = run("--resume --num_steps 22 --allow_change num_steps")
     assert (resumed["num_steps"], resumed["recipe"]) == (22, config["recipe"])
     assert {flag: resumed[flag] for flag in changed} == changed

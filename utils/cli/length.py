@@ -10,10 +10,6 @@ from utils.cli.checks import check_warmup
 from utils.cli.defaults import MAX_WARMUP_STEPS
 from utils.cli.flags import DEFAULT_NUM_STEPS, DEFAULT_NUM_WORKERS
 from utils.cli.recipes import RECIPES
-from utils.data.presets import Augmentation
-
-# What a run takes that is much shorter than its recipe.
-PLAIN = {"drop_path": 0.0, **Augmentation()._asdict()}
 
 
 def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
@@ -68,9 +64,8 @@ def shortened(recipe: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
     The warm-up keeps its share of the run, and is at least a tenth of it. The peak learning rate
     falls with the square root of the length below the shortest one that the recipe was tried at:
     as many steps at full rate may ruin weights that nothing has the time to mend. Below a tenth of
-    the recipe's length there is no stochastic depth, and images are cropped and flipped only: more
-    of either pays where each image is seen many times. Both rules are ours, measured in
-    specs/008-weights-and-probe/research-settings.md. What was given by hand stays.
+    the recipe's length its values for a short run hold. What was given by hand stays. Both rules
+    are ours, measured in specs/008-weights-and-probe/research-settings.md.
 
     Args:
         recipe: record of the recipe, as `recipe_layer` returns it.
@@ -89,11 +84,8 @@ def shortened(recipe: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
         rate = own["learning_rate"] * math.sqrt(num_steps / tried)
         changed["learning_rate"] = float(f"{rate:.3g}")  # a number that a person can type
     if 10 * num_steps < length:
-        changed |= {
-            flag: value
-            for flag, value in PLAIN.items()
-            if own.get(flag, value) != value and flag not in kept
-        }
+        short = RECIPES[recipe["name"]].short
+        changed |= {flag: knob.value for flag, knob in short.items() if flag not in kept}
     return changed
 
 

@@ -33,6 +33,7 @@ class Recipe(NamedTuple):
     knobs: Mapping[str, Knob]  # by flag
     tried_steps: int | None = None  # shortest run that its rate was tried at; None: its own length
     larger: Mapping[str, Knob] = {}  # what is other for a model type that is not Ti or S
+    short: Mapping[str, Knob] = {}  # what is other in less than a tenth of its steps
     start: str = ""  # what --pretrained has to be, if the recipe means nothing without
 
     def values(self, model_type: str | None = None) -> dict[str, Any]:
@@ -195,6 +196,10 @@ SMALL_DATA = Recipe(
         "warmup_steps": Knob(100, OURS),
         "max_grad_norm": Knob(1.0, f"{OURS}; BEiT and MAE do not clip"),
     },
+    short={
+        flag: Knob(value, f"{OURS}: all five SHORT")
+        for flag, value in {"drop_path": 0.0, **Augmentation()._asdict()}.items()
+    },
 )
 
 MAE_B = "MAE's ViT-B command"
@@ -300,6 +305,11 @@ def describe_recipes() -> str:
             lines += _wrapped(
                 f"  --{f'{flag} {knob.value}'.ljust(width)}  ",
                 f"from ViT-B on, not measured by us: {knob.source}",
+            )
+        for flag, knob in recipe.short.items():
+            lines += _wrapped(
+                f"  --{f'{flag} {knob.value}'.ljust(width)}  ",
+                f"in less than a tenth of the steps: {knob.source}",
             )
         for difference in recipe.differences:
             lines += _wrapped("  differs: ", difference)

@@ -74,6 +74,9 @@ def weights(tmp_path_factory) -> list[object]:
 
 
 OWN = {name: recipe.values("testing") for name, recipe in RECIPES.items()}
+SHORT = {name: {} for name in RECIPES} | {
+    "small-data": {"drop_path": 0.0, **Augmentation()._asdict()},
+}
 
 
 class TestShortenedRecipe:
@@ -99,10 +102,10 @@ class TestShortenedRecipe:
             changed["learning_rate"] = rate
         else:
             assert rate == own["learning_rate"]
-        for flag, plain in {"drop_path": 0.0, **Augmentation()._asdict()}.items():
-            if 10 * num_steps < own["num_steps"] and own.get(flag, plain) != plain:
-                changed[flag] = plain
-            assert config[flag] == changed.get(flag, own.get(flag, plain))
+        if 10 * num_steps < own["num_steps"]:
+            changed |= SHORT[name]
+        for flag in SHORT[name]:
+            assert config[flag] == changed.get(flag, own[flag])
         assert config.recipe.get("shortened", FrozenConfigDict()).to_dict() == changed
         lines = describe_length(config, 1000)
         assert len(lines) == 1 + bool(changed)

@@ -315,6 +315,9 @@ class TestList:
             for flag, knob in recipe.larger.items():
                 said = "from ViT-B on, not measured by us: "
                 assert f" --{flag} {knob.value} {said}{knob.source}" in text, flag
+            for flag, knob in recipe.short.items():
+                said = "in less than a tenth of the steps: "
+                assert f" --{flag} {knob.value} {said}{knob.source}" in text, flag
 
     def test_fits_a_terminal_of_100_columns(self):
         assert max(map(len, describe_recipes().splitlines())) <= 100
