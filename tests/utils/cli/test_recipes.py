@@ -67,7 +67,7 @@ def values_of(command: str) -> dict[str, Any]:
 
 EXPECTED = {name: values_of(command) for name, command in COMMANDS.items()}
 # What is other from ViT-B on, which is the default: these values were not tried.
-FROM_B = {"learning_rate": 6e-5, "drop_path": 0.1}
+FROM_B = {"learning_rate": 6e-5}
 LARGER = {"finetune": FROM_B, "probe-then-finetune": FROM_B}
 OF_B = {name: values | LARGER.get(name, {}) for name, values in EXPECTED.items()}
 PUBLISHED = {
