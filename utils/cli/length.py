@@ -71,22 +71,21 @@ def shortened(recipe: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
         recipe: record of the recipe, as `recipe_layer` returns it.
         num_steps: length of the run.
     """
-    own = recipe["values"]
+    own, used = recipe["values"], RECIPES[recipe["name"]]
     kept = {*recipe["by_hand"], *recipe["left_out"]}
     length = own.get("num_steps", num_steps)
     changed: dict[str, Any] = {}
-    if num_steps < length and "warmup_steps" in own and "warmup_steps" not in kept:
+    if num_steps < length and "warmup_steps" in own:
         # Whole numbers: 0.1 * 70 is above 7.
         share = -(-num_steps * own["warmup_steps"] // length)
         changed["warmup_steps"] = max(share, -(-num_steps // 10))
-    tried = RECIPES[recipe["name"]].tried_steps or length
-    if num_steps < tried and "learning_rate" in own and "learning_rate" not in kept:
+    tried = used.tried_steps or length
+    if num_steps < tried and "learning_rate" in own:
         rate = own["learning_rate"] * math.sqrt(num_steps / tried)
         changed["learning_rate"] = float(f"{rate:.3g}")  # a number that a person can type
     if 10 * num_steps < length:
-        short = RECIPES[recipe["name"]].short
-        changed |= {flag: knob.value for flag, knob in short.items() if flag not in kept}
-    return changed
+        changed |= {flag: knob.value for flag, knob in used.short.items()}
+    return {flag: value for flag, value in changed.items() if flag not in kept}
 
 
 def describe_length(config: Mapping[str, Any], num_samples: int) -> list[str]:

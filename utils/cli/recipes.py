@@ -298,18 +298,14 @@ def describe_recipes() -> str:
     for recipe in RECIPES.values():
         lines = [f"{recipe.name}: {recipe.about}", f"  published: {recipe.published}"]
         width = max(len(f"{flag} {knob.value}") for flag, knob in recipe.knobs.items())
-        for flag, knob in recipe.knobs.items():
-            lines += _wrapped(f"  --{f'{flag} {knob.value}'.ljust(width)}  ", knob.source)
-        for flag, knob in recipe.larger.items():
-            lines += _wrapped(
-                f"  --{f'{flag} {knob.value}'.ljust(width)}  ",
-                f"from ViT-B on, not measured by us: {knob.source}",
-            )
-        for flag, knob in recipe.short.items():
-            lines += _wrapped(
-                f"  --{f'{flag} {knob.value}'.ljust(width)}  ",
-                f"in less than a tenth of the steps: {knob.source}",
-            )
+        for knobs, when in (
+            (recipe.knobs, ""),
+            (recipe.larger, "from ViT-B on, not measured by us: "),
+            (recipe.short, "in less than a tenth of the steps: "),
+        ):
+            for flag, knob in knobs.items():
+                start = f"  --{f'{flag} {knob.value}'.ljust(width)}  "
+                lines += _wrapped(start, f"{when}{knob.source}")
         for difference in recipe.differences:
             lines += _wrapped("  differs: ", difference)
         blocks.append("\n".join(lines))
