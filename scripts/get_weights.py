@@ -17,6 +17,7 @@ import utils.environment  # isort: split
 
 from models.pretrained.zoo import ZOO, Row
 from utils.cli.parser import Parser
+from utils.cli.types import maybe_path
 from utils.console import log, log_table
 from utils.data_utils import check_file
 from utils.entrypoint import entrypoint
@@ -44,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = Parser(description=__doc__.splitlines()[0])
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("name", nargs="?", metavar="NAME", help="name, or hf:owner/repo...")
+    either.add_argument(
+        "name", nargs="?", type=maybe_path, metavar="NAME", help="name, or hf:owner/repo..."
+    )
     either.add_argument("--list", action="store_true", help="print the names that there are")
     args = parser.parse_args(argv)
     if args.list:
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         check_file(address, "--pretrained")
         log.info("%s is a file here already", address)
         return
-    from utils.hub_client import fetch  # half a second that a list does not need
+    from utils.hub_fetch import fetch  # half a second that a list does not need
 
     path, record = fetch(address, ZOO)
     log_table(f"--pretrained {args.name}", {**record, "path": path})

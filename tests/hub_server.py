@@ -53,12 +53,19 @@ class HubServer(ThreadingHTTPServer):
 
     def add(self, repository: str, files: dict[str, bytes], **mood: object) -> str:
         """Add a repository; return its address."""
-        for name, content in files.items():
+        behaves = Mood(**mood)
+        for name, content in {"README.md": _card(behaves.licence), **files}.items():
             path = self.folder / repository / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        self.moods[repository] = Mood(**mood)
+        self.moods[repository] = behaves
         return f"hf:{repository}"
+
+
+def _card(licence: str | list[str] | None) -> bytes:
+    """Return a repository's page, which states its licence in front."""
+    front = f"---\nlicense: {json.dumps(licence)}\n---\n" if licence else ""
+    return f"{front}# Weights\n".encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif len(rest) > 1 and rest[1] not in ("main", "side/branch", COMMIT):
             self.answer(404, X_Error_Code="RevisionNotFound")
         elif parts[0] == "api":
-            self.list_files(repository, folder, mood)
+            self.list_files(repository, folder)
         elif mood.gated:
             self.answer(mood.gated, X_Error_Code="GatedRepo")
         else:
@@ -98,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def list_files(self, repository: str, folder: Path, mood: Mood) -> None:
+    def list_files(self, repository: str, folder: Path) -> None:
         siblings = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             content = path.read_bytes()
@@ -108,8 +115,6 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(sibling)
         listing = {"id": repository, "sha": COMMIT, "siblings": siblings}
-        if mood.licence:
-            listing["cardData"] = {"license": mood.licence}
         self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
 
     def send_file(self, path: Path, url: str, mood: Mood, is_cdn: bool) -> None:

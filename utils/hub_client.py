@@ -1,4 +1,4 @@
-"""Fetch public weights from the Hugging Face hub, or take them from its client's cache; hash them.
+"""Have the client of the Hugging Face hub list and load; say in one line what its errors mean.
 
 The client has the cache that the user's other tools share, and obeys `HF_HOME`, `HF_ENDPOINT`,
 `HF_TOKEN` and `HF_HUB_OFFLINE`. It does not verify what arrives. Importing it takes half a second.
@@ -11,23 +11,42 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
-from httpx2 import Client, HTTPError, Response, SyncByteStream, TransportError
-from huggingface_hub import HfApi, constants, errors, hf_hub_download, set_client_factory
-from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils.logging import set_verbosity_error
+from httpx2 import (
+    Client,
+    HTTPError,
+    InvalidURL,
+    Response,
+    SyncByteStream,
+    TransportError,
+    UnsupportedProtocol,
+)
+from yaml import YAMLError
 
-from utils.console import log
-from utils.errors import InputError, RunError, near_miss, one_line
-from utils.files import sha256_file
-from utils.hub import FORMATS, Fetched, Source, source_of
+from utils.errors import InputError, RunError, one_line
+from utils.hub import Source
 from utils.speed import TooSlow, unless_too_slow
+
+try:
+    from huggingface_hub import (
+        HfApi,
+        constants,
+        errors,
+        hf_hub_download,
+        metadata_load,
+        set_client_factory,
+        snapshot_download,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.logging import set_verbosity_error
+except ValueError as error:  # it reads its settings while it is imported
+    said = one_line(error)
+    raise InputError(f"a variable HF_... of the environment cannot be read: {said}") from error
 
 # Files that say how to use the weights.
 BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json")
-USUAL = "model.safetensors"
 _FULL_DISK = "Not enough free disk space"  # how the client's warning begins
 
 
@@ -55,7 +74,7 @@ def _watching_client() -> Client:
     return client
 
 
-def _prepare_client() -> None:
+def prepare_client() -> None:
     """Have the client end what is too slow, and say nothing but its progress bar."""
     set_client_factory(_watching_client)
     set_verbosity_error()  # what it tries again is no news
@@ -64,97 +83,54 @@ def _prepare_client() -> None:
         constants.HF_HUB_DISABLE_XET = True
 
 
-def fetch(address: str, table: Mapping[str, Any]) -> Fetched:
-    """Fetch the weights at an address, unless the cache has them, and check their SHA-256.
+class Listing(NamedTuple):
+    """What a repository has, as the server says, or else as far as the cache has it."""
+
+    files: Mapping[str, str | None]  # SHA-256 that the server states, by name
+    commit: str
+    silence: Exception | None = None  # why the server does not answer
+
+
+def ask(address: str, source: Source) -> Listing:
+    """List a repository; where the server cannot be asked, what the cache has of it.
 
     Raises:
-        InputError: the address, a licence, a token or a setting has to be changed.
-        RunError: the network, the disk or the bytes failed.
+        InputError: the client is told to be offline, and the cache has nothing.
+        RunError: the server cannot be reached, and the cache has nothing.
     """
-    source = source_of(address, table)
-    _prepare_client()
-    with _named_failures(address, source):
-        listing = _ask(source)
-        is_cached = isinstance(listing, Exception)  # or nothing can be had
-        file = source.file or (USUAL if is_cached else _only_weights(address, listing))
-        stated = None if is_cached else _stated(address, source, listing, file)
-        path, commit = _download(address, source, file, listing)
-        found = sha256_file(path)
-    stated = stated or _stated_in_cache(path)
-    expected = source.sha256 or stated
-    if expected is not None and found != expected:
-        raise RunError(
-            f"--pretrained {address}: {file} has SHA-256 {found}, not {expected}: it is damaged; "
-            f"remove {path.resolve()} and fetch it again"
-        )
-    record = {
-        "name": source.name,
-        "repository": source.repository,
-        "commit": commit,
-        "file": file,
-        "sha256": found,
-        "sha256_is": "published" if source.sha256 else "the server's" if stated else "only ours",
-        "licence": source.licence or ("not asked" if is_cached else _licence(listing)),
-    }
-    log.info("weights %s: %s of commit %s", source.name, file, commit)
-    if "-nc" in record["licence"]:
-        forbids = "warning: the licence of %s, %s, forbids commercial use"
-        log.warning(forbids, source.name, record["licence"])
-    return Fetched(path, record)
-
-
-def _ask(source: Source) -> ModelInfo | Exception:
-    """Return what the server says of a repository, or why it says nothing."""
     try:
-        return HfApi().model_info(
+        said = HfApi().model_info(
             source.repository,
             revision=source.revision,
             files_metadata=True,
             timeout=constants.HF_HUB_ETAG_TIMEOUT,
         )
     except errors.HfHubHTTPError as error:
-        if error.response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        status = error.response.status_code
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.TOO_MANY_REQUESTS:
             raise
-        return error
+        silence = error
+    except UnsupportedProtocol:
+        raise
     except (errors.OfflineModeIsEnabled, TransportError) as error:
-        return error
-
-
-def _only_weights(address: str, listing: ModelInfo) -> str:
-    """Return the name of the weights in a repository.
-
-    Raises:
-        InputError: there are none, or several.
-    """
-    names = [file.rfilename for file in listing.siblings or ()]
-    weights = [name for name in names if name.endswith(FORMATS)]
-    if USUAL in weights or len(weights) == 1:
-        return USUAL if USUAL in weights else weights[0]
-    what = f"has several: {', '.join(weights[:6])}; add one" if weights else "has no weights"
-    raise InputError(
-        f"--pretrained {address} {what}" + (f": {address}/FILE" if weights else _NOT_FETCHED)
-    )
-
-
-_NOT_FETCHED = f" in {' or '.join(FORMATS)}, and nothing else is fetched: a pickle can run code"
-
-
-def _stated(address: str, source: Source, listing: ModelInfo, file: str) -> str | None:
-    """Return the SHA-256 that the server states for a file; None: none.
-
-    Raises:
-        InputError: the repository lacks the file, or has another than the table.
-    """
-    found = {each.rfilename: each for each in listing.siblings or ()}
-    if file not in found:
-        raise InputError(f"--pretrained {address}: there is no {file}{near_miss(file, found)}")
-    stated = found[file].lfs.sha256 if found[file].lfs else None
-    if stated and source.sha256 and stated != source.sha256:
-        raise InputError(
-            f"--pretrained {address}: {file} was replaced: the server has SHA-256 {stated}, the "
-            f"table {source.sha256}; hf:{source.repository}/{file} takes what is there"
+        silence = error
+    else:
+        siblings = said.siblings or ()
+        files = {each.rfilename: each.lfs.sha256 if each.lfs else None for each in siblings}
+        return Listing(files, said.sha)
+    try:
+        snapshot = snapshot_download(
+            source.repository, revision=source.revision, local_files_only=True
         )
-    return stated
+    except errors.LocalEntryNotFoundError as error:
+        raise unreachable(address, silence) from error
+    folder = Path(snapshot)
+    files = {
+        path.relative_to(folder).as_posix(): _stated_in_cache(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return Listing(files, folder.name, silence)
 
 
 def _stated_in_cache(path: Path) -> str | None:
@@ -163,42 +139,60 @@ def _stated_in_cache(path: Path) -> str | None:
     return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
 
-def _licence(listing: ModelInfo) -> str:
-    """Return the licence that a repository's page states; some state a list of one."""
-    said = listing.card_data.license if listing.card_data else None
-    return ", ".join(map(str, said if isinstance(said, list) else [said or "not stated"]))
-
-
-def _download(
-    address: str, source: Source, file: str, listing: ModelInfo | Exception
-) -> tuple[Path, str]:
-    """Return where a file lies in the cache, what it lacks being fetched, and its commit.
+def download(address: str, source: Source, file: str, listing: Listing) -> Path:
+    """Return the folder of the cache in which a file lies, what it lacks being fetched.
 
     What says how to use the weights comes first: it is small, and a refusal shows at once.
+
+    Raises:
+        RunError: the repository changed meanwhile.
     """
-    is_cached = isinstance(listing, Exception)
-    there = () if is_cached else {each.rfilename for each in listing.siblings}
     beside = [PurePosixPath(file).with_name(name).as_posix() for name in BESIDE]
-    path = Path()
-    for name in [*(name for name in beside if name in there), file]:
-        try:
-            path = Path(
-                hf_hub_download(
-                    source.repository,
-                    name,
-                    revision=source.revision,  # which the cache then knows without network, too
-                    local_files_only=is_cached,
-                )
+    for name in [constants.REPOCARD_NAME, *beside, file]:
+        if name in listing.files:
+            # The cache then knows the revision without network, too.
+            path = hf_hub_download(
+                source.repository,
+                name,
+                revision=source.revision,
+                local_files_only=listing.silence is not None,
             )
-        except errors.LocalEntryNotFoundError as error:
-            if not is_cached:
-                raise
-            raise _unreachable(address, listing) from error
     # <cache>/models--owner--repository/snapshots/<commit>/<file>
-    return path, path.parents[len(PurePosixPath(file).parts) - 1].name
+    folder = Path(path).parents[len(PurePosixPath(file).parts) - 1]
+    if folder.name != listing.commit:
+        raise RunError(
+            f"--pretrained {address}: {source.revision} moved from commit {listing.commit} to "
+            f"{folder.name} meanwhile; run the same again"
+        )
+    return folder
 
 
-def _unreachable(address: str, why: Exception) -> InputError | RunError:
+def is_in_cache(source: Source, file: str) -> bool:
+    """Return whether the cache has a file."""
+    where = try_to_load_from_cache(source.repository, file, revision=source.revision)
+    return isinstance(where, str)
+
+
+def licence_in(folder: Path) -> str:
+    """Return the licence that the page of a repository states, from its folder in the cache.
+
+    Some state a list; some state `other`, and a name.
+    """
+    card = folder / constants.REPOCARD_NAME
+    if not card.is_file():
+        return "not known"
+    try:
+        said = metadata_load(card) or {}
+    except (ValueError, YAMLError):
+        said = {}
+    licence = said.get("license") or "not stated"
+    named = said.get("license_name") if licence == "other" else None
+    listed = licence if isinstance(licence, list) else [licence, *([named] if named else [])]
+    return ", ".join(map(str, listed))
+
+
+def unreachable(address: str, why: Exception) -> InputError | RunError:
+    """Return what to say where neither the server nor the cache has weights."""
     cache = f"and {constants.HF_HUB_CACHE} does not have it"
     if isinstance(why, errors.OfflineModeIsEnabled):
         return InputError(f"--pretrained {address}: HF_HUB_OFFLINE is set, {cache}; unset it")
@@ -207,7 +201,7 @@ def _unreachable(address: str, why: Exception) -> InputError | RunError:
 
 
 @contextmanager
-def _named_failures(address: str, source: Source) -> Iterator[None]:
+def named_hub_failures(address: str, source: Source) -> Iterator[None]:
     """Say in one line what the client's errors mean, and keep its other lines to itself.
 
     Raises:
@@ -235,12 +229,36 @@ def _named_failures(address: str, source: Source) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
-        is_refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-        kind, what = (InputError, "; is HF_TOKEN right?") if is_refused else (RunError, "")
+        remedy = _REMEDIES.get(status)
+        kind, what = (RunError, "") if remedy is None else (InputError, f"; {remedy}")
         raise kind(f"--pretrained {address}: {page} answered HTTP {status}{what}") from error
+    except (InvalidURL, UnsupportedProtocol) as error:
+        raise InputError(
+            f"--pretrained {address}: HF_ENDPOINT {constants.ENDPOINT} is no address "
+            f"({one_line(error)})"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"--pretrained {address}: HF_TOKEN is no token: {one_line(error)}"
+        ) from error
     # Xet raises RuntimeErrors; a login page in between is no JSON.
     except (HTTPError, OSError, RuntimeError, ValueError, UserWarning, TooSlow) as error:
         what = one_line(error)
         if getattr(error, "filename", None) is None:
             what += f" (it goes to {constants.HF_HUB_CACHE})"
-        raise RunError(f"--pretrained {address}: {what}; run the same again") from error
+        if isinstance(error, _SETTINGS) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise InputError(
+                f"--pretrained {address}: {what}; are HF_HOME and SSL_CERT_FILE right?"
+            ) from error
+        room = "free space or set HF_HOME, and " if isinstance(error, UserWarning) else ""
+        raise RunError(f"--pretrained {address}: {what}; {room}run the same again") from error
+
+
+# By the status of an answer: what the user has to change.
+_REMEDIES = {
+    HTTPStatus.UNAUTHORIZED: "is HF_TOKEN right?",
+    HTTPStatus.FORBIDDEN: "is HF_TOKEN right?",
+    HTTPStatus.NOT_FOUND: "is HF_ENDPOINT right?",
+}
+# What the system says where a folder or file of a setting is not there, or may not be used.
+_SETTINGS = (FileNotFoundError, NotADirectoryError, PermissionError)

@@ -15,17 +15,9 @@ from torch import Tensor
 from models.configs import ModelConfigError, complete_config, types_of_size
 from models.pretrained.choice import Named, to_our_names
 from models.pretrained.formats import WeightsError, read_weight_file
-from models.pretrained.profiles import (
-    AUTO,
-    PROFILES,
-    Profile,
-    Sidecar,
-    complete,
-    default_profile,
-    public_profile,
-    sidecar_of,
-)
+from models.pretrained.profiles import AUTO, PROFILES, Profile, default_profile
 from models.pretrained.profiles import ProfileError as ProfileError
+from models.pretrained.sidecar import Sidecar, complete, public_profile, sidecar_of
 from models.pretrained.tensors import (
     as_float32,
     check_embeddings,

@@ -74,6 +74,10 @@ def test_features_are_what_the_head_reads_and_change_nothing_else(run_eval, chec
         given = np.array([row["predictions"]["logits"] for row in rows])
         np.testing.assert_allclose(logits, given, atol=1e-5)
     again = read_json(check.env_stamp)
+    assert "/features.npy\n" in check.retention.read_text("utf-8")
+    assert {"features.npy", "features.json"} == again["artifacts"].keys() - stamp[
+        "artifacts"
+    ].keys()
     keys = "predictions_digest", "config_hash"
     assert [again[key] for key in keys] == [stamp[key] for key in keys]
     assert len([*(check.output_dir / ".cache").glob("*/features.bin")]) == 1

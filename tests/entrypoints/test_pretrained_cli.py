@@ -190,7 +190,7 @@ def test_an_unusable_file_beside_the_weights_is_refused(refused, drawn, tmp_path
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     error = refused(train, f"--name a {BASE}", "--pretrained", path, "--data_root", drawn)
     beside = tmp_path / "config.json"
-    said = f"{beside} is not readable as JSON; mend or remove it"
+    said = f"{beside} is not readable as JSON; mend or remove it, or name a --pretrained_profile"
     assert error == f"error: --pretrained {path}: {said}\n"
     load(drawn, tmp_path / "named", path, "--pretrained_profile google")  # then it is not read
 

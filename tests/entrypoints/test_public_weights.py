@@ -10,12 +10,15 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from forked import Together, begin_unwatched, started
-from helpers import TINY_TRAIN, files_up_to, read_json, train
-from hub_server import COMMIT, HubServer
+from helpers import REPO, TINY_TRAIN, files_up_to, read_json, train
+from hub_server import COMMIT, LARGE, HubServer, Mood
 from huggingface_hub import constants
 from safetensors.torch import save
 from test_pretrained_cli import HALF, OTHER, mean_and_std, our_weights
@@ -113,25 +116,32 @@ def test_weights_arrive_whole_whatever_the_connection_does(hub, fetch, small, mo
     path = hub.cache / "models--me--small" / "snapshots" / COMMIT / "model.safetensors"
     assert path.read_bytes() == small["model.safetensors"]
     assert (path.parent / "config.json").read_bytes() == small["config.json"]
-    assert {each.name for each in path.parent.iterdir()} == {"config.json", "model.safetensors"}
+    fetched = {"README.md", "config.json", "model.safetensors"}
+    assert {each.name for each in path.parent.iterdir()} == fetched
     assert f"sha256 {sha256_file(path)}\n" in out
     assert "sha256_is the server's\n" in out
     assert "licence apache-2.0\n" in out
     assert rest(hub) == []
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors"])
 def test_what_is_in_the_cache_is_not_fetched_again_and_needs_no_network(
-    hub, fetch, small, monkeypatch
+    hub, fetch, small, monkeypatch, name
 ):
-    address = hub.add("me/small", small)
-    assert fetch(address)[0] == 0
+    files = {"config.json": small["config.json"], name: small["model.safetensors"]}
+    address = hub.add("me/small", files, licence="cc-by-nc-4.0")
+    first = fetch(address)
+    assert first[0] == 0
     hub.asked.clear()
-    assert fetch(address)[0] == 0
+    assert fetch(address) == first
     assert not any(each.startswith("GET /cdn/") for each in hub.asked)
+    for status in (429, 503):  # hash and licence are known without the server, too
+        hub.moods["me/small"] = Mood(status=status)
+        assert fetch(address) == first
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    code, out = fetch(address)
-    assert (code, f"commit {COMMIT}\n" in out) == (0, True)
-    assert "sha256_is the server's\n" in out  # the cache still knows it
+    assert fetch(address) == first
+    code, said = fetch(f"{address}/two.npz")
+    assert (code, "HF_HUB_OFFLINE is set, and" in said) == (2, True)
 
 
 def test_addresses_may_name_revision_and_file(hub, fetch, small):
@@ -154,6 +164,7 @@ def test_addresses_may_name_revision_and_file(hub, fetch, small):
         ({}, "hf:me/small@v2", "hf:me/small@v2: me/small has no revision v2"),
         ({}, "hf:me/smal", "there is no {url}/me/smal, or HF_TOKEN may not see it"),
         ({"status": 403}, "hf:me/small", "{url}/me/small answered HTTP 403; is HF_TOKEN right?"),
+        ({"status": 404}, "hf:me/small", "{url}/me/small answered HTTP 404; is HF_ENDPOINT right?"),
         ({}, "hf:me/small/pytorch_model.bin", "is not one of .safetensors, .npz; only files of"),
         ({}, "hf:me", "hf:me is not hf:owner/repository[@revision][/file]"),
         ({}, "hf:me/small/../x.npz", "has an empty part or dots"),
@@ -184,15 +195,57 @@ def test_a_file_that_was_replaced_since_it_was_published_is_not_fetched(hub, fet
     assert not hub.cache.exists()
 
 
-def test_damaged_bytes_are_not_used_however_often_they_are_asked_for(hub, fetch, small):
+def test_what_arrives_damaged_is_not_kept(hub, fetch, small):
     address = hub.add("me/small", small, is_damaged=True)
     for _ in range(2):
         code, said = fetch(address)
         assert code == 1
-        assert "it is damaged; remove " in said
-    os.unlink(said.partition("remove ")[2].partition(" and")[0])  # noqa: PTH108 - as it says
+        assert said.endswith("it arrived damaged and was not kept; run the same again\n")
+        kept = {path.name for path in hub.cache.rglob("snapshots/*/*")}
+        assert kept == {"README.md", "config.json"}
+        assert not [path for path in hub.cache.rglob("blobs/*") if path.stat().st_size > LARGE]
     hub.add("me/small", small)
     assert fetch(address)[0] == 0
+
+
+def test_what_is_damaged_in_the_cache_is_named_and_left_there(hub, fetch, small):
+    address = hub.add("me/small", small)
+    path = Path(re.search(r"path (.*)\n", fetch(address)[1])[1])
+    content = path.read_bytes()
+    path.resolve().write_bytes(content[:-1] + b"?")
+    code, said = fetch(address)
+    assert (code, f"it is damaged; remove {path.resolve()} and" in said) == (2, True)
+    path.resolve().unlink()  # as it says
+    assert fetch(address)[0] == 0
+    assert path.read_bytes() == content
+
+
+def test_weights_in_parts_are_refused_before_any_is_fetched(hub, fetch, small):
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    code, said = fetch(hub.add("me/parts", dict.fromkeys(parts, small["model.safetensors"])))
+    assert (code, "has its weights in parts, which are not put together here" in said) == (2, True)
+    assert not hub.cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"HF_ENDPOINT": "127.0.0.1:1"}, "HF_ENDPOINT 127.0.0.1:1 is no address"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:port"}, "a variable HF_... of the environment cannot"),
+        ({"HF_HUB_ETAG_TIMEOUT": "ten"}, "a variable HF_... of the environment cannot be read"),
+        ({"HF_TOKEN": "gehe\u00efm"}, "HF_TOKEN is no token"),
+        ({"HF_HOME": __file__}, "are HF_HOME and SSL_CERT_FILE right?"),
+        ({"SSL_CERT_FILE": "/nowhere"}, "are HF_HOME and SSL_CERT_FILE right?"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_used_is_one_line(hub, small, setting, says):
+    address = hub.add("me/small", small)
+    command = [sys.executable, REPO / "scripts" / "get_weights.py", address]
+    environment = {**os.environ, **hub.settings, **setting}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert says in ended.stderr
 
 
 def test_an_unreachable_server_is_one_line(hub, fetch, monkeypatch):
@@ -251,9 +304,18 @@ def test_a_download_that_brings_next_to_nothing_is_given_up(hub, fetch, small, m
 
 
 def test_a_licence_that_forbids_commercial_use_is_said(hub, fetch, small):
-    code, out = fetch(hub.add("me/small", small, licence="cc-by-nc-4.0"))
-    assert code == 0
-    assert "warning: the licence of me/small, cc-by-nc-4.0, forbids commercial use\n" in out
+    for licence in ("cc-by-nc-4.0", "CC-BY-NC-4.0", "fair-noncommercial-research-license"):
+        code, out = fetch(hub.add("me/small", small, licence=licence))
+        assert code == 0
+        assert f"warning: the licence of me/small, {licence}, forbids commercial use\n" in out
+        shutil.rmtree(hub.cache)
+    page = b"---\nlicense: other\nlicense_name: apple-amlr\n---\n"
+    out = fetch(hub.add("me/named", {**small, "README.md": page}))[1]
+    assert "licence of me/named, other, apple-amlr, forbids commercial use\n" in out
+    assert (
+        "licence not stated\n"
+        in fetch(hub.add("me/odd", {**small, "README.md": b"---\n{\n---\n"}))[1]
+    )
     assert "licence not stated\n" in fetch(hub.add("me/other", small, licence=None))[1]
     assert "licence mit\n" in fetch(hub.add("me/list", small, licence=["mit"]))[1]
 

@@ -23,10 +23,9 @@ from models.pretrained.profiles import (
     PROFILES,
     SIGLIP,
     ProfileError,
-    Sidecar,
     default_profile,
-    read_sidecar,
 )
+from models.pretrained.sidecar import Sidecar, read_sidecar
 from models.pretrained.weights import Pretrained, open_pretrained
 
 REPO = Path(__file__).resolve().parents[2]
@@ -174,6 +173,13 @@ def test_timm_s_config_of_now_and_before(tmp_path, config):
     )
 
 
+def test_timm_s_tag_tells_the_quick_gelu_where_its_architecture_does_not(tmp_path):
+    clip = {"architecture": "vit_base_patch16_clip_224", "pretrained_cfg": {"tag": "openai"}}
+    assert read_sidecar(write(tmp_path, clip)).activation == "quick_gelu"
+    clip["pretrained_cfg"]["tag"] = "openai_ft_in1k"  # tuned further, without it
+    assert read_sidecar(write(tmp_path, clip)).activation == "gelu"
+
+
 def test_timm_s_arguments_go_before_its_architecture(tmp_path):
     arguments = {"act_layer": "gelu_tanh", "embed_dim": 64, "num_heads": 4, "qk_norm": 1}
     said = read_sidecar(write(tmp_path, {**TIMM, "model_args": arguments}))
@@ -243,7 +249,7 @@ def test_a_malformed_file_is_refused(tmp_path, name, content, problem):
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ProfileError, match=rf"{name} {problem}; mend or remove it$"):
+    with pytest.raises(ProfileError, match=rf"{name} {problem}; mend or remove it, or name a "):
         read_sidecar(tmp_path)
 
 

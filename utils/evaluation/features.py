@@ -2,6 +2,7 @@
 
     <cache_dir>/<key>/features.bin   (S, F, D) float32: F kinds of features of S images
     <cache_dir>/<key>/shards.json    SHA-256 of each shard that is whole; what the features are
+    <cache_dir>/<key>/ids.json       the S sample ids
     <cache_dir>/<key>.lock           locked by who computes as long as it lives
 
 The key covers everything that the numbers depend on: the images as a cache of them does, weights,
@@ -28,7 +29,7 @@ from utils.data.batches import BatchShare, EvalBatches, Normalizer
 from utils.data.cache import cache_content, cache_key, locked
 from utils.data.presets import PRESETS
 from utils.data.splits import Split
-from utils.errors import RunError
+from utils.errors import RunError, one_line
 from utils.files import naming, open_atomic, open_regular, read_regular, sync, write_json
 from utils.ownership import make_folder
 from utils.signals import started
@@ -41,7 +42,7 @@ SHARD = 4 * BATCH  # images; what a kill loses at most
 # Fields of a model config that change no feature: which of them the head reads, and what is random
 # in training. So a probe's checkpoint has the features of the weights that it was fitted on.
 NOT_OF_THE_TRUNK = {"pool", "dropout", "drop_path"}
-VALUES_FILE, LIST_FILE = "features.bin", "shards.json"
+VALUES_FILE, LIST_FILE, IDS_FILE = "features.bin", "shards.json", "ids.json"
 
 
 class Features(NamedTuple):
@@ -114,7 +115,8 @@ class _Store:
                 file.flush()
                 sync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self.values} cannot be written ({error.strerror})") from error
+            why = error.strerror or one_line(error)
+            raise RunError(f"{self.values} cannot be written ({why})") from error
         if is_to_stay:
             self.whole[str(number)] = hashlib.sha256(rows.tobytes()).hexdigest()
             write_json(self.list, {**self.about, "shards": self.whole})
@@ -210,6 +212,7 @@ def features_of(
         parts = [part for part in EvalBatches(len(split), BATCH) if not store.is_whole(part)]
         lost = np.empty(0, np.int64)
         if parts:
+            write_json(cache_dir / key / IDS_FILE, split.ids.tolist())
             was_training = model.training
             model.eval()
             lost = _fill(store, parts, _computed(trunk, load(parts), parts, note_bad))
@@ -217,7 +220,9 @@ def features_of(
         values = store.read()
     kept = np.delete(np.arange(len(split)), lost)
     values = values[kept] if len(lost) else values
-    if not np.isfinite(values).all():
+    # By shards, since the answer for all values at once is a quarter of them, in memory.
+    starts = range(0, len(values), SHARD)
+    if not all(np.isfinite(values[start : start + SHARD]).all() for start in starts):
         raise RunError(f"features of {split.name} are not finite; are the weights damaged?")
     log.info("features: %s of %d images in %s", split.name, len(kept), cache_dir / key)
     ids, labels = split.ids[kept].tolist(), np.asarray(split.labels)[kept]

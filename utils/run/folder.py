@@ -224,7 +224,8 @@ def _finish_move(kept: RunPaths, *before: RunPaths) -> None:
     date = re.search(r"^keep until: (\S+)$", _note_of(kept), re.MULTILINE)
     if date is not None:
         beside = kept.probe if kept.probe.exists() else kept.last
-        held = (kept.checkpoint, beside) if kept.checkpoint.exists() else ()
+        held = [kept.checkpoint, beside] if kept.checkpoint.exists() else []
+        held += [kept.features] if kept.features.exists() else []
         write_text(kept.retention, retention_note(kept, date[1], held))
 
 

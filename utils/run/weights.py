@@ -47,7 +47,7 @@ def find_weights(pretrained: str | None, table: Mapping[str, Any]) -> Fetched | 
     if pretrained is None:
         return None
     if is_address(pretrained):
-        from utils.hub_client import fetch  # half a second that files do not need
+        from utils.hub_fetch import fetch  # half a second that files do not need
 
         return on_each_machine(fetch, pretrained, table)
     return Fetched(Path(pretrained), {})

@@ -76,7 +76,7 @@ class RunWriter:
         split, paths = self.split, self.paths
         made = (paths.checkpoint, paths.probe if "fitted_on" in self.stamp else paths.last)
         if "checkpoint" in self.stamp:  # it evaluates that of another run
-            made = ()
+            made = (paths.features,) if self._exports_features else ()
         return {
             paths.env_stamp: self.write_stamp,
             paths.labelmap: lambda: write_json(
@@ -132,10 +132,16 @@ class RunWriter:
             **{"_".join(filter(None, (variant, "predictions_digest"))): digest},
         )
 
+    @property
+    def _exports_features(self) -> bool:
+        return bool(self.stamp.get("config", {}).get("export_features"))
+
     def _written(self, variant: str) -> dict[str, Path]:
         """Return the files that an evaluation writes, by their names in the run's folder."""
         paths = checkpoint_paths(self.paths, variant)
-        files = (paths.predictions, paths.metrics, paths.per_class)
+        files = [paths.predictions, paths.metrics, paths.per_class]
+        if self._exports_features:
+            files += [paths.features, paths.features.with_suffix(".json")]
         return {path.relative_to(paths.run).as_posix(): path for path in files}
 
     def damaged(self, variant: str) -> list[Path]:

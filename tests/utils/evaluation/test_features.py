@@ -140,7 +140,7 @@ def test_other_weights_images_or_views_are_other_features(split, reference, tmp_
 # --- Interruptions --------------------------------------------------------------------------------
 
 
-def compute_and_wait(split: Split, folder: Path, at: str) -> None:
+def compute_and_wait(split: Split, folder: Path, at: str, number: int) -> None:
     """Compute in another process, up to where it waits to be killed."""
     features.SHARD = BATCH
     ours = getattr(features, at)
@@ -148,7 +148,7 @@ def compute_and_wait(split: Split, folder: Path, at: str) -> None:
 
     def waiting(*args: object) -> None:
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == number:
             (folder / "there").touch()
             signal.pause()
         ours(*args)
@@ -158,13 +158,13 @@ def compute_and_wait(split: Split, folder: Path, at: str) -> None:
     of(split, folder)
 
 
-@pytest.mark.parametrize("at", ["sync", "write_json"])
-def test_a_killed_computation_goes_on(split, tmp_path, at):
+@pytest.mark.parametrize(("at", "number"), [("sync", 2), ("write_json", 3)])
+def test_a_killed_computation_goes_on(split, tmp_path, at, number):
     """Killed when the second shard is written but not synced, or synced but not listed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        process = CONTEXT.Process(target=compute_and_wait, args=(split, tmp_path, at))
+        process = CONTEXT.Process(target=compute_and_wait, args=(split, tmp_path, at, number))
         process.start()
         while not (tmp_path / "there").exists():
             assert process.is_alive()
@@ -176,6 +176,8 @@ def test_a_killed_computation_goes_on(split, tmp_path, at):
         found = of(split, tmp_path, counted)
         assert counted.batches == 2
         assert equal(found, of(split, tmp_path / "again").values)
+        (ids,) = tmp_path.glob("*/ids.json")
+        assert json.loads(ids.read_text("utf-8")) == found.ids
     finally:
         torch.set_num_threads(threads)
 
