@@ -52,6 +52,11 @@ def load_model(checkpoint: "Checkpoint", path: str) -> "Backbone":
         raise InputError(f"checkpoint {path} {error}; name a run's ckpt.bin") from error
 
 
+def selected_on(checkpoint: "Checkpoint") -> str | None:
+    """Return the split by which a checkpoint was chosen: a probe evaluates another one."""
+    return checkpoint.metrics.get("selected_on", checkpoint.metrics.get("split"))
+
+
 class Plan(NamedTuple):
     """All decisions of an evaluation."""
 
@@ -84,7 +89,7 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         config = resolve_config(flags, told, data.decided, model_told)
         facts = {
             **data.facts(),
-            "selected_on": checkpoint.metrics.get("split"),
+            "selected_on": selected_on(checkpoint),
             "normalization": checkpoint.normalization,
             "checkpoint": str(Path(config.checkpoint).resolve()),
             "checkpoint_sha256": sha256_file(Path(config.checkpoint)),
@@ -138,9 +143,7 @@ def evaluate(plan: Plan) -> None:
         normalize = Normalizer(plan.checkpoint.normalization, plan.device)
         bad_images = BadImages(config.skip_bad_images)
         evaluator = Evaluator(config, loader, normalize, bad_images.note)
-        evaluation, metrics = evaluator.evaluate(
-            plan.model, step, plan.checkpoint.metrics.get("split")
-        )
+        evaluation, metrics = evaluator.evaluate(plan.model, step, selected_on(plan.checkpoint))
         metrics |= {
             "checkpoint_id": plan.stamp["checkpoint_id"],
             "trained_on_images": plan.trained_on,

@@ -83,7 +83,13 @@ def read_weights(
         known = None if row is None else row.profile
         return open_pretrained(found.path, profile, key, known), Past(found.record)
     weights = own_pretrained(own.state_dict, own.model_config, own.normalization, own.classes)
-    return weights, Past(own.public_weights, own.known_images.trained, own.fitted_on)
+    past = Past(
+        own.public_weights,
+        own.known_images.trained,
+        own.fitted_on,
+        own.model_config.get("head", "token"),
+    )
+    return weights, past
 
 
 def check_weights(path: Path, profile: str, key: str | None, model_type: str) -> None:
@@ -121,8 +127,11 @@ def build_planned_model(
             weights, past = read_weights(found, config.pretrained_profile, config.pretrained_key)
             if weights.assumed:
                 log.warning("warning: %s; --pretrained_profile says otherwise", weights.assumed)
-            if past.fitted_on and config.head == "parts":
-                note = "its head was fitted by a probe, so --head parts starts anew"
+            if past.fitted_on and config.head != past.head:
+                note = (
+                    f"its head was fitted by a probe with --head {past.head}, so --head "
+                    f"{config.head} starts anew"
+                )
                 weights = weights._replace(classes=None, notes=(*weights.notes, note))
         else:
             log.warning("warning: no --pretrained: starting from random weights")
@@ -167,7 +176,7 @@ def plan_run(
     from utils.run.weights import check_head_is_unbiased, find_weights
 
     start, device = begin_plan(flags, progress, resume)
-    digests, changes = None, {}
+    digests, changes, before = None, {}, {}
     samples = len(data.train)
     if resume is not None:
         # First, since what changed decides what is trained on.
@@ -181,7 +190,7 @@ def plan_run(
     else:
         build = functools.partial(build_planned_model, found=find_weights(flags.pretrained, ZOO))
     with failing_together():
-        config = resolve_config(flags, resolve_length(flags, samples))
+        config = resolve_config(flags, resolve_length(flags, samples, before))
         for line in describe_length(config, samples):
             log.info("%s", line)
         model_plan, model, past = build(config, classes=data.train.classes)

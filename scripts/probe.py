@@ -28,7 +28,7 @@ from utils.console import log
 from utils.data_utils import TRAIN_ALONE, checkpoint_paths
 from utils.dataset import dataset_names
 from utils.entrypoint import entrypoint, named_failures
-from utils.errors import InputError
+from utils.errors import InputError, Terminated
 from utils.processes import world_size
 from utils.run.folder import check_images_stay, check_run_can_start
 
@@ -42,13 +42,15 @@ LESS_MEMORY = "a smaller --img_size, or --features class, needs less"
 
 
 def extract(plan: Plan, normalize: "Normalizer", bad_images: "BadImages") -> "dict[str, Features]":
-    """Return the features of every split that is used, by name."""
+    """Return the features of every split that is used, by what it is for (two may be one)."""
     from utils.run.features import features_of_run
 
-    splits = [plan.data.train, *([plan.val.eval] if plan.val else []), plan.data.eval]
+    splits = {"train": plan.data.train, "eval": plan.data.eval}
+    if plan.val is not None:
+        splits["val"] = plan.val.eval
     return {
-        split.name: features_of_run(plan.model, plan.config, split, normalize, bad_images.note)
-        for split in splits
+        role: features_of_run(plan.model, plan.config, split, normalize, bad_images.note)
+        for role, split in splits.items()
     }
 
 
@@ -57,9 +59,8 @@ def find(plan: Plan, features: "Mapping[str, Features]") -> "Found":
     from utils.probe.methods import Pool
     from utils.probe.search import Pools, Wanted, search
 
-    config, judge = plan.config, plan.judge
-    pools = {name: Pool(each.values, each.labels) for name, each in features.items()}
-    train, evaluated = pools[plan.data.train.name], pools[plan.data.eval.name]
+    config = plan.config
+    pools = {role: Pool(each.values, each.labels) for role, each in features.items()}
     wanted = Wanted(
         tuple(config.method.split(",")) if config.method else None,
         config.features,
@@ -67,9 +68,13 @@ def find(plan: Plan, features: "Mapping[str, Features]") -> "Found":
         config.folds,
         config.seed,
     )
-    val = None if judge is None else pools[judge.name]
-    is_val_fitted = len(plan.fitted_on) > 1
-    return search(Pools(train, val, evaluated, is_val_fitted), len(plan.data.train.classes), wanted)
+    asked = Pools(
+        pools["train"],
+        None if plan.judge is None else pools.get("val", pools["eval"]),
+        pools["eval"],
+        is_val_fitted=len(plan.fitted_on) > 1,
+    )
+    return search(asked, len(plan.data.train.classes), wanted)
 
 
 def report_of(plan: Plan, found: "Found", features: "Mapping[str, Features]") -> dict[str, Any]:
@@ -77,13 +82,14 @@ def report_of(plan: Plan, found: "Found", features: "Mapping[str, Features]") ->
     from utils.probe.report import make_report
 
     judge, evaluated = plan.judge, plan.data.eval.name
-    labels = features[(judge or plan.data.train).name].labels
+    role = "train" if judge is None else "val" if "val" in features else "eval"
+    labels = features[role].labels
     # A class with one image is judged by no fold.
     counted = len(labels) if judge else int((np.bincount(labels)[labels] > 1).sum())
     return make_report(
         found.rows,
         (judge.name if judge else f"folds of {plan.data.train.name}", counted),
-        (evaluated, len(features[evaluated].labels)),
+        (evaluated, len(features["eval"].labels)),
         found.accuracies,
         head={
             "method": found.row.method,
@@ -108,7 +114,7 @@ def write_findings(
     if found.few_shot:
         draw_curves(paths.few_shot, found.few_shot, plan.data.eval.name)
     if found.out_of_fold is not None:
-        fitted = [features[split.name] for split in plan.fitted_on]
+        fitted = [features[role] for role in ("train", "val")[: len(plan.fitted_on)]]
         ids = [sample_id for each in fitted for sample_id in each.ids]
         labels = np.concatenate([each.labels for each in fitted])
         write_folds(paths.folds, ids, labels, found.out_of_fold)
@@ -128,14 +134,14 @@ def probe(plan: Plan) -> None:
     config, paths, evaluated = plan.config, plan.paths, plan.data.eval
     writer = RunWriter(paths, plan.stamp, evaluated, EventLog())
     with locked_run(paths, config.take_over) as renew_lock:
-        writer.begin(is_resumed=plan.is_resumed)
+        writer.begin(step=-1, is_resumed=plan.is_resumed)  # the evaluation of step 0 is to come
         if plan.is_resumed:
             log.info("continuing the interrupted probe %s", paths.run)
         bad_images = BadImages(config.skip_bad_images)
         normalize = Normalizer(config.normalization.to_dict(), plan.device)
         features = extract(plan, normalize, bad_images)
         found = find(plan, features)
-        of_eval = features[evaluated.name]
+        of_eval = features["eval"]
         keeper = HeadKeeper(plan, of_eval, len(evaluated) - len(of_eval.ids))
         renew_lock()
         if found.head_of_train is not None:
@@ -178,7 +184,12 @@ def main(argv: Sequence[str]) -> None:
         found = find_weights(flags.pretrained, ZOO)
         built = build_planned_model(flags, found, data.train.classes)
         command = f"scripts/probe.py {shlex.join(argv)}"
-        probe(plan_probe(flags, data, val, built, device, command))
+        plan = plan_probe(flags, data, val, built, device, command)
+        try:
+            probe(plan)
+        except (KeyboardInterrupt, Terminated):
+            log.warning("warning: interrupted; the same command continues %s", plan.paths.run)
+            raise
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     config: FrozenConfigDict
     data: Data  # what is fitted and what is evaluated
     val: EvalData | None  # by which choices are made, where another split is evaluated
+    judge: Split | None  # by which choices are made; None: folds of train
     digests: Mapping[str, "Digests"]  # of whole splits, by name
     trained: np.ndarray  # set of the images that the weights were trained on
     model: "Backbone"  # on the device
@@ -42,13 +43,6 @@ class Plan(NamedTuple):
     def paths(self) -> RunPaths:
         """Where the run lies."""
         return RunPaths(Path(self.config.output_dir), self.config.name)
-
-    @property
-    def judge(self) -> Split | None:
-        """The split by which choices are made; None: folds of train."""
-        if self.val is not None:
-            return self.val.eval
-        return self.data.eval if self.data.eval.name == "val" else None
 
     @property
     def fitted_on(self) -> list[Split]:
@@ -109,10 +103,25 @@ def open_probe_data(flags: FrozenConfigDict) -> tuple[Data, EvalData | None]:
     (val,) = data.source.read(["val"]).values()
     whose, remedy = f"split {data.full_train.name}", "train them, or take them out"
     val = match_classes(val, data.train.classes, whose, remedy)
-    if np.isin(val.paths, data.full_train.paths).any():  # as in trainval
-        log.info("images of val are in split %s: folds of it choose", data.train.name)
+    if _is_trained_on(val, data):
         return data, None
     return data, EvalData(data.source, data.decided, val, val, "")
+
+
+def _is_trained_on(val: Split, data: Data) -> bool:
+    """Return whether images of val are among those to fit, as in trainval; say so."""
+    is_inside = bool(np.isin(val.paths, data.full_train.paths).any())
+    if is_inside:
+        log.info("images of val are in split %s: folds of it choose", data.train.name)
+    return is_inside
+
+
+def _judge_of(data: Data, val: EvalData | None) -> Split | None:
+    """Return the split by which choices are made; None: folds of train."""
+    if val is not None:
+        return val.eval
+    is_val = data.eval.name == "val" and not _is_trained_on(data.eval, data)
+    return data.eval if is_val else None
 
 
 def plan_probe(
@@ -153,7 +162,8 @@ def plan_probe(
     workers = {"num_workers": resolve_workers(flags, flags.tiny_train_subset)}
     config = resolve_config(flags, data.decided, workers, model_plan.decided | past.decided)
     plan = Plan(
-        config, data, val, digests, past.trained_images, model.to(device), device, {}, False
+        *(config, data, val, _judge_of(data, val), digests, past.trained_images),
+        *(model.to(device), device, {}, False),
     )
     facts = {
         **data.facts(),

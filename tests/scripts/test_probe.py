@@ -107,6 +107,7 @@ def test_eval_agrees(on_test, where):
     assert evaluate(f"{flags} --device cpu", *where[:2], *where[4:]) == 0
     torch.set_num_threads(threads)
     agree(on_test, RunPaths(where[-1], "e"))
+    assert read_json(RunPaths(where[-1], "e").metrics)["selected_on"] == "val"
 
 
 @pytest.mark.parametrize("kind", ["class", "mean", "both"])
@@ -141,6 +142,30 @@ def test_a_val_that_is_trained_on_chooses_nothing(where):
     assert not checkpoint_paths(paths, TRAIN_ALONE).checkpoint.exists()
 
 
+def test_a_val_among_the_images_to_fit_chooses_nothing_though_it_is_evaluated(where):
+    flags = f"--name within {BASE} --features class --method nearest_mean"
+    assert probe(f"{flags} --train_split trainval", *where) == 0
+    paths = RunPaths(where[-1], "within")
+    assert read_json(paths.probe)["judged_on"]["split"] == "folds of trainval"
+    metrics = read_json(paths.metrics)
+    assert (metrics["selected_on"], metrics["trained_on_images"]) == ("trainval", 100)
+
+
+def test_two_subsets_of_one_split_are_not_mixed_up(where, capsys):
+    flags = f"{BASE} --features class --method nearest_mean --eval_split train"
+    accuracies, fitted = [], []
+    for subset in ("train", "infer"):
+        name = f"--name of_{subset} --tiny_{subset}_subset synthetic_tiny"
+        assert probe(f"{name} {flags}", *where) == 0
+        paths = RunPaths(where[-1], f"of_{subset}")
+        (row,) = read_json(paths.probe)["rows"]
+        accuracies.append((row["accuracy"], read_json(paths.metrics)["samples"]))
+        fitted.append(len(load_checkpoint(paths.checkpoint).trained_images))
+    assert fitted == [32 + 100, 200 + 100]  # with val
+    assert [samples for _, samples in accuracies] == [200, 16]
+    assert accuracies[0][0] < accuracies[1][0]  # fewer images to fit are worse
+
+
 # --- Training from it -----------------------------------------------------------------------------
 
 
@@ -166,7 +191,37 @@ def test_training_keeps_the_head_and_refuses_a_split_that_it_has_seen(
     assert train(f"--name u {flags} {seen} --eval_split test", *more) == 0
     capsys.readouterr()
     assert train(f"--name v {flags} {seen} --head parts", *more) == 0
-    assert "was fitted by a probe, so --head parts starts anew" in capsys.readouterr().out
+    said = "was fitted by a probe with --head token, so --head parts starts anew"
+    assert said in capsys.readouterr().out
+
+
+def test_training_refuses_images_that_the_head_has_seen_in_another_split(where, refused):
+    """By images, not by the names of splits: trainval holds val."""
+    checkpoint = RunPaths(where[-1], "whole").checkpoint
+    flags = f"{BASE} --features class --method nearest_mean --train_split trainval"
+    assert probe(f"--name whole {flags}", *where) == 0
+    error = refused(
+        lambda line, *more: train(line, *where[:2], "--pretrained", checkpoint, *more),
+        f"--name t {BASE} --num_steps 1 --train_batch_size 4",
+    )
+    assert "fitted on trainval, and 100 of the 100 images of --eval_split val" in error
+    assert "evaluate another split, or probe again with the splits of this run" in error
+
+
+def test_a_head_for_parts_stays_one(where, capsys):
+    output = where[-1]
+    flags = f"{BASE} --head parts --method nearest_mean"
+    assert probe(f"--name of_parts {flags}", *where) == 0
+    checkpoint = RunPaths(output, "of_parts").checkpoint
+    rest = f"{BASE} --num_steps 1 --learning_rate 1e-9 --train_batch_size 4"
+    flags = f"{rest} --pretrained {checkpoint}"
+    assert train(f"--name from_parts {flags} --head parts", *where[:2], *where[4:]) == 0
+    found = [read_json(RunPaths(output, name).metrics) for name in ("of_parts", "from_parts")]
+    assert found[0]["accuracy"] == pytest.approx(found[1]["accuracy"], abs=0.011)
+    capsys.readouterr()
+    assert train(f"--name no_parts {flags}", *where[:2], *where[4:]) == 0
+    said = "was fitted by a probe with --head parts, so --head token starts anew"
+    assert said in capsys.readouterr().out
 
 
 # --- Kills ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ml_collections import FrozenConfigDict
@@ -12,7 +13,9 @@ from utils.cli.flags import DEFAULT_NUM_STEPS, DEFAULT_NUM_WORKERS
 from utils.cli.recipes import RECIPES
 
 
-def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
+def resolve_length(
+    flags: FrozenConfigDict, num_samples: int, before: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return what depends on the number of training samples: steps, epochs, warm-up, workers.
 
     An epoch is `num_samples` samples; batches may span two epochs, so `epochs` may be a fraction.
@@ -21,6 +24,7 @@ def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
     Args:
         flags: flags of the run.
         num_samples: number of samples that are trained on.
+        before: config of the run that is resumed, which keeps its warm-up where it is shortened.
 
     Raises:
         InputError: the warm-up is longer than the run.
@@ -36,7 +40,7 @@ def resolve_length(flags: FrozenConfigDict, num_samples: int) -> dict[str, Any]:
     warmup = changed.get("warmup_steps", flags.warmup_steps)
     if warmup is None:
         warmup = min(MAX_WARMUP_STEPS, num_steps // 10)
-    if flags.resume is None:
+    if warmup != before.get("warmup_steps"):
         check_warmup(warmup, num_steps)
     length = {
         "num_steps": num_steps,

@@ -221,7 +221,9 @@ def _with_paths(values: dict[str, Any], checked: Collection[str]) -> FrozenConfi
             is_file = row.path == "file" and name in checked and values.get(name) is not None
             if is_file and not is_address(values[name]):
                 check_file(Path(values[name]), f"--{name}")
-        if values["cache"] == "disk" or values.get("export_features") or values["cache_dir"]:
+        reads_features = "method" in values or values.get("export_features")
+        may_read = reads_features or values.get("freeze") == "backbone"
+        if values["cache"] == "disk" or may_read or values["cache_dir"]:
             cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
             check_writable(cache_dir, "--cache_dir")
             values = {**values, "cache_dir": cache_dir}

@@ -205,6 +205,8 @@ def eval_loader(
     Raises:
         RunError: as `open_images`.
     """
+    # Features are computed before a training run has a snapshot to resume from.
+    is_training = batches is None and "num_steps" in config
     if batches is None:
         batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())
     if features is not None:
@@ -219,6 +221,6 @@ def eval_loader(
         config.img_size,
         seed=0,
         leaves_out_bad=leaves_out_bad,
-        remedy=_remedy(config, is_training="checkpoint" not in config),
+        remedy=_remedy(config, is_training),
     )
     return make_loader(dataset, batches, config.num_workers, device)

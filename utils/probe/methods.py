@@ -161,7 +161,7 @@ def affordable(
     Args:
         methods: methods that were asked for by name; None: nobody said.
         num_images: number of images to fit.
-        width: number of features of an image.
+        width: most features of an image that a fit reads.
         num_classes: C.
     """
     if methods is not None:

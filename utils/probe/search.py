@@ -9,6 +9,7 @@ from utils.console import log
 from utils.probe.curves import OutOfFold, few_shot, out_of_fold
 from utils.probe.fits import Linear
 from utils.probe.methods import (
+    BOTH,
     LOGISTIC,
     MEAN,
     Pool,
@@ -101,11 +102,11 @@ def search(pools: Pools, num_classes: int, wanted: Wanted) -> Found:
     """Try the methods, choose features and C, fit the head, and draw what else is wanted."""
     train, val, evaluated, is_val_fitted = pools
     task = Task(num_classes, train.values.shape[1], train, val, wanted.seed)
-    width = int(np.prod(train.values.shape[1:]))
+    features = task.features if wanted.features == "auto" else (wanted.features,)
+    width = train.values.shape[2] * (task.num_kinds if BOTH in features else 1)
     methods = affordable(wanted.methods, len(train.labels), width, num_classes)
     if not {LOGISTIC, MEAN} & {*methods}:
         methods = (*methods, MEAN)  # the model needs a head
-    features = task.features if wanted.features == "auto" else (wanted.features,)
     rows = try_all(task, methods, features)
     chosen = {row.method: row for row in rows if row.is_chosen}
     row = chosen.get(LOGISTIC) or chosen[MEAN]

@@ -15,6 +15,7 @@ from utils.data.presets import PRESETS
 from utils.data.sample_datasets import FeatureDataset
 from utils.data.splits import Split
 from utils.dataset import Data
+from utils.errors import Terminated
 from utils.evaluation.features import Features, NoteBad, Trunk, features_of
 from utils.run.checkpoint import trunk_id
 
@@ -92,7 +93,12 @@ def training_loaders(
         )
 
         def served(split: Split) -> FeatureDataset:
-            features = features_of_run(model, config, split, normalize, note_bad)
+            try:
+                features = features_of_run(model, config, split, normalize, note_bad)
+            except (KeyboardInterrupt, Terminated):
+                if step == 0:  # there is no snapshot yet
+                    log.warning("warning: interrupted; start it again: what is computed is kept")
+                raise
             return FeatureDataset(split, features.of(model.read_kinds), features.positions)
 
         train = served(data.train)

@@ -8,8 +8,8 @@ import numpy as np
 
 from utils.cli.flags import PUBLIC_WEIGHTS
 from utils.console import log
-from utils.data.digests import Digests
-from utils.data.subsets import count_trained
+from utils.data.digests import Digests, digest_set
+from utils.data.subsets import is_among
 from utils.data_utils import TRAIN_ALONE, RunPaths, checkpoint_paths
 from utils.dataset import Data
 from utils.errors import InputError
@@ -24,6 +24,7 @@ class Past(NamedTuple):
     public_weights: Mapping[str, str] = {}  # the public weights behind them, at any remove
     trained_images: np.ndarray = np.empty(0, np.uint64)  # set of image digests
     fitted_on: Sequence[str] = ()  # splits that a probe fitted their head on
+    head: str = "token"  # the kind of that head
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def check_head_is_unbiased(
 ) -> None:
     """Raise if images to evaluate are among those that a probe fitted the head on.
 
-    A probe that fits on val, too, has kept a head beside it that has not seen val.
+    Images that the run itself trains on are none of them: that they are in both splits is said
+    elsewhere. A probe that fits on val, too, has kept a head beside it that has not seen val.
 
     Args:
         past: what the weights say of themselves.
@@ -90,15 +92,24 @@ def check_head_is_unbiased(
     Raises:
         InputError: they are; names the checkpoint to start from.
     """
-    if len(past.fitted_on) < 2:
+    if not past.fitted_on:
         return
-    seen = count_trained(data.full_eval, data.eval, digests[1], past.trained_images)
+    own = digest_set(digests[0].at(data.full_train.positions_of(data.train)))
+    of_eval = data.full_eval.positions_of(data.eval)
+    known, trained = (
+        is_among(each, data.full_eval, digests[1])[of_eval] for each in (past.trained_images, own)
+    )
+    seen = int((known & ~trained).sum())
     if seen:
         name = checkpoint_paths(RunPaths(Path(), ""), TRAIN_ALONE).checkpoint.name
         beside = Path(pretrained).with_name(name)
-        fitted_on = " and ".join(past.fitted_on)
+        remedy = (
+            f"start from {beside}, whose head has seen train alone"
+            if len(past.fitted_on) > 1 and beside.exists()
+            else "evaluate another split, or probe again with the splits of this run"
+        )
         raise InputError(
-            f"--pretrained {pretrained}: its head was fitted on {fitted_on}, and {seen} of the "
-            f"{len(data.eval)} images of --eval_split {data.eval.name} are among them; start from "
-            f"{beside}, whose head has seen train alone"
+            f"--pretrained {pretrained}: its head was fitted on {' and '.join(past.fitted_on)}, "
+            f"and {seen} of the {len(data.eval)} images of --eval_split {data.eval.name} are among "
+            f"them; {remedy}"
         )

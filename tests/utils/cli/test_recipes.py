@@ -253,6 +253,20 @@ class TestDecides:
         config = parse("--recipe", "small-data", *argv.split())
         assert tuple(config[flag] for flag in Augmentation._fields) == augmentation
 
+    @pytest.mark.parametrize(
+        ("argv", "rate", "layer_decay"),
+        [
+            ("finetune --optimizer sgd", 0.003, None),
+            ("finetune --optimizer adamw", 6e-5, 0.65),  # the recipe's own
+            ("finetune --optimizer sgd --learning_rate 0.01", 0.01, None),
+            ("vit-flowers --optimizer adamw", 1e-4, 0.75),
+        ],
+    )
+    def test_the_rate(self, parse, tmp_path, argv, rate, layer_decay):
+        """Another optimizer has its own: what fits one ruins weights with another."""
+        config = parse("--recipe", *argv.split(), "--pretrained", tmp_path / "weights.npz")
+        assert (config.learning_rate, config.layer_decay) == (rate, layer_decay)
+
 
 class TestLeftOut:
     """What means nothing next to a flag given by hand; by hand itself it would be refused."""
@@ -265,7 +279,6 @@ class TestLeftOut:
             ("transfg-cub", "--head token --pretrained WEIGHTS", NEED_PARTS),
             ("transfg-inat", "--head token --pretrained WEIGHTS", NEED_PARTS),
             ("transfg-cub", "--split non-overlap --pretrained WEIGHTS", ["slide_step"]),
-            ("small-data", "--optimizer sgd", ["layer_decay"]),
         ],
     )
     def test_is_recorded_and_has_no_value(self, parse, tmp_path, name, argv, left_out):

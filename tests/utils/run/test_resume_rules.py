@@ -80,7 +80,8 @@ def config_of(paths: RunPaths, *flags: str, run: Header | None = None) -> Frozen
     else:
         flags = parse_train([*place, "--resume", *flags], CHOICES, run=run._asdict())
     model = {"model": get_config("testing", 64).to_dict(), "normalization": GOOGLE.normalization}
-    return resolve_config(flags, resolve_length(flags, NUM_SAMPLES), model)
+    before = {} if run is None else run.config
+    return resolve_config(flags, resolve_length(flags, NUM_SAMPLES, before), model)
 
 
 def images_of(train: list[str], evaluated: list[str]) -> RunImages:
@@ -234,6 +235,12 @@ class TestSameRun:
             check("--num_steps", "200", "--warmup_steps", "20", "--allow_change", "num_steps")
         changes = check("--num_steps", "200", "--allow_change", "num_steps")
         assert changes.keys() == {"num_steps", "epochs"}
+
+    @pytest.mark.parametrize("length", ["--num_steps 13", "--epochs 1"])
+    def test_takes_no_warm_up_that_is_longer(self, check, length):
+        allow = "--allow_change=num_steps,epochs,warmup_steps"
+        with pytest.raises(InputError, match=r"--warmup_steps 50 is longer than the run, which ha"):
+            check(*length.split(), "--warmup_steps", "50", allow)
 
     @pytest.mark.parametrize(("num_steps", "is_refused"), [(3, True), (4, False)])
     def test_that_is_past_its_end_is_refused(self, check, num_steps, is_refused):
