@@ -27,6 +27,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from models.build import rebuild_model
+from scripts import probe
 from utils.data import loaders, presets
 from utils.data.batches import sample_order
 from utils.data.cache import open_cache
@@ -384,6 +385,23 @@ class TestBadImage:
         assert skipped == {"allowed": 0, "count": 0, "ids": []}
         evaluated = again(tmp_path, root, paths.checkpoint)  # val is whole
         assert evaluated.metrics.read_bytes() == paths.metrics.read_bytes()
+
+    def test_among_features_is_named_without_flags_of_a_run_to_resume(
+        self, fails, spoiled, trained
+    ):
+        """There is none: features are computed before the first snapshot."""
+        root, bad = spoiled
+        weights = f"--data_root {root} --pretrained {trained('vit').checkpoint} --num_workers 0"
+        frozen = f"--name run {TRAIN} --freeze backbone --preset center {weights}"
+        probed = f"--name p --dataset folder --model_type testing --img_size 32 {weights}"
+
+        def run_probe(line: str, *more: object) -> int:
+            return probe.main([*line.split(), *map(str, more)])
+
+        for main, line in ((train, frozen), (run_probe, probed)):
+            error = fails(main, line)
+            assert error.startswith(f"image {bad} cannot be decoded (")
+            assert "replace or remove it, or leave it out by --skip_bad_images 1; " in error
 
     def test_leaves_no_process_waiting(self, spoiled, tmp_path):
         """The traceback keeps the loader alive; Python ends its processes by SIGTERM, and waits."""

@@ -309,6 +309,28 @@ def test_a_probe_killed_five_times_ends_as_one_that_was_not(where, tmp_path):
     assert not RunPaths(killed, "k~1").run.exists()  # it was continued, not begun again
     assert said.read_text("utf-8").count("continuing the interrupted probe") == len(KILLS)
     assert len(read_json(paths.env_stamp)["sessions"]) == len(KILLS) + 1
+    assert len(read_scalars(paths.tensorboard)["eval/accuracy"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "said"),
+    [(features._Store, "write", ""), (Logistic, "fit", "features: val of 100 images")],
+)
+def test_ctrl_c_says_what_continues(where, tmp_path, monkeypatch, capsys, owner, name, said):
+    def press(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    output = ("--output_dir", tmp_path)
+    flags = f"--name k {BASE} --features class --method logistic"
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, press)
+        assert probe(flags, *where[:4], *output) == 130
+    out, err = capsys.readouterr()
+    assert err == "error: interrupted\n"
+    assert out.endswith(f"interrupted; the same command continues {tmp_path / 'k'}\n")
+    assert said in out
+    assert probe(flags, *where[:4], *output) == 0
+    assert "continuing the interrupted probe" in capsys.readouterr().out
 
 
 def test_an_interrupted_probe_with_other_flags_is_kept(where, tmp_path):
@@ -356,6 +378,15 @@ def test_a_head_that_reads_one_kind_of_features_has_no_other(drawn, refused, tmp
     flags = f"--name p {BASE} --features both --pretrained {path}"
     error = refused(lambda line, *more: probe(line, "--data_root", drawn, *more), flags)
     assert "--features both: a head of these weights reads avg features alone" in error
+
+
+def test_a_cache_that_cannot_be_is_refused(where, tmp_path, capsys):
+    (tmp_path / ".cache").touch()
+    assert probe(f"--name p {BASE}", *where[:4], "--output_dir", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "--cache_dir" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
 
 
 def test_one_class_is_nothing_to_tell_apart(drawn, where, refused, tmp_path):
