@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Together, begin_unwatched, started
-from helpers import REPO, TINY_TRAIN, files_up_to, read_json, train
+from helpers import REPO, TINY_TRAIN, evaluate, files_up_to, read_json, train
 from hub_server import COMMIT, LARGE, HubServer, Mood
 from huggingface_hub import constants
 from safetensors.torch import save
@@ -366,7 +366,10 @@ def test_a_run_by_name_records_its_weights_and_hands_the_record_on(
     assert (
         train(f"--name c {BASE} --model_type ViT-Ti_16 --pretrained", paths.checkpoint, *where) == 0
     )
-    assert load_checkpoint(RunPaths(tmp_path, "c").checkpoint).public_weights == record
+    continued = RunPaths(tmp_path, "c").checkpoint
+    assert load_checkpoint(continued).public_weights == record
+    assert evaluate(f"--name e --checkpoint {continued} --num_workers 0", *where) == 0
+    assert read_json(RunPaths(tmp_path, "e").env_stamp)["config"]["public_weights"] == record
 
 
 def test_the_row_decides_but_for_mean_and_std_of_a_named_profile(hub, tiny, drawn, tmp_path):
