@@ -88,6 +88,7 @@ def read_weights(
         own.known_images.trained,
         own.fitted_on,
         own.model_config.get("head", "token"),
+        own.known_images.of_head,
     )
     return weights, past
 

@@ -4,11 +4,12 @@ The client has the cache that the user's other tools share, and obeys `HF_HOME`,
 `HF_TOKEN` and `HF_HUB_OFFLINE`. It does not verify what arrives. Importing it takes half a second.
 """
 
+import errno
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -37,8 +38,8 @@ try:
         metadata_load,
         set_client_factory,
         snapshot_download,
-        try_to_load_from_cache,
     )
+    from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.logging import set_verbosity_error
 except ValueError as error:  # it reads its settings while it is imported
@@ -122,6 +123,8 @@ def ask(address: str, source: Source) -> Listing:
         snapshot = snapshot_download(
             source.repository, revision=source.revision, local_files_only=True
         )
+    except errors.IncompleteSnapshotError as error:  # another tool has fetched a part of it
+        snapshot = error.snapshot_path
     except errors.LocalEntryNotFoundError as error:
         raise unreachable(address, silence) from error
     folder = Path(snapshot)
@@ -147,30 +150,35 @@ def download(address: str, source: Source, file: str, listing: Listing) -> Path:
     Raises:
         RunError: the repository changed meanwhile.
     """
+
+    def load(name: str) -> str:
+        is_silent = listing.silence is not None
+        # By the revision, which the cache then knows without network, too.
+        told = {"revision": source.revision, "local_files_only": is_silent}
+        return hf_hub_download(source.repository, name, **told)
+
+    if source.licence is None and constants.REPOCARD_NAME in listing.files:
+        with suppress(OSError):  # a cache that others have filled, perhaps, and that is read only
+            load(constants.REPOCARD_NAME)
     beside = [PurePosixPath(file).with_name(name).as_posix() for name in BESIDE]
-    for name in [constants.REPOCARD_NAME, *beside, file]:
-        if name in listing.files:
-            # The cache then knows the revision without network, too.
-            path = hf_hub_download(
-                source.repository,
-                name,
-                revision=source.revision,
-                local_files_only=listing.silence is not None,
-            )
+    for name in [*(name for name in beside if name in listing.files), file]:
+        path = load(name)
     # <cache>/models--owner--repository/snapshots/<commit>/<file>
     folder = Path(path).parents[len(PurePosixPath(file).parts) - 1]
     if folder.name != listing.commit:
         raise RunError(
-            f"--pretrained {address}: {source.revision} moved from commit {listing.commit} to "
-            f"{folder.name} meanwhile; run the same again"
+            f"--pretrained {address}: {source.revision} is commit {listing.commit}, and what came "
+            f"is of {folder.name}; run the same again"
         )
     return folder
 
 
-def is_in_cache(source: Source, file: str) -> bool:
-    """Return whether the cache has a file."""
-    where = try_to_load_from_cache(source.repository, file, revision=source.revision)
-    return isinstance(where, str)
+def is_in_cache(source: Source, file: str, listing: Listing) -> bool:
+    """Return whether the cache has the content of a file, for this revision or another one."""
+    name = repo_folder_name(repo_id=source.repository, repo_type="model")
+    folder, stated = Path(constants.HF_HUB_CACHE, name), listing.files[file]
+    blob = folder / "blobs" / stated if stated else folder / "snapshots" / listing.commit / file
+    return blob.exists()
 
 
 def licence_in(folder: Path) -> str:
@@ -246,11 +254,13 @@ def named_hub_failures(address: str, source: Source) -> Iterator[None]:
         what = one_line(error)
         if getattr(error, "filename", None) is None:
             what += f" (it goes to {constants.HF_HUB_CACHE})"
-        if isinstance(error, _SETTINGS) and not isinstance(error, errors.LocalEntryNotFoundError):
+        is_setting = isinstance(error, _SETTINGS) or getattr(error, "errno", None) == errno.EROFS
+        if is_setting and not isinstance(error, errors.LocalEntryNotFoundError):
             raise InputError(
-                f"--pretrained {address}: {what}; are HF_HOME and SSL_CERT_FILE right?"
+                f"--pretrained {address}: {what}; are HF_HOME, HF_HUB_CACHE and SSL_CERT_FILE "
+                "right?"
             ) from error
-        room = "free space or set HF_HOME, and " if isinstance(error, UserWarning) else ""
+        room = "free space or set HF_HUB_CACHE, and " if isinstance(error, UserWarning) else ""
         raise RunError(f"--pretrained {address}: {what}; {room}run the same again") from error
 
 

@@ -40,7 +40,7 @@ def fetch(address: str, table: Mapping[str, Any]) -> Fetched:
     with named_hub_failures(address, source):
         listing = ask(address, source)
         file = _file_of(address, source, listing)
-        was_there = is_in_cache(source, file)
+        was_there = is_in_cache(source, file, listing)
         folder = download(address, source, file, listing)
         path = folder / file
         found = sha256_file(path)
@@ -73,30 +73,33 @@ def _file_of(address: str, source: Source, listing: Listing) -> str:
         InputError: there are none, several, or others than the table has.
         RunError: the cache has none, and the server cannot be asked.
     """
-    files, weights = listing.files, [name for name in listing.files if name.endswith(FORMATS)]
+    files, is_silent = listing.files, listing.silence is not None
+    weights = [name for name in files if name.endswith(FORMATS)]
     whole = [name for name in weights if not _PART.search(name)]
-    if source.file in files or (source.file is None and (USUAL in whole or len(whole) == 1)):
-        file = source.file or (USUAL if USUAL in whole else whole[0])
+    file = source.file or (USUAL if USUAL in whole else weights[0] if len(weights) == 1 else None)
+    if (file is not None and _PART.search(file)) or (file is None and weights and not whole):
+        what = " has its weights in parts, which are not put together here; name a file with all"
+    elif file in files:
         stated = files[file]
         if stated and source.sha256 and stated != source.sha256:
             raise InputError(
-                f"--pretrained {address}: {file} was replaced: the server has SHA-256 {stated}, "
-                f"the table {source.sha256}; hf:{source.repository}/{file} takes what is there"
+                f"--pretrained {address}: {file} was replaced: it has SHA-256 {stated}, and "
+                f"{source.sha256} in the table; hf:{source.repository}/{file} takes what is there"
             )
+        if is_silent and source.file is None and file != USUAL:
+            log.warning("warning: %s does not answer; the cache has only %s of it", address, file)
         return file
-    if source.file is not None:
-        what = f": there is no {source.file}{near_miss(source.file, files)}"
-    elif whole:
-        what = f" has several: {', '.join(whole[:6])}; add one: {address}/FILE"
+    elif is_silent and (file is not None or not weights):
+        raise unreachable(address, listing.silence)
+    elif file is not None:
+        what = f": there is no {file}{near_miss(file, files)}"
     elif weights:
-        what = " has its weights in parts, which are not put together here; name a file with all"
+        what = f" has several: {', '.join(whole[:6])}; add one: {address}/FILE"
     else:
         what = (
             f" has no weights in {' or '.join(FORMATS)}, and nothing else is fetched: a pickle can "
             "run code"
         )
-    if listing.silence is not None and (source.file is not None or len(whole) < 2):
-        raise unreachable(address, listing.silence)
     raise InputError(f"--pretrained {address}{what}")
 
 

@@ -1,6 +1,7 @@
 """Read what the files beside a weight file say, and complete or contradict a profile by it."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,9 +119,11 @@ _TIMM_SIGLIP_GELU_TANH = (
     "so400m_patch16_siglip",
     "giantopt",
 )
-# Tags of its CLIP towers that were trained with the quick GELU, whatever their architecture's name
-# (notes in default_cfgs of timm 1.0.31's vision_transformer.py).
-_TIMM_QUICK = ("openai", "dfn2b", "dfn5b", "metaclip_400m", "metaclip_2pt5b", "metaclip2_worldwide")
+# Its CLIP towers that were trained with the quick GELU though their architecture's name does not
+# say it ("natively QuickGELU" in default_cfgs of timm 1.0.31's vision_transformer.py).
+_TIMM_QUICK = re.compile(
+    r".*\.(openai|metaclip_400m|metaclip_2pt5b|dfn5b)|vit_large_patch14_clip_224\.dfn2b"
+)
 
 
 def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
@@ -132,7 +135,8 @@ def _from_timm(path: Path, config: Mapping[str, Any]) -> Sidecar:
     arguments = arguments if isinstance(arguments, dict) else {}
     kind = IMAGENET
     if "clip" in architecture:
-        is_quick = "quickgelu" in architecture or data.get("tag") in _TIMM_QUICK
+        name = f"{architecture}.{data.get('tag')}"
+        is_quick = "quickgelu" in architecture or _TIMM_QUICK.fullmatch(name)
         kind = CLIP_QUICKGELU if is_quick else CLIP
     elif "siglip" in architecture:
         is_tanh = any(name in architecture for name in _TIMM_SIGLIP_GELU_TANH)

@@ -50,18 +50,25 @@ class Plan(NamedTuple):
         others = [] if self.val is None or self.config.fit == "train" else [self.val.eval]
         return [self.data.train, *others]
 
-    def _known(self, fitted_on: Sequence[Split]) -> np.ndarray:
+    def _seen(self, fitted_on: Sequence[Split]) -> np.ndarray:
         """Return the set of the images that a head fitted on some splits has seen, by digest."""
-        from utils.data.digests import digest_set, union
+        from utils.data.digests import digest_set
 
         whole = {self.data.full_train.name: self.data.full_train}
         if self.val is not None:
             whole[self.val.full_eval.name] = self.val.full_eval
-        seen = [
-            digest_set(self.digests[split.name].at(whole[split.name].positions_of(split)))
-            for split in fitted_on
-        ]
-        return union(self.trained, *seen)
+        return digest_set(
+            *(
+                self.digests[split.name].at(whole[split.name].positions_of(split))
+                for split in fitted_on
+            )
+        )
+
+    def _known(self, fitted_on: Sequence[Split]) -> np.ndarray:
+        """Return the set of the images that the weights or such a head have seen, by digest."""
+        from utils.data.digests import union
+
+        return union(self.trained, self._seen(fitted_on))
 
     def count_known(self, fitted_on: Sequence[Split]) -> int:
         """Return how many of the evaluated images a head fitted on some splits has seen."""
@@ -80,6 +87,7 @@ class Plan(NamedTuple):
         return {
             **about_run(self.config, classes, carving, self.stamp["config_hash"], names),
             "trained_images": to_tensor(self._known(fitted_on)),
+            "head_images": to_tensor(self._seen(fitted_on)),
             "val_images": to_tensor(digest_set(self.digests[self.data.full_eval.name])),
         }
 
@@ -103,24 +111,22 @@ def open_probe_data(flags: FrozenConfigDict) -> tuple[Data, EvalData | None]:
     (val,) = data.source.read(["val"]).values()
     whose, remedy = f"split {data.full_train.name}", "train them, or take them out"
     val = match_classes(val, data.train.classes, whose, remedy)
-    if _is_trained_on(val, data):
+    if _is_fitted(val, data):
+        log.info("images of val are in split %s: folds of it choose", data.train.name)
         return data, None
     return data, EvalData(data.source, data.decided, val, val, "")
 
 
-def _is_trained_on(val: Split, data: Data) -> bool:
-    """Return whether images of val are among those to fit, as in trainval; say so."""
-    is_inside = bool(np.isin(val.paths, data.full_train.paths).any())
-    if is_inside:
-        log.info("images of val are in split %s: folds of it choose", data.train.name)
-    return is_inside
+def _is_fitted(val: Split, data: Data) -> bool:
+    """Return whether images of val are among those to fit, as in trainval."""
+    return bool(np.isin(val.paths, data.full_train.paths).any())
 
 
 def _judge_of(data: Data, val: EvalData | None) -> Split | None:
     """Return the split by which choices are made; None: folds of train."""
     if val is not None:
         return val.eval
-    is_val = data.eval.name == "val" and not _is_trained_on(data.eval, data)
+    is_val = data.eval.name == "val" and not _is_fitted(data.eval, data)
     return data.eval if is_val else None
 
 
@@ -162,8 +168,16 @@ def plan_probe(
     workers = {"num_workers": resolve_workers(flags, flags.tiny_train_subset)}
     config = resolve_config(flags, data.decided, workers, model_plan.decided | past.decided)
     plan = Plan(
-        *(config, data, val, _judge_of(data, val), digests, past.trained_images),
-        *(model.to(device), device, {}, False),
+        config=config,
+        data=data,
+        val=val,
+        judge=_judge_of(data, val),
+        digests=digests,
+        trained=past.trained_images,
+        model=model.to(device),
+        device=device,
+        stamp={},
+        is_resumed=False,
     )
     facts = {
         **data.facts(),

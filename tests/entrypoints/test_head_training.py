@@ -9,11 +9,11 @@ from ml_collections import FrozenConfigDict
 
 from models.build import build_model
 from models.configs import complete_config
+from utils.data.presets import has_constant_trunk
 from utils.data.readers import synthetic
 from utils.data_utils import RunPaths
 from utils.run import features
 from utils.run.checkpoint import load_checkpoint
-from utils.run.features import has_constant_trunk
 
 # All micro-batches and evaluation batches have 32 images, as those of the features have: other
 # numbers of class tokens may take other kernels, and differ in their last bits.

@@ -20,6 +20,7 @@ from forked import Together, begin_unwatched, started
 from helpers import REPO, TINY_TRAIN, evaluate, files_up_to, read_json, train
 from hub_server import COMMIT, LARGE, HubServer, Mood
 from huggingface_hub import constants
+from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
 from safetensors.torch import save
 from test_pretrained_cli import HALF, OTHER, mean_and_std, our_weights
 
@@ -135,11 +136,17 @@ def test_what_is_in_the_cache_is_not_fetched_again_and_needs_no_network(
     hub.asked.clear()
     assert fetch(address) == first
     assert not any(each.startswith("GET /cdn/") for each in hub.asked)
+    warning = "warning: hf:me/small does not answer; the cache has only other.safetensors of it\n"
+    said = (0, (warning if name == "other.safetensors" else "") + first[1])
     for status in (429, 503):  # hash and licence are known without the server, too
         hub.moods["me/small"] = Mood(status=status)
-        assert fetch(address) == first
+        assert fetch(address) == said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert fetch(address) == first
+    assert fetch(address) == said
+    # Another tool has noted that the repository has more.
+    more = {"pytorch_model.bin": TreeCacheEntry(blob_id="0" * 40, size=3)}
+    write_tree_cache(str(hub.cache / "models--me--small"), COMMIT, more)
+    assert fetch(address) == said
     code, said = fetch(f"{address}/two.npz")
     assert (code, "HF_HUB_OFFLINE is set, and" in said) == (2, True)
 
@@ -190,8 +197,8 @@ def test_a_file_that_was_replaced_since_it_was_published_is_not_fetched(hub, fet
     hub.add(ZOO["dino-b16"].repository, small)
     code, said = fetch("dino-b16")
     assert code == 2
-    assert "model.safetensors was replaced: the server has SHA-256" in said
-    assert f"the table {ZOO['dino-b16'].sha256}; hf:timm/vit_base_patch16_224.dino/" in said
+    assert "model.safetensors was replaced: it has SHA-256" in said
+    assert f"{ZOO['dino-b16'].sha256} in the table; hf:timm/vit_base_patch16_224.dino/" in said
     assert not hub.cache.exists()
 
 
@@ -234,8 +241,8 @@ def test_weights_in_parts_are_refused_before_any_is_fetched(hub, fetch, small):
         ({"HF_ENDPOINT": "http://127.0.0.1:port"}, "a variable HF_... of the environment cannot"),
         ({"HF_HUB_ETAG_TIMEOUT": "ten"}, "a variable HF_... of the environment cannot be read"),
         ({"HF_TOKEN": "gehe\u00efm"}, "HF_TOKEN is no token"),
-        ({"HF_HOME": __file__}, "are HF_HOME and SSL_CERT_FILE right?"),
-        ({"SSL_CERT_FILE": "/nowhere"}, "are HF_HOME and SSL_CERT_FILE right?"),
+        ({"HF_HOME": __file__}, "are HF_HOME, HF_HUB_CACHE and SSL_CERT_FILE right?"),
+        ({"SSL_CERT_FILE": "/nowhere"}, "HF_HUB_CACHE and SSL_CERT_FILE right?"),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ def resolve_length(
     Args:
         flags: flags of the run.
         num_samples: number of samples that are trained on.
-        before: config of the run that is resumed, which keeps its warm-up where it is shortened.
+        before: config of the run that is resumed; its own warm-up may be longer than it is now.
 
     Raises:
         InputError: the warm-up is longer than the run.

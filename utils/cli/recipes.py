@@ -20,7 +20,8 @@ DECIDES = {
     "val_fraction": ("eval_split",),  # who holds out a val split wants to choose on it
     "dataset": ("eval_split",),  # another one may have a val split, or no test
     "preset": Augmentation._fields,  # another one has its own
-    "optimizer": ("learning_rate", "layer_decay"),  # what fits one ruins weights with another
+    # What fits one ruins weights with another.
+    "optimizer": ("learning_rate", "layer_decay", "weight_decay"),
 }
 
 

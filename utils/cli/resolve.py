@@ -20,7 +20,7 @@ from utils.cli.length import resolve_workers
 from utils.cli.parser import parse
 from utils.cli.recipes import recipe_layer
 from utils.cli.resumed import check_given, values_of_run
-from utils.data.presets import PRESETS
+from utils.data.presets import PRESETS, has_constant_trunk
 from utils.data_utils import EMA_RULE, RunPaths, check_file, check_writable
 from utils.errors import InputError, os_errors_are_input_errors
 from utils.hub import HUB, address_of, is_address
@@ -89,7 +89,7 @@ def parse_train(
         raise
     check_loss(values)
     _check_warmup(given, values, run)
-    return _with_paths(values, {*values} - {*of_run})
+    return _with_paths(values, {*values} - {*of_run}, has_constant_trunk(values))
 
 
 def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> FrozenConfigDict:
@@ -98,7 +98,7 @@ def parse_eval(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> F
     What the checkpoint decides is None unless it was given.
     """
     values = _layered("eval", parse("eval", argv, choices))
-    return _with_paths(values, values)
+    return _with_paths(values, values, values["export_features"])
 
 
 # What the code reads of a config that a probe has no flag for; it has the default.
@@ -118,7 +118,7 @@ def parse_probe(argv: Sequence[str], choices: Mapping[str, Collection[str]]) -> 
     values["pretrained_profile"] = _resolve_profile(values)
     model = choices["model_type"][values["model_type"]]
     check_img_size(values["img_size"], model.patch_size, values["slide_step"])
-    return _with_paths(values, values)
+    return _with_paths(values, values, reads_features=True)
 
 
 def _of_weights(weights: Path | str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,11 +199,9 @@ def _check_warmup(
     """
     if "warmup_steps" not in given or values["epochs"] is not None:
         return
-    num_steps, warmup = values["num_steps"] or DEFAULT_NUM_STEPS, values["warmup_steps"]
-    # An older run may have been started with a longer one.
-    before = {} if run is None else run["config"]
-    if (warmup, num_steps) != (before.get("warmup_steps"), before.get("num_steps")):
-        check_warmup(warmup, num_steps)
+    warmup = values["warmup_steps"]
+    if run is None or warmup != run["config"].get("warmup_steps"):
+        check_warmup(warmup, values["num_steps"] or DEFAULT_NUM_STEPS)
 
 
 def _resolve_profile(values: Mapping[str, Any]) -> str | None:
@@ -214,16 +212,16 @@ def _resolve_profile(values: Mapping[str, Any]) -> str | None:
     return None if profile in ("auto", "google") else profile
 
 
-def _with_paths(values: dict[str, Any], checked: Collection[str]) -> FrozenConfigDict:
+def _with_paths(
+    values: dict[str, Any], checked: Collection[str], reads_features: bool
+) -> FrozenConfigDict:
     """Return the values frozen, once the `checked` ones' files and the cache's folder are."""
     with os_errors_are_input_errors(paths_in(values)):
         for name, row in FLAGS.items():
             is_file = row.path == "file" and name in checked and values.get(name) is not None
             if is_file and not is_address(values[name]):
                 check_file(Path(values[name]), f"--{name}")
-        reads_features = "method" in values or values.get("export_features")
-        may_read = reads_features or values.get("freeze") == "backbone"
-        if values["cache"] == "disk" or may_read or values["cache_dir"]:
+        if values["cache"] == "disk" or reads_features or values["cache_dir"]:
             cache_dir = values["cache_dir"] or values["output_dir"] / CACHE_FOLDER
             check_writable(cache_dir, "--cache_dir")
             values = {**values, "cache_dir": cache_dir}

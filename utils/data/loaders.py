@@ -205,7 +205,7 @@ def eval_loader(
     Raises:
         RunError: as `open_images`.
     """
-    # Features are computed before a training run has a snapshot to resume from.
+    # Features are computed before a run that begins has a snapshot to resume from.
     is_training = batches is None and "num_steps" in config
     if batches is None:
         batches = EvalBatches(len(split), config.eval_batch_size, rank(), world_size())

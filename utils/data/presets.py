@@ -7,9 +7,9 @@ center in evaluation. Imports no torch: the flags ask for the names.
 Sizes are in pixels; S is the side of the model's square input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -146,3 +146,11 @@ def crop_to_image(
     )
     offset = np.round((resized - img_size) / 2)  # `v2.CenterCrop` rounds half to even
     return (points * img_size + offset[:, None]) / resized[:, None]
+
+
+def has_constant_trunk(config: Mapping[str, Any]) -> bool:
+    """Return whether a training image has the same features at every step."""
+    drawn = "dropout", "drop_path", "patch_dropout", "random_erasing", "mixup", "cutmix"
+    is_same_view = PRESETS[config["preset"]].centered and config["augment"] == "none"
+    is_frozen = config["freeze"] == "backbone" and config["head"] == "token"
+    return is_frozen and is_same_view and not any(config[flag] for flag in drawn)

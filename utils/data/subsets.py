@@ -120,6 +120,7 @@ class KnownImages(NamedTuple):
 
     trained: np.ndarray  # that were trained on, by it and the runs before it
     val: np.ndarray  # of its run's val
+    of_head: np.ndarray = np.empty(0, np.uint64)  # that a probe fitted its head on
 
 
 def is_among(known: np.ndarray, split: Split, digests: Digests) -> np.ndarray:

@@ -31,12 +31,13 @@ from utils.schema import (
 FAMILY = "fine-vit "
 FORMAT = f"{FAMILY}checkpoint"
 VERSION = 3
+_NO_IMAGES = torch.empty(0, dtype=torch.int64)
 # What a checkpoint of an older version lacks, as the code that wrote it did it.
 _UNKNOWN = {
     "class_depth": 0,
     "data_rules": 1,
-    "trained_images": torch.empty(0, dtype=torch.int64),
-    "val_images": torch.empty(0, dtype=torch.int64),
+    "trained_images": _NO_IMAGES,
+    "val_images": _NO_IMAGES,
 }
 BEFORE = {1: {"preset": "vit", "carving": {}, **_UNKNOWN}, 2: _UNKNOWN}
 
@@ -64,14 +65,16 @@ class Checkpoint(NamedTuple):
     # The public weights that its training began with, at any remove; empty: none. Of version 3, but
     # younger: a checkpoint may lack it.
     public_weights: Mapping[str, str] = {}
-    # Splits that a probe fitted the head on; empty: it was trained. Of version 3, but younger: a
-    # checkpoint may lack it.
+    # Splits that a probe fitted the head on, and the set of their images; empty: it was trained. Of
+    # version 3, but younger: a checkpoint may lack them.
     fitted_on: Sequence[str] = []
+    head_images: Tensor = _NO_IMAGES
 
     @property
     def known_images(self) -> KnownImages:
         """Return what it knows of images."""
-        return KnownImages(from_tensor(self.trained_images), from_tensor(self.val_images))
+        sets = self.trained_images, self.val_images, self.head_images
+        return KnownImages(*map(from_tensor, sets))
 
     @property
     def older_rules(self) -> str:
@@ -142,6 +145,7 @@ _FIELDS = {
     "state_dict": dict_of(is_weights),
     "public_weights": dict_of(is_text),
     "fitted_on": list_of(is_text),
+    "head_images": is_digests,
 }
 
 
@@ -246,7 +250,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    payload = {**BEFORE.get(version, {}), "public_weights": {}, "fitted_on": [], **payload}
+    younger = {"public_weights": {}, "fitted_on": [], "head_images": _NO_IMAGES}
+    payload = {**BEFORE.get(version, {}), **younger, **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")

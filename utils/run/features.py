@@ -11,7 +11,7 @@ from utils.cli.flags import CACHE_FOLDER
 from utils.console import log
 from utils.data.batches import Normalizer
 from utils.data.loaders import eval_loader, train_loader
-from utils.data.presets import PRESETS
+from utils.data.presets import has_constant_trunk
 from utils.data.sample_datasets import FeatureDataset
 from utils.data.splits import Split
 from utils.dataset import Data
@@ -51,15 +51,6 @@ def features_of_run(
     trunk = Trunk(model, trunk_id(model.state_dict()), normalize)
     load = functools.partial(eval_loader, config, split, normalize.device)
     return features_of(trunk, config, split, cache_dir, load, note_bad)
-
-
-def has_constant_trunk(config: FrozenConfigDict) -> bool:
-    """Return whether a training image has the same features at every step."""
-    draws = config.dropout, config.drop_path, config.patch_dropout, config.random_erasing
-    is_same_view = PRESETS[config.preset].centered and config.augment == "none"
-    is_mixed = config.mixup or config.cutmix
-    is_frozen = config.freeze == "backbone" and config.head == "token"
-    return is_frozen and is_same_view and not is_mixed and not any(draws)
 
 
 def training_loaders(

@@ -25,6 +25,7 @@ class Past(NamedTuple):
     trained_images: np.ndarray = np.empty(0, np.uint64)  # set of image digests
     fitted_on: Sequence[str] = ()  # splits that a probe fitted their head on
     head: str = "token"  # the kind of that head
+    head_images: np.ndarray = np.empty(0, np.uint64)  # set of the images of these splits
 
     @property
     def decided(self) -> dict[str, Any]:
@@ -78,10 +79,10 @@ def load_own(path: Path, profile: str, key: str | None) -> Checkpoint | None:
 def check_head_is_unbiased(
     past: Past, pretrained: str, data: Data, digests: Sequence[Digests]
 ) -> None:
-    """Raise if images to evaluate are among those that a probe fitted the head on.
+    """Raise if a probe fitted the head on images to evaluate that are not of the run's train split.
 
-    Images that the run itself trains on are none of them: that they are in both splits is said
-    elsewhere. A probe that fits on val, too, has kept a head beside it that has not seen val.
+    A probe that fits on val, too, has kept a head beside it that has not seen val. Images in both
+    splits of the run, and those that the trunk alone has seen, are warned of later.
 
     Args:
         past: what the weights say of themselves.
@@ -90,16 +91,15 @@ def check_head_is_unbiased(
         digests: of its whole splits, train first.
 
     Raises:
-        InputError: they are; names the checkpoint to start from.
+        InputError: it did; says what to do instead.
     """
-    if not past.fitted_on:
+    if not len(past.head_images):
         return
-    own = digest_set(digests[0].at(data.full_train.positions_of(data.train)))
-    of_eval = data.full_eval.positions_of(data.eval)
-    known, trained = (
-        is_among(each, data.full_eval, digests[1])[of_eval] for each in (past.trained_images, own)
+    known, own = (
+        is_among(each, data.full_eval, digests[1])[data.full_eval.positions_of(data.eval)]
+        for each in (past.head_images, digest_set(digests[0]))
     )
-    seen = int((known & ~trained).sum())
+    seen = int((known & ~own).sum())
     if seen:
         name = checkpoint_paths(RunPaths(Path(), ""), TRAIN_ALONE).checkpoint.name
         beside = Path(pretrained).with_name(name)

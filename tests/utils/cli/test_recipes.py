@@ -134,7 +134,9 @@ class TestTable:
         """So that leaving a value out leaves it to the run."""
         for flag, others in DECIDES.items():
             assert flag in FLAGS
-            assert [FLAGS[other].default for other in others] == [None] * len(others)
+            own = [FLAGS[other].default for other in others if other != "weight_decay"]
+            assert own == [None] * len(own)
+        assert FLAGS["weight_decay"].default == 0  # which fits every optimizer
 
 
 class TestFillsIn:
@@ -266,6 +268,7 @@ class TestDecides:
         """Another optimizer has its own: what fits one ruins weights with another."""
         config = parse("--recipe", *argv.split(), "--pretrained", tmp_path / "weights.npz")
         assert (config.learning_rate, config.layer_decay) == (rate, layer_decay)
+        assert config.weight_decay == (0.05 if "finetune --optimizer adamw" in argv else 0)
 
 
 class TestLeftOut:

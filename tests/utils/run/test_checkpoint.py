@@ -269,14 +269,21 @@ class TestFields:
     @pytest.mark.parametrize("version", [1, 2])
     def test_of_an_older_version_is_read_as_it_was_meant(self, tmp_path, version):
         payload = payload_of(small(), version=version)
-        newer = ("class_depth", "data_rules", "trained_images", "val_images", "public_weights")
+        newer = (
+            "class_depth",
+            "data_rules",
+            "trained_images",
+            "val_images",
+            "public_weights",
+            "head_images",
+        )
         for field in (*newer, *(("preset", "carving") if version == 1 else ())):
             del payload[field]
         (tmp_path / "c").write_bytes(sealed(torch_bytes(payload)))
         read = load_checkpoint(tmp_path / "c")
         expected = ("vit", {}) if version == 1 else ("transfg", {"fraction": 0.25, "seed": 42})
         assert (read.preset, read.carving, read.step, read.class_depth) == (*expected, 3, 0)
-        assert [len(images) for images in read.known_images] == [0, 0]
+        assert [len(images) for images in read.known_images] == [0, 0, 0]
         assert read.public_weights == {}
         assert "version 1 of the rules for data, this code has version 2" in read.older_rules
 

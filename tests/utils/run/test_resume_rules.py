@@ -238,6 +238,7 @@ class TestSameRun:
 
     @pytest.mark.parametrize("length", ["--num_steps 13", "--epochs 1"])
     def test_takes_no_warm_up_that_is_longer(self, check, length):
+        """By steps that is known before the data, by epochs after."""
         allow = "--allow_change=num_steps,epochs,warmup_steps"
         with pytest.raises(InputError, match=r"--warmup_steps 50 is longer than the run, which ha"):
             check(*length.split(), "--warmup_steps", "50", allow)
