@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from models.configs import model_names
-from utils.cli.flags import PUBLIC_WEIGHTS, experiment_of
+from utils.cli.flags import experiment_of
 from utils.cli.resolve import parse_eval, resolve_config, resolve_from_checkpoint
 from utils.console import log
 from utils.data.subsets import warn_of_trained
@@ -73,6 +73,7 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
     """Decide and check everything; writes only images that are still to be drawn or unpacked."""
     from utils.dist_util import build_env_stamp, open_device
     from utils.run.checkpoint import checkpoint_id, load_checkpoint
+    from utils.run.weights import Past
 
     with failing_together():
         checkpoint = load_checkpoint(Path(flags.checkpoint))
@@ -86,8 +87,7 @@ def plan_evaluation(flags: FrozenConfigDict, command: str) -> Plan:
         data, trained_on = choose_images(data, digests, checkpoint.known_images)
         trained_on = say_what_is_known(flags, checkpoint, trained_on, len(data.eval))
         model_told = {"model": checkpoint.model_config, "normalization": checkpoint.normalization}
-        if checkpoint.public_weights:
-            model_told[PUBLIC_WEIGHTS] = checkpoint.public_weights
+        model_told |= Past(checkpoint.public_weights).decided
         config = resolve_config(flags, told, data.decided, model_told)
         facts = {
             **data.facts(),

@@ -70,7 +70,7 @@ def find(plan: Plan, features: "Mapping[str, Features]") -> "Found":
     )
     asked = Pools(
         pools["train"],
-        None if plan.judge is None else pools.get("val", pools["eval"]),
+        None if plan.judge is None else pools[plan.judge_role],
         pools["eval"],
         is_val_fitted=len(plan.fitted_on) > 1,
     )
@@ -82,8 +82,7 @@ def report_of(plan: Plan, found: "Found", features: "Mapping[str, Features]") ->
     from utils.probe.report import make_report
 
     judge, evaluated = plan.judge, plan.data.eval.name
-    role = "train" if judge is None else "val" if "val" in features else "eval"
-    labels = features[role].labels
+    labels = features[plan.judge_role].labels
     # A class with one image is judged by no fold.
     counted = len(labels) if judge else int((np.bincount(labels)[labels] > 1).sum())
     return make_report(

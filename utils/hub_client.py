@@ -49,6 +49,14 @@ except ValueError as error:  # it reads its settings while it is imported
 # Files that say how to use the weights.
 BESIDE = ("config.json", "open_clip_config.json", "preprocessor_config.json")
 _FULL_DISK = "Not enough free disk space"  # how the client's warning begins
+# By the status of an answer: what the user has to change.
+_REMEDIES = {
+    HTTPStatus.UNAUTHORIZED: "is HF_TOKEN right?",
+    HTTPStatus.FORBIDDEN: "is HF_TOKEN right?",
+    HTTPStatus.NOT_FOUND: "is HF_ENDPOINT right?",
+}
+# What the system says where a folder or file of a setting is not there, or may not be used.
+_SETTINGS = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 
 class _Watched(SyncByteStream):
@@ -262,13 +270,3 @@ def named_hub_failures(address: str, source: Source) -> Iterator[None]:
             ) from error
         room = "free space or set HF_HUB_CACHE, and " if isinstance(error, UserWarning) else ""
         raise RunError(f"--pretrained {address}: {what}; {room}run the same again") from error
-
-
-# By the status of an answer: what the user has to change.
-_REMEDIES = {
-    HTTPStatus.UNAUTHORIZED: "is HF_TOKEN right?",
-    HTTPStatus.FORBIDDEN: "is HF_TOKEN right?",
-    HTTPStatus.NOT_FOUND: "is HF_ENDPOINT right?",
-}
-# What the system says where a folder or file of a setting is not there, or may not be used.
-_SETTINGS = (FileNotFoundError, NotADirectoryError, PermissionError)

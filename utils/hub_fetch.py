@@ -75,12 +75,12 @@ def _file_of(address: str, source: Source, listing: Listing) -> str:
     """
     files, is_silent = listing.files, listing.silence is not None
     weights = [name for name in files if name.endswith(FORMATS)]
-    whole = [name for name in weights if not _PART.search(name)]
-    file = source.file or (USUAL if USUAL in whole else weights[0] if len(weights) == 1 else None)
-    if (file is not None and _PART.search(file)) or (file is None and weights and not whole):
+    offered = [source.file] if source.file else [USUAL] if USUAL in weights else weights
+    whole = [name for name in offered if not _PART.search(name)]
+    if offered and not whole:
         what = " has its weights in parts, which are not put together here; name a file with all"
-    elif file in files:
-        stated = files[file]
+    elif len(offered) == 1 and whole[0] in files:
+        file, stated = whole[0], files[whole[0]]
         if stated and source.sha256 and stated != source.sha256:
             raise InputError(
                 f"--pretrained {address}: {file} was replaced: it has SHA-256 {stated}, and "
@@ -89,11 +89,11 @@ def _file_of(address: str, source: Source, listing: Listing) -> str:
         if is_silent and source.file is None and file != USUAL:
             log.warning("warning: %s does not answer; the cache has only %s of it", address, file)
         return file
-    elif is_silent and (file is not None or not weights):
+    elif is_silent and len(offered) < 2:
         raise unreachable(address, listing.silence)
-    elif file is not None:
-        what = f": there is no {file}{near_miss(file, files)}"
-    elif weights:
+    elif source.file is not None:
+        what = f": there is no {source.file}{near_miss(source.file, files)}"
+    elif offered:
         what = f" has several: {', '.join(whole[:6])}; add one: {address}/FILE"
     else:
         what = (

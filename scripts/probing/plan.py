@@ -45,6 +45,13 @@ class Plan(NamedTuple):
         return RunPaths(Path(self.config.output_dir), self.config.name)
 
     @property
+    def judge_role(self) -> str:
+        """What the split by which choices are made is for; `train` where folds of it choose."""
+        if self.judge is None:
+            return "train"
+        return "eval" if self.val is None else "val"
+
+    @property
     def fitted_on(self) -> list[Split]:
         """The splits that the head is fitted on in the end."""
         others = [] if self.val is None or self.config.fit == "train" else [self.val.eval]
@@ -64,30 +71,27 @@ class Plan(NamedTuple):
             )
         )
 
-    def _known(self, fitted_on: Sequence[Split]) -> np.ndarray:
-        """Return the set of the images that the weights or such a head have seen, by digest."""
-        from utils.data.digests import union
-
-        return union(self.trained, self._seen(fitted_on))
-
     def count_known(self, fitted_on: Sequence[Split]) -> int:
         """Return how many of the evaluated images a head fitted on some splits has seen."""
+        from utils.data.digests import union
         from utils.data.subsets import count_trained
 
         whole, used = self.data.full_eval, self.data.eval
-        return count_trained(whole, used, self.digests[whole.name], self._known(fitted_on))
+        known = union(self.trained, self._seen(fitted_on))
+        return count_trained(whole, used, self.digests[whole.name], known)
 
     def about(self, fitted_on: Sequence[Split]) -> dict[str, Any]:
         """Return what a checkpoint says beside weights and metrics."""
-        from utils.data.digests import digest_set
+        from utils.data.digests import digest_set, union
         from utils.run.checkpoint import about_run, to_tensor
 
+        seen = self._seen(fitted_on)
         classes, carving = self.data.train.classes, self.data.facts()["carving"]
         names = [split.name for split in fitted_on]
         return {
             **about_run(self.config, classes, carving, self.stamp["config_hash"], names),
-            "trained_images": to_tensor(self._known(fitted_on)),
-            "head_images": to_tensor(self._seen(fitted_on)),
+            "trained_images": to_tensor(union(self.trained, seen)),
+            "head_images": to_tensor(seen),
             "val_images": to_tensor(digest_set(self.digests[self.data.full_eval.name])),
         }
 

@@ -211,8 +211,9 @@ def features_of(
         store = _Store(cache_dir / key, shape, {**about, "images": len(split), **content})
         parts = [part for part in EvalBatches(len(split), BATCH) if not store.is_whole(part)]
         lost = np.empty(0, np.int64)
-        if not (cache_dir / key / IDS_FILE).exists():
-            write_json(cache_dir / key / IDS_FILE, split.ids.tolist())
+        ids_file = cache_dir / key / IDS_FILE
+        if not ids_file.exists():
+            write_json(ids_file, split.ids.tolist())
         if parts:
             was_training = model.training
             model.eval()

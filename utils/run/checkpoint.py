@@ -250,8 +250,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} has format version {version!s:.40}, this code reads "
             f"{', '.join(map(str, (*BEFORE, VERSION)))}; use the code that wrote it"
         )
-    younger = {"public_weights": {}, "fitted_on": [], "head_images": _NO_IMAGES}
-    payload = {**BEFORE.get(version, {}), **younger, **payload}
+    payload = {**BEFORE.get(version, {}), **Checkpoint._field_defaults, **payload}
     wrong = wrong_fields(payload, _FIELDS)
     if not wrong:
         size = payload["model_config"].get("img_size")

@@ -270,6 +270,11 @@ class TestDecides:
         assert (config.learning_rate, config.layer_decay) == (rate, layer_decay)
         assert config.weight_decay == (0.05 if "finetune --optimizer adamw" in argv else 0)
 
+    def test_what_another_optimizer_leaves_out_is_recorded(self, parse):
+        config = parse("--recipe", "small-data", "--optimizer", "sgd", weights_given=False)
+        assert {*config.recipe.left_out} == {"learning_rate", "layer_decay", "weight_decay"}
+        assert config.layer_decay is None
+
 
 class TestLeftOut:
     """What means nothing next to a flag given by hand; by hand itself it would be refused."""
